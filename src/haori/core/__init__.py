@@ -1,0 +1,1 @@
+"""Records, errors, settings, hashing, safe storage and safetensors headers. Never imports torch."""

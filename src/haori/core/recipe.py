@@ -1,0 +1,288 @@
+"""The recipe: every choice of a training run, in one strict document.
+
+Read from YAML, overridden with `a.b=c`, printed as a JSON schema. A field may be `auto` until the run starts;
+`train` resolves it and writes the resolved recipe into the run folder. The field descriptions here are the
+documentation shown by `haori schema` and the user interface.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from haori.core.errors import RecipeError, nearest
+
+__all__ = [
+    "Auto",
+    "Columns",
+    "DataSection",
+    "LoraMethod",
+    "OptimizerSection",
+    "Recipe",
+    "ScheduleSection",
+    "TrainingSection",
+    "load_recipe",
+    "recipe_from",
+    "recipe_schema",
+    "recipe_to_yaml",
+]
+
+Auto = Literal["auto"]
+_Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class Columns(_Section):
+    """Which columns hold what, for data in no known format."""
+
+    prompt: str | None = Field(default=None, description="Column with what the user says.")
+    completion: str | None = Field(default=None, description="Column with what the model should answer.")
+    system: str | None = Field(default=None, description="Column with the system message.")
+    text: str | None = Field(default=None, description="Column with plain text to continue.")
+    messages: str | None = Field(default=None, description="Column with a list of {role, content}.")
+
+
+class DataSection(_Section):
+    """The data and how to read it."""
+
+    path: str = Field(description="File, folder, or dataset id on the hub.")
+    format: Literal["auto", "messages", "alpaca", "sharegpt", "prompt-completion", "query-response", "text"] = Field(
+        default="auto", description="Row format; `auto` detects it from the column names."
+    )
+    columns: Columns | None = Field(default=None, description="Column mapping for anything else.")
+    split: str = Field(default="train", description="Split to read from a hub dataset.")
+    revision: str | None = Field(default=None, description="Revision of a hub dataset.")
+    validation: str | None = Field(default=None, description="Separate file or folder to validate on.")
+    validation_share: float = Field(
+        default=0.1, ge=0.0, le=0.5,
+        description="Share of rows held out for validation when no separate file is given; chosen by row hash.",
+    )  # fmt: skip
+    system: str | None = Field(default=None, description="System message for rows that have none.")
+    train_on: Literal["assistant", "all"] = Field(
+        default="assistant", description="Which tokens carry loss: the assistant's, or all."
+    )
+    max_length: Auto | _Positive = Field(
+        default="auto", description="Longest row in tokens; `auto` is 2048 or the base's context, if shorter."
+    )
+    too_long: Literal["drop", "truncate", "error"] = Field(
+        default="drop", description="What happens to longer rows; always counted."
+    )
+    max_rows: _Positive | None = Field(default=None, description="Read at most this many rows.")
+    licence: str | None = Field(default=None, description="Licence of the data (SPDX id).")
+    attribution: str | None = Field(default=None, description="Whom to credit for the data.")
+
+
+class LoraMethod(_Section):
+    """LoRA (Hu et al. 2021): y = W x + s B A x, with s = alpha/rank, or alpha/sqrt(rank) for rsLoRA."""
+
+    kind: Literal["lora"] = Field(default="lora", description="The method.")
+    rank: Auto | _Positive = Field(default="auto", description="Rank of A and B.")
+    alpha: Auto | Annotated[float, Field(gt=0)] = Field(default="auto", description="Strength of the update.")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
+    rslora: bool = Field(default=False, description="Scale by alpha/sqrt(rank) (Kalajdzievski 2023).")
+    target: str | tuple[str, ...] = Field(
+        default="all-linear",
+        description="`all-linear`, `attention`, a module name or regular expression, or a list of them.",
+    )
+    modules_to_save: tuple[str, ...] = Field(default=(), description="Modules trained in full and saved.")
+    trainable_tokens: tuple[str, ...] = Field(
+        default=(), description="Tokens whose embeddings are trained (each a single token of the base)."
+    )
+
+
+class OptimizerSection(_Section):
+    """AdamW (Loshchilov & Hutter 2019) over the adapter's parameters."""
+
+    lr: Auto | Annotated[float, Field(gt=0, lt=1)] = Field(default="auto", description="Peak learning rate.")
+    weight_decay: float = Field(default=0.0, ge=0.0, description="Decoupled weight decay.")
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0, description="Decay of the gradient mean.")
+    beta2: float = Field(default=0.999, ge=0.0, lt=1.0, description="Decay of the gradient's square.")
+    eps: float = Field(default=1e-8, gt=0.0, description="Added to the denominator.")
+    max_grad_norm: float = Field(default=1.0, gt=0.0, description="Gradients are clipped to this norm.")
+
+
+class ScheduleSection(_Section):
+    """Learning rate over time."""
+
+    kind: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Shape after warm-up.")
+    warmup_ratio: float = Field(default=0.05, ge=0.0, lt=1.0, description="Share of steps spent warming up.")
+
+
+class TrainingSection(_Section):
+    """How long, how large, how often."""
+
+    epochs: Auto | _Positive = Field(default="auto", description="Passes over the training data, at most.")
+    max_steps: _Positive | None = Field(default=None, description="Stop after this many optimizer steps.")
+    batch_tokens: Auto | _Positive = Field(
+        default="auto", description="Tokens of one optimizer step, padding included."
+    )
+    micro_batch_tokens: Auto | _Positive = Field(
+        default="auto", description="Tokens of one forward pass; steps larger than this accumulate gradients."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of initialisation, order and dropout.")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="Dtype of the base.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
+    evaluations_per_epoch: _Positive = Field(default=1, description="How often validation loss is measured.")
+    patience: _Positive = Field(
+        default=2, description="Stop after this many validations without improvement; the best is restored."
+    )
+    save_every: _Positive | None = Field(
+        default=None, description="Checkpoint every so many optimizer steps, besides one per epoch."
+    )
+    keep_checkpoints: _Positive = Field(default=2, description="Checkpoints kept (the best is kept besides).")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        default=(), description="Experiment trackers to report to."
+    )
+
+
+class Recipe(_Section):
+    """Everything a training run is made from."""
+
+    name: str = Field(description="Name of the adapter in the library.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    base: str = Field(description="Base model: catalogue name, registered name, folder, hub id or GGUF file.")
+    revision: str | None = Field(default=None, description="Revision of a hub base.")
+    task: Literal["causal_lm"] = Field(default="causal_lm", description="What is learnt.")
+    data: DataSection
+    method: LoraMethod = Field(default_factory=LoraMethod)
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    schedule: ScheduleSection = Field(default_factory=ScheduleSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-4 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from YAML and apply `a.b=c` overrides.
+
+    Raises:
+        RecipeError: The file is missing or not YAML, a key is unknown, or a value is not allowed.
+    """
+    if not path.is_file():
+        raise RecipeError(f"There is no recipe file {str(path)!r}.")
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except UnicodeDecodeError:
+        raise RecipeError(f"{str(path)!r} is not UTF-8 text; a recipe is a YAML file.") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{str(path)!r} is not valid YAML: {_one_line(error)}.") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{str(path)!r} must hold a table of keys such as name, base and data.")
+    return recipe_from(document, overrides)
+
+
+def recipe_from(document: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Build a recipe from plain data and `a.b=c` overrides; values are YAML scalars or lists.
+
+    Raises:
+        RecipeError: A key is unknown (the nearest known one is named) or a value is not allowed.
+    """
+    merged = json.loads(json.dumps(document, default=str))
+    for override in overrides:
+        _apply(merged, override)
+    try:
+        return Recipe.model_validate_json(json.dumps(merged))
+    except ValidationError as error:
+        raise RecipeError(_sentence(error)) from None
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """Write a recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe."""
+    return Recipe.model_json_schema()
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"The override {override!r} must look like optimizer.lr=1e-4.")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        raise RecipeError(f"The value in the override {override!r} is not valid YAML.") from None
+    *parents, last = key.strip().split(".")
+    place = document
+    for parent in parents:
+        child = place.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"In the override {override!r}, {parent!r} is a value and has no keys of its own.")
+        place = child
+    place[last] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    """Say the first problem of a validation error, with its dotted key, in one sentence."""
+    problems = error.errors(include_url=False)
+    # An unknown key explains more than the missing one that it was meant to be.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    path = [str(part) for part in problem["loc"]]
+    section = _section_at(path[:-1])
+    names = [
+        part
+        for part in path
+        if not part.startswith(("constrained-", "function-", "literal[", "tuple[", "str", "int", "float"))
+    ]
+    dotted = ".".join(names)
+    given = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        hint = nearest(path[-1], section) or f"allowed are {', '.join(sorted(section))}."
+        return f"The recipe has no key {dotted!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"The recipe needs the key {dotted!r}."
+    allowed = "; or ".join(
+        dict.fromkeys(
+            p["msg"].replace("Input should be", "").strip() for p in problems if _dotted(p) == _dotted(problem)
+        )
+    )
+    return f"The recipe's {dotted!r} cannot be {given!r}; it should be {allowed}."
+
+
+def _dotted(problem: Any) -> tuple[str, ...]:
+    return tuple(str(part) for part in problem["loc"])[:2]
+
+
+def _section_at(path: Sequence[str]) -> list[str]:
+    """Return the keys allowed at a path of the recipe."""
+    model: type[BaseModel] = Recipe
+    for part in path:
+        field = model.model_fields.get(part)
+        found = [t for t in (Columns, DataSection, LoraMethod, OptimizerSection, ScheduleSection, TrainingSection)
+                 if field is not None and t.__name__ in str(field.annotation)]  # fmt: skip
+        if not found:
+            break
+        model = found[0]
+    return list(model.model_fields)
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f" in line {mark.line + 1}" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or 'it cannot be parsed'}{where}"

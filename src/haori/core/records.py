@@ -1,0 +1,184 @@
+"""The records that layers hand to one another and keep on disk: frozen, strict, serialised as JSON.
+
+A record never holds a tensor or an open file, and says nothing about where it is stored.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from haori.core.hashing import hash_data, short
+from haori.core.recipe import Recipe
+
+__all__ = [
+    "AdapterCard",
+    "BaseReference",
+    "Check",
+    "DataReference",
+    "Evaluation",
+    "Fingerprint",
+    "Metric",
+    "Record",
+    "RunRecord",
+    "Verification",
+    "now",
+]
+
+
+def now() -> str:
+    """Return the current time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Record(BaseModel):
+    """Base of every record: immutable, unknown fields refused, NaN and infinity kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    def with_fields(self, **changes: Any) -> Self:
+        """Return a copy with fields replaced, validated anew."""
+        return type(self).model_validate({**self.model_dump(), **changes})
+
+
+class Fingerprint(Record):
+    """Identity of a base model by content. All hashes are `sha256:<hex>`."""
+
+    architecture: str = Field(description="Class named by the model's configuration, e.g. LlamaForCausalLM.")
+    structure: str = Field(description="Hash of the architecture and every weight's name and shape.")
+    weights: str = Field(description="Hash of the weight files' bytes.")
+    tokenizer: str | None = Field(default=None, description="Hash of the tokenizer's vocabulary and rules.")
+    chat_template: str | None = Field(default=None, description="Hash of the chat template, if there is one.")
+
+    @property
+    def id(self) -> str:
+        """Return the 12 digits shown to people."""
+        return short(hash_data([self.structure, self.weights]))
+
+    def compare(self, other: "Fingerprint") -> Literal["same", "other weights", "other structure"]:
+        """Say how `other` differs as far as attaching an adapter goes."""
+        if self.structure != other.structure:
+            return "other structure"
+        return "same" if self.weights == other.weights else "other weights"
+
+
+class BaseReference(Record):
+    """The base that an adapter was trained on."""
+
+    name: str
+    source: str = Field(description="Where it came from: folder, hub id, wheel, GGUF file.")
+    revision: str | None = None
+    fingerprint: Fingerprint
+    licence: str | None = None
+    size_bytes: int = 0
+    quantization: str | None = Field(default=None, description="None for a base loaded in 16 or 32 bits.")
+
+
+class DataReference(Record):
+    """A dataset that an adapter was trained or measured on."""
+
+    source: str
+    hash: str
+    format: str
+    rows: dict[str, int] = Field(description="Rows per split.")
+    tokens: dict[str, int] = Field(default_factory=dict, description="Tokens per split.")
+    trained_tokens: dict[str, int] = Field(default_factory=dict, description="Tokens with a label per split.")
+    licence: str | None = None
+    attribution: str | None = None
+
+
+class Check(Record):
+    """One item of a verification: what was checked, the measured figure, its limit."""
+
+    name: str
+    passed: bool
+    detail: str
+    value: float | None = None
+    limit: float | None = None
+
+
+class Verification(Record):
+    """The proof of a saved adapter."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+    dtype: str
+    time: str
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """Return the checks that did not pass."""
+        return tuple(check for check in self.checks if not check.passed)
+
+
+class Metric(Record):
+    """A figure with its 95% interval; `base` and `difference` when it was compared."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    base: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+
+
+class Evaluation(Record):
+    """The measured quality of an adapter on one dataset."""
+
+    data: DataReference
+    against: str | None = None
+    metrics: dict[str, Metric]
+    notes: tuple[str, ...] = ()
+    time: str
+
+
+class RunRecord(Record):
+    """What a training run did, kept in its folder as `run.json`."""
+
+    name: str
+    status: Literal["running", "finished", "stopped", "failed"]
+    started: str
+    ended: str | None = None
+    steps: int = 0
+    epochs: float = 0.0
+    best_step: int | None = None
+    best_epoch: int | None = None
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    initial_validation_loss: float | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    adapter: str | None = Field(default=None, description="Library name with version, once stored.")
+    diagnosis: tuple[str, ...] = ()
+
+
+class AdapterCard(Record):
+    """What the library knows about one adapter, kept beside its PEFT files as `card.json`."""
+
+    schema_version: Literal[1] = 1
+    id: str = Field(description="Hash of the adapter's files.")
+    names: tuple[str, ...] = Field(default=(), description="Names with versions, e.g. support@2.")
+    origin: Literal["trained", "added"]
+    created: str
+    base: BaseReference
+    method: str = Field(description="lora, dora, ... as PEFT spells it, in lower case.")
+    rank: int | None = None
+    alpha: float | None = None
+    target_modules: tuple[str, ...] = ()
+    trainable_parameters: int = 0
+    size_bytes: int = 0
+    data: tuple[DataReference, ...] = ()
+    recipe: Recipe | None = Field(default=None, description="The recipe with every value resolved.")
+    run: RunRecord | None = None
+    verification: Verification | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    template_hash: str | None = Field(default=None, description="Hash of the chat template used in training.")
+    licence: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    seed: int | None = None
+    parents: tuple[str, ...] = Field(default=(), description="Ids of the adapters this one was made from.")
+    description: str | None = None

@@ -1,0 +1,52 @@
+"""Where things live, and the few settings that belong to a machine rather than to a run.
+
+Each setting is an environment variable `HAORI_<NAME>`.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings", "settings"]
+
+
+class Settings(BaseSettings):
+    """Machine-wide settings, read from `HAORI_*` environment variables."""
+
+    model_config = SettingsConfigDict(env_prefix="HAORI_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("haori", appauthor=False)),
+        description="Folder that holds bases, the library and runs.",
+    )
+    offline: bool = Field(default=False, description="Never ask a model hub or package index.")
+
+    @property
+    def bases(self) -> Path:
+        """Folder of registered base models."""
+        return self.home / "bases"
+
+    @property
+    def library(self) -> Path:
+        """Folder of adapters."""
+        return self.home / "library"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of training runs."""
+        return self.home / "runs"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of things that can be made again."""
+        return self.home / "cache"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """Return the settings of this process (`settings.cache_clear()` reads the environment again)."""
+    found = Settings()
+    return found.model_copy(update={"home": found.home.expanduser().absolute()})

@@ -1,0 +1,122 @@
+"""Files and folders that are either whole or absent.
+
+Everything is written under a temporary name beside its final place, flushed to disk and renamed, so that a
+process killed at any instant leaves the old state or the new one. Operating-system errors about space and
+permission become `StorageError` sentences here, once.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from haori.core.errors import StorageError
+
+__all__ = ["contained", "explain_os_errors", "make_folder", "staged_folder", "write_text"]
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.EACCES: "permission denied; choose a folder you may write to",
+    errno.EPERM: "permission denied; choose a folder you may write to",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a file of that name is in the way",
+}
+
+
+@contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn OS errors about space and permission while writing `path` into a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise StorageError(f"Cannot write {str(path)!r}: {reason}.") from error
+    except Exception as error:
+        # safetensors and tokenizers report I/O errors as their own types, with the OS error only as text.
+        for code, reason in _REASONS.items():
+            if os.strerror(code) in str(error) or f"os error {code})" in str(error):
+                raise StorageError(f"Cannot write {str(path)!r}: {reason}.") from error
+        raise
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` with its parents and check that it can be written to.
+
+    Raises:
+        StorageError: It cannot be created or written to.
+    """
+    with explain_os_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file `path` by `text` (UTF-8) in one step."""
+    with explain_os_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def staged_folder(final: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `final`; on success it takes the place of `final`, on failure it vanishes.
+
+    An existing `final` is replaced only after the new one is complete and on disk.
+    """
+    with explain_os_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+        try:
+            yield stage
+            _sync(stage)
+            old = None
+            if final.exists():
+                old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
+                old.rmdir()
+                final.rename(old)
+            stage.chmod(0o755)
+            stage.rename(final)
+            if old is not None:
+                shutil.rmtree(old)
+        finally:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(stage)
+
+
+def contained(root: Path, name: str) -> Path:
+    """Return `root / name`, refusing names that would leave `root`.
+
+    Raises:
+        StorageError: The name is absolute, empty, or climbs out of `root`.
+    """
+    path = (root / name).resolve()
+    if not name or path == root.resolve() or root.resolve() not in path.parents:
+        raise StorageError(f"The name {name!r} is not allowed: it must stay inside {str(root)!r}.")
+    return path
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
