@@ -1,0 +1,70 @@
+"""Which rows go into which optimizer step: length-bucketed, by token budget, the same for the same seed.
+
+The plan of an epoch depends only on the row lengths, the seed and the epoch, so a resumed run can continue at
+any step without having stored an iterator. Knows nothing about tensors.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["Step", "fixed_batches", "plan_epoch", "share_of_process"]
+
+Step = list[list[int]]
+"""One optimizer step: micro-batches of row numbers."""
+
+_BUCKET_STEPS = 32
+
+
+def plan_epoch(
+    lengths: Sequence[int], *, batch_tokens: int, micro_batch_tokens: int, seed: int, epoch: int
+) -> list[Step]:
+    """Return the optimizer steps of one epoch; every row occurs exactly once.
+
+    Rows are shuffled, cut into windows of about 32 steps, sorted by length within a window, cut into steps whose
+    padded size (rows x longest) stays within `batch_tokens`, and the steps are shuffled. A step larger than
+    `micro_batch_tokens` is cut again into micro-batches. A row longer than a budget is a batch of its own.
+    """
+    sizes = np.asarray(lengths)
+    if not len(sizes):
+        return []
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(sizes))
+    window = max(1, round(_BUCKET_STEPS * batch_tokens / max(1.0, float(sizes.mean()))))
+    steps: list[Step] = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        part = part[np.argsort(-sizes[part], kind="stable")]
+        for rows in _cut(part.tolist(), sizes, batch_tokens):
+            steps.append(_cut(rows, sizes, micro_batch_tokens))
+    return [steps[i] for i in random.permutation(len(steps))]
+
+
+def fixed_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Return all rows in batches by token budget, longest first: for evaluation."""
+    sizes = np.asarray(lengths)
+    order = np.argsort(-sizes, kind="stable").tolist()
+    return _cut(order, sizes, batch_tokens)
+
+
+def share_of_process(step: Step, process: int, processes: int) -> list[list[int] | None]:
+    """Return the micro-batches of a step that one of several processes computes.
+
+    Every process gets equally many; `None` marks a turn without rows, in which the process takes part in the
+    gradient exchange with nothing of its own.
+    """
+    turns: list[list[int] | None] = list(step)
+    turns += [None] * (-len(turns) % processes)
+    return turns[process::processes]
+
+
+def _cut(rows: list[int], sizes: "np.ndarray[tuple[int], np.dtype[np.int64]]", budget: int) -> list[list[int]]:
+    """Cut rows, sorted longest first, into runs whose padded size stays within `budget`."""
+    batches: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        if not batches or (len(batches[-1]) + 1) * longest > budget:
+            batches.append([])
+            longest = int(sizes[row])
+        batches[-1].append(row)
+    return batches

@@ -1,0 +1,174 @@
+"""Checkpoints that continue exactly: adapter, AdamW state, random state and position, all without pickles.
+
+A checkpoint is a folder `step-00000042` in the run's `checkpoints`:
+
+    adapter_model.safetensors, adapter_config.json   the adapter as PEFT saves it
+    optimizer.safetensors                             AdamW's moments, `<parameter>.exp_avg` and so on
+    random.safetensors                                torch's random states
+    position.json                                     step, epoch, best so far, counters
+
+It appears whole or not at all. What is loaded is checked against what is expected.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+
+from haori.core.errors import FileFormatError, VerificationError
+from haori.core.records import Record
+from haori.core.storage import staged_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = [
+    "Position",
+    "checkpoints_of",
+    "load_adapter",
+    "load_checkpoint",
+    "prune",
+    "save_adapter",
+    "save_checkpoint",
+]
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class Position(Record):
+    """Where a run stands after an optimizer step."""
+
+    step: int = 0
+    epoch: int = Field(default=0, description="Epoch that the next step belongs to, from 0.")
+    step_in_epoch: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    best_epoch: int | None = None
+    bad_validations: int = 0
+    epoch_loss: float = Field(default=0.0, description="Summed training loss of the epoch so far.")
+    epoch_tokens: int = 0
+
+
+def save_adapter(model: "PeftModel", folder: Path, base_name: str) -> None:
+    """Write the adapter as stock PEFT files and compare what is on disk with what is in memory, bit for bit.
+
+    Raises:
+        VerificationError: The file does not hold the live adapter, or holds a value that is not finite.
+    """
+    from peft import get_peft_model_state_dict
+
+    config = model.peft_config[model.active_adapter]
+    config.base_model_name_or_path = base_name
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    for extra in folder.glob("README.md"):
+        extra.unlink()
+    live = get_peft_model_state_dict(model, save_embedding_layers=False)
+    saved = load_file(folder / "adapter_model.safetensors")
+    if set(live) != set(saved):
+        raise VerificationError(
+            f"The saved adapter has other tensors than the live one: {sorted(set(live) ^ set(saved))[:3]}."
+        )
+    for name, tensor in saved.items():
+        if not torch.isfinite(tensor).all():
+            raise VerificationError(
+                f"The adapter tensor {name!r} holds values that are not finite; lower optimizer.lr."
+            )
+        if not torch.equal(tensor, live[name].detach().cpu()):
+            raise VerificationError(f"The saved adapter tensor {name!r} differs from the live one.")
+
+
+def save_checkpoint(
+    root: Path, model: "PeftModel", optimizer: torch.optim.Optimizer, position: Position, base_name: str
+) -> Path:
+    """Write a checkpoint for `position` under `root` and return its folder."""
+    final = root / f"step-{position.step:08d}"
+    with staged_folder(final) as stage:
+        save_adapter(model, stage, base_name)
+        save_file(_optimizer_tensors(model, optimizer), stage / "optimizer.safetensors")
+        save_file(_random_state(), stage / "random.safetensors")
+        (stage / "position.json").write_text(position.model_dump_json(indent=1))
+    return final
+
+
+def load_checkpoint(folder: Path, model: "PeftModel", optimizer: torch.optim.Optimizer) -> Position:
+    """Restore model, optimizer and random state from a checkpoint and return its position.
+
+    Raises:
+        FileFormatError: The checkpoint is incomplete or belongs to another model.
+    """
+    try:
+        position = Position.model_validate_json((folder / "position.json").read_text())
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"The checkpoint {str(folder)!r} has no readable position.json.") from error
+    load_adapter(folder, model)
+    tensors = load_file(folder / "optimizer.safetensors")
+    for name, parameter in _trained(model):
+        optimizer.state[parameter] = {
+            key: tensors[f"{name}.{key}"].to(parameter.device if key != "step" else "cpu")
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+    _restore_random_state(load_file(folder / "random.safetensors"))
+    return position
+
+
+def load_adapter(folder: Path, model: "PeftModel") -> None:
+    """Copy an adapter's saved tensors into the live model, each of them or none.
+
+    Raises:
+        FileFormatError: Names or shapes differ from the live adapter's.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    live = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in live.items()}:
+        raise FileFormatError(f"The adapter in {str(folder)!r} does not fit this model; it was made by another recipe.")
+    set_peft_model_state_dict(model, saved)
+
+
+def checkpoints_of(run_folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    root = run_folder / "checkpoints"
+    found = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.name)
+
+
+def prune(run_folder: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints; the best one stays."""
+    for path in checkpoints_of(run_folder)[:-keep]:
+        if path.name != f"step-{best_step or 0:08d}":
+            shutil.rmtree(path)
+
+
+def _trained(model: "PeftModel") -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _optimizer_tensors(model: "PeftModel", optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state: Any = optimizer.state
+    return {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, parameter in _trained(model)
+        for key, value in state[parameter].items()
+    }
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _restore_random_state(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            if f"cuda.{i}" in states:
+                torch.cuda.set_rng_state(states[f"cuda.{i}"], i)

@@ -1,0 +1,96 @@
+"""Keeps a run's measurements: `metrics.jsonl` on disk, experiment trackers beside it, and the loss plot.
+
+One JSON object a line: `{"kind": "train" | "validation", "step", "epoch", ...}`. On resume the file is cut back
+to the checkpoint's step, so that it reads as if the run had never stopped.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from haori.core.storage import explain_os_errors, write_text
+
+__all__ = ["Measurements", "Tracker", "draw_losses"]
+
+
+class Tracker(Protocol):
+    """The part of Accelerate's `Accelerator` that is used to report figures."""
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Report figures of a step."""
+
+
+class Measurements:
+    """Appends figures to `metrics.jsonl` and reports them to trackers."""
+
+    def __init__(self, path: Path, tracker: Tracker | None, resume_step: int) -> None:
+        self.path = path
+        self.tracker = tracker
+        self.lines = [line for line in read_measurements(path) if line["step"] <= resume_step] if resume_step else []
+        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def add(self, kind: str, step: int, **figures: float) -> None:
+        """Record figures of a step."""
+        line = {"kind": kind, "step": step, **figures}
+        self.lines.append(line)
+        with explain_os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.tracker is not None:
+            self.tracker.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
+
+    def series(self, kind: str) -> list[dict[str, Any]]:
+        """Return the lines of one kind, in order."""
+        return [line for line in self.lines if line["kind"] == kind]
+
+
+def read_measurements(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a `metrics.jsonl` (a line cut by a crash is left out)."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def draw_losses(measurements: Measurements, path: Path, best_step: int | None, title: str) -> None:
+    """Draw training and validation loss against steps, the best validation marked, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    train, validation = measurements.series("train"), measurements.series("validation")
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    steps = [line["step"] for line in train]
+    losses = [line["loss"] for line in train]
+    axes.plot(steps, losses, color="#9db4c8", linewidth=1, label="training, each step")
+    if len(losses) >= 10:
+        axes.plot(steps, _smooth(losses), color="#2f5d8a", linewidth=2, label="training, smoothed")
+    axes.plot(
+        [line["step"] for line in validation], [line["loss"] for line in validation],
+        color="#c4502e", marker="o", linewidth=2, label="validation",
+    )  # fmt: skip
+    best = next((line for line in validation if line["step"] == best_step), None)
+    if best is not None:
+        axes.annotate(
+            f"best: {best['loss']:.3f} (epoch {best['epoch']:.3g})", (best["step"], best["loss"]), xytext=(0, 28),
+            textcoords="offset points", ha="right", color="#c4502e", arrowprops={"arrowstyle": "->", "color": "#c4502e"},
+        )  # fmt: skip
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    with explain_os_errors(path):
+        figure.savefig(path)
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Exponential moving average over about ten steps, started at the mean of the first few."""
+    smoothed = []
+    state = sum(values[:3]) / len(values[:3])
+    for value in values:
+        state = 0.8 * state + 0.2 * value
+        smoothed.append(state)
+    return smoothed

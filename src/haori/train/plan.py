@@ -1,0 +1,87 @@
+"""`--dry-run`: what a run would do, with time and memory measured on its first batch rather than guessed."""
+
+import time
+from typing import NamedTuple
+
+from haori.train.auto import Choice
+from haori.train.batches import plan_epoch
+from haori.train.memory import peak_memory_bytes
+from haori.train.preparation import Prepared
+
+__all__ = ["Plan", "make_plan"]
+
+_ADAM_BYTES_PER_PARAMETER = 8  # two fp32 moments
+
+
+class Plan(NamedTuple):
+    """The plan of a run. Time and memory are extrapolated from one measured micro-batch."""
+
+    choices: tuple[Choice, ...]
+    trainable_parameters: int
+    total_parameters: int
+    target_modules: int
+    steps: int
+    tokens_per_epoch: int
+    epochs: int
+    seconds: float
+    peak_memory_bytes: int
+    first_rows: tuple[int, ...]
+
+
+def make_plan(prepared: Prepared) -> Plan:
+    """Load the base, insert adapters, run one micro-batch forward and backward, and extrapolate.
+
+    Leaves nothing on disk besides caches.
+    """
+    import torch
+
+    from haori.adapters.lora import insert_lora
+    from haori.bases import load_model
+    from haori.train.causal_lm import CausalLM
+
+    training = prepared.recipe.training
+    assert training.epochs != "auto" and training.batch_tokens != "auto" and training.micro_batch_tokens != "auto"
+    model = insert_lora(
+        load_model(prepared.base, dtype=training.dtype, device=prepared.device),
+        prepared.tokenizer,
+        prepared.recipe.method,
+        prepared.targets,
+        seed=training.seed,
+    )
+    pad = prepared.tokenizer.pad_token_id
+    task = CausalLM(prepared.data.train, pad if pad is not None else prepared.tokenizer.eos_token_id)
+    steps = plan_epoch(
+        task.lengths,
+        batch_tokens=training.batch_tokens,
+        micro_batch_tokens=training.micro_batch_tokens,
+        seed=training.seed,
+        epoch=0,
+    )
+    largest = max(
+        (micro for step in steps for micro in step),
+        key=lambda rows: len(rows) * max(task.lengths[r] for r in rows),
+    )
+    batch = task.batch(largest, prepared.device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training.dtype)
+    model.train()
+    started = time.perf_counter()
+    with torch.autocast(prepared.device, dtype=dtype, enabled=dtype is not None):
+        loss = task.loss(model, batch)
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    seconds = time.perf_counter() - started
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    tokens = sum(task.lengths)
+    total_steps = min(len(steps) * training.epochs, training.max_steps or len(steps) * training.epochs)
+    share = total_steps / max(1, len(steps))
+    return Plan(
+        choices=prepared.choices,
+        trainable_parameters=trainable,
+        total_parameters=prepared.base.parameters + trainable,
+        target_modules=len(prepared.targets),
+        steps=total_steps,
+        tokens_per_epoch=tokens,
+        epochs=training.epochs,
+        seconds=seconds / batch.input_ids.numel() * tokens * share,
+        peak_memory_bytes=peak_memory_bytes(prepared.device) + _ADAM_BYTES_PER_PARAMETER * trainable,
+        first_rows=tuple(steps[0][0][:3]),
+    )

@@ -1,0 +1,176 @@
+"""The loop on a tiny real Llama: exactness of accumulation, resume, restore, and its refusals."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+
+from haori.adapters.lora import insert_lora
+from haori.core.errors import TrainingError
+from haori.core.recipe import Recipe, recipe_from
+from haori.train.causal_lm import CausalLM
+from haori.train.checkpoint import checkpoints_of, load_checkpoint
+from haori.train.loop import Loop
+from haori.train.measurements import Measurements, draw_losses
+from haori.train.signals import StopRequest
+
+TARGETS = [f"model.layers.{i}.{m}" for i in (0, 1) for m in ("self_attn.q_proj", "mlp.down_proj")]
+
+
+def rows(n: int, seed: int = 0) -> Dataset:
+    generator = torch.Generator().manual_seed(seed)
+    made = {"input_ids": [], "labels": [], "origin": [], "length": []}
+    for i in range(n):
+        length = int(torch.randint(6, 20, (), generator=generator))
+        ids = torch.randint(5, 200, (length,), generator=generator).tolist()
+        made["input_ids"].append(ids)
+        made["length"].append(length)
+        made["labels"].append([-100] * (length - 3) + [7, 9, 2])
+        made["origin"].append(f"data.jsonl:{i + 1}")
+    return Dataset.from_dict(made)
+
+
+def recipe(*overrides: str) -> Recipe:
+    fixed = [
+        "method.rank=4", "method.alpha=8", "optimizer.lr=5e-3", "training.epochs=3", "training.batch_tokens=120",
+        "training.micro_batch_tokens=60", "training.dtype=fp32",
+    ]  # fmt: skip
+    return recipe_from({"name": "t", "base": "b", "data": {"path": "p"}}, [*fixed, *overrides])
+
+
+def make_loop(
+    base: Path, folder: Path, made: Recipe, train: Dataset, validation: Dataset | None, done: int = 0
+) -> Loop:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.mkdir(exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = insert_lora(model, AutoTokenizer.from_pretrained(base), made.method, TARGETS, seed=made.training.seed)
+    torch.manual_seed(made.training.seed)
+    return Loop(
+        Accelerator(cpu=True), adapted, CausalLM(train, 0), CausalLM(validation, 0) if validation else None, made, folder,
+        Measurements(folder / "metrics.jsonl", None, done), "tiny",
+    )  # fmt: skip
+
+
+def adapter(loop: Loop) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in loop.model.named_parameters() if p.requires_grad}
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_lowers_both_losses(tiny_base_folder: Path, tmp_path: Path):
+    loop = make_loop(tiny_base_folder, tmp_path / "run", recipe("optimizer.lr=5e-2"), rows(40), rows(10, seed=1))
+    loop.run(StopRequest())
+    validation = [line["loss"] for line in loop.measurements.series("validation")]
+    assert len(validation) == 4
+    assert validation[-1] < validation[0] - 0.4
+    steps = loop.measurements.series("train")
+    assert len(steps) == loop.total_steps == loop.position.step
+    draw_losses(loop.measurements, tmp_path / "loss.png", loop.position.best_step, "t")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_step_equals_stock_peft_with_plain_torch(tiny_base_folder: Path, tmp_path: Path):
+    """The oracle: full logits, one batch, torch's own mean over labelled tokens."""
+    made = recipe("training.batch_tokens=100000", "training.micro_batch_tokens=60", "training.max_steps=3")
+    data = rows(12)
+    loop = make_loop(tiny_base_folder, tmp_path / "run", made, data, None)
+    twin = make_loop(tiny_base_folder, tmp_path / "twin", made, data, None)
+    loop.run(StopRequest())
+    optimizer = torch.optim.AdamW([p for p in twin.model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+    batch = CausalLM(data, 0).batch(range(12))
+    for line in loop.measurements.series("train"):
+        out = twin.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+        assert line["loss"] == pytest.approx(float(out.loss.detach()), rel=1e-5)
+        out.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([p for p in twin.model.parameters() if p.requires_grad], 1.0)
+        assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+        for group in optimizer.param_groups:
+            group["lr"] = line["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+    theirs = adapter(twin)
+    for name, tensor in adapter(loop).items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", ["0.0", "0.1"])
+@pytest.mark.parametrize("stop_at", [1, 4, 7])
+def test_a_run_stopped_and_resumed_ends_bit_equal(tiny_base_folder: Path, tmp_path: Path, stop_at: int, dropout: str):
+    made = recipe("training.save_every=2", f"method.dropout={dropout}")
+    train, validation = rows(40), rows(10, seed=1)
+    whole = make_loop(tiny_base_folder, tmp_path / "whole", made, train, validation)
+    whole.run(StopRequest())
+
+    class StopAt(StopRequest):
+        def __bool__(self) -> bool:
+            return first.position.step >= stop_at
+
+    first = make_loop(tiny_base_folder, tmp_path / "part", made, train, validation)
+    first.run(StopAt())
+    torch.manual_seed(123)
+    newest = checkpoints_of(tmp_path / "part")[-1]
+    done = int(newest.name.removeprefix("step-"))
+    assert done == stop_at
+    second = make_loop(tiny_base_folder, tmp_path / "part", made, train, validation, done)
+    second.run(StopRequest(), load_checkpoint(newest, second.model, second.optimizer))
+    assert_equal(adapter(whole), adapter(second))
+    timeless = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in loop.measurements.lines]
+        for loop in (whole, second)
+    ]
+    assert timeless[0] == timeless[1]
+    on_disk = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
+    assert on_disk == second.measurements.lines
+
+
+def test_over_fitting_stops_early_and_restores_the_best(tiny_base_folder: Path, tmp_path: Path):
+    made = recipe("training.epochs=30", "optimizer.lr=2e-2", "training.patience=2", "training.keep_checkpoints=1")
+    random = rows(10, seed=2)
+    unlearnable = Dataset.from_dict(
+        {**random.to_dict(), "labels": [[-100] * 3 + ids[3:] for ids in random["input_ids"]]}
+    )
+    train = Dataset.from_dict({**rows(10).to_dict(), "labels": [[-100] * 3 + ids[3:] for ids in rows(10)["input_ids"]]})
+    loop = make_loop(tiny_base_folder, tmp_path / "run", made, train, unlearnable)
+    ended = loop.run(StopRequest())
+    assert loop.stopped_early
+    losses = [line["loss"] for line in loop.measurements.series("validation")][1:]
+    assert ended.best_loss == min(losses)
+    assert losses[-1] > ended.best_loss
+    assert len(losses) < 30
+    assert loop._validation_loss() == pytest.approx(ended.best_loss, rel=1e-6)
+    assert {p.name for p in checkpoints_of(tmp_path / "run")} == {
+        f"step-{ended.best_step:08d}", f"step-{ended.step:08d}"
+    }  # fmt: skip
+
+
+def test_loss_that_is_not_finite_names_the_rows(tiny_base_folder: Path, tmp_path: Path):
+    data = rows(6)
+    loop = make_loop(tiny_base_folder, tmp_path / "run", recipe("training.batch_tokens=100000"), data, None)
+    embedding = loop.model.get_input_embeddings()
+    poisoned = data[3]["input_ids"][0]
+    bad = [i for i in range(6) if poisoned in data[i]["input_ids"]]
+    with torch.no_grad():
+        embedding.weight[poisoned] = float("nan")
+        loop.model.get_output_embeddings().weight = torch.nn.Parameter(torch.randn_like(embedding.weight))
+    with pytest.raises(TrainingError) as caught:
+        loop.run(StopRequest())
+    assert "loss became nan" in str(caught.value)
+    assert any(f"data.jsonl:{i + 1}" in str(caught.value) for i in bad)
+    assert checkpoints_of(tmp_path / "run") == []
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch_with_a_checkpoint(tiny_base_folder: Path, tmp_path: Path):
+    loop = make_loop(tiny_base_folder, tmp_path / "run", recipe("training.max_steps=2"), rows(40), rows(5, seed=1))
+    ended = loop.run(StopRequest())
+    assert ended.step == 2
+    assert math.isfinite(ended.best_loss or math.nan)
+    assert checkpoints_of(tmp_path / "run")[-1].name == "step-00000002"
