@@ -1,0 +1,100 @@
+"""The Python interface: the three functions a script needs. `haori.train`, `haori.resume`, `haori.evaluate`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from haori.core.recipe import Recipe
+    from haori.evaluate import EvaluationResult
+    from haori.train import TrainedRun
+
+__all__ = ["evaluate", "resume", "train"]
+
+
+def train(
+    recipe: "Recipe | Path | str | None" = None,
+    *,
+    base: str | None = None,
+    data: str | None = None,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    progress: bool = True,
+) -> "TrainedRun":
+    """Train an adapter, prove that the saved file works, and keep it in the library.
+
+    Args:
+        recipe: A recipe, or the path of one. Not needed with `base`, `data` and `name`.
+        base: Base model: catalogue name, folder, hub id or GGUF file.
+        data: File, folder or hub dataset id.
+        name: Name of the adapter in the library.
+        overrides: Recipe keys to set, as `optimizer.lr=1e-4`.
+        out: Also write the finished adapter to this new folder.
+        progress: Show progress on standard error.
+
+    Raises:
+        HaoriError: What was given cannot be used, training could not go on, or the proof failed.
+    """
+    from haori.core.errors import InputError
+    from haori.core.recipe import Recipe, load_recipe, recipe_from
+    from haori.train import train_run
+
+    flags = {"base": base, "data.path": data, "name": name}
+    given = [f'{key}="{value}"' for key, value in flags.items() if value is not None]
+    if isinstance(recipe, Recipe):
+        found = recipe_from(recipe.model_dump(mode="json"), [*given, *overrides])
+    elif recipe is not None:
+        found = load_recipe(Path(recipe), [*given, *overrides])
+    elif base and data and name:
+        found = recipe_from({"base": base, "data": {"path": str(data)}, "name": name}, overrides)
+    else:
+        raise InputError("Give a recipe, or base, data and name together.")
+    with _progress(progress) as (say, show):
+        return train_run(found, out=out, say=say, show=show)
+
+
+def resume(folder: Path | str, *, progress: bool = True) -> "TrainedRun":
+    """Continue an interrupted run from its folder; the result equals that of a run that was never interrupted.
+
+    Raises:
+        HaoriError: The folder is no unfinished run, or its base or data changed.
+    """
+    from haori.train import resume_run
+
+    with _progress(progress) as (say, show):
+        return resume_run(Path(folder), say=say, show=show)
+
+
+def evaluate(name: str, data: str, *, against_base: bool = True, **settings: Any) -> "tuple[EvaluationResult, Path]":
+    """Measure an adapter of the library on data, beside its base; return the result and the report's folder.
+
+    Args:
+        name: `support` or `support@2`.
+        data: File, folder or hub dataset id.
+        against_base: Measure the bare base too.
+        settings: Passed to `haori.evaluate.evaluate_stored`: labels, samples, max_new_tokens, out.
+
+    Raises:
+        HaoriError: Adapter, base or data cannot be used.
+    """
+    from haori.core.recipe import DataSection
+    from haori.evaluate import evaluate_stored
+
+    return evaluate_stored(name, DataSection(path=str(data)), against_base=against_base, **settings)
+
+
+@contextmanager
+def _progress(wanted: bool) -> "Iterator[tuple[Callable[[str], None], Callable[[Any], None]]]":
+    """Yield where lines and progress go: standard error, or nowhere."""
+    if not wanted:
+        yield (lambda _: None), (lambda _: None)
+        return
+    from rich.console import Console
+
+    from haori.train import TrainingDisplay
+
+    console = Console(stderr=True, highlight=False)
+    with TrainingDisplay(console) as display:
+        yield console.print, display.update

@@ -1,0 +1,67 @@
+"""`haori`: the commands, and the one place where errors become a sentence and an exit code.
+
+Exit codes: 0 done; 1 a run, verification or merge failed; 2 what was given cannot be used; 130 and 143 stopped
+by SIGINT or SIGTERM.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from haori.cli import bases, data, library, measure, training, use
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="haori",
+    help="LoRA from raw data to production: train, prove, measure, keep and use adapters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(measure.demo)
+app.command("train")(training.train)
+app.command("schema")(training.schema)
+app.command("evaluate")(measure.evaluate)
+app.command("chat")(use.chat)
+app.command("generate-text")(use.generate_text)
+app.command("merge")(use.merge)
+app.add_typer(data.app, name="data")
+app.add_typer(bases.app, name="bases")
+app.add_typer(library.app, name="library")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"haori {version('haori')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """LoRA from raw data to production: train, prove, measure, keep and use adapters."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except Exception as error:
+        from haori.core.errors import HaoriError
+
+        if not isinstance(error, HaoriError):
+            raise
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`haori library`: adapters kept with their base, data, licence and proof."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from haori.library import StoredAdapter
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Adapters: list, show, search, add, verify, export, remove.", no_args_is_help=True)
+_Name = Annotated[str, typer.Argument(help="Name, name@version, or the first digits of an id.")]
+
+
+@app.command("list")
+def list_command() -> None:
+    """List the adapters."""
+    from haori.library import Library
+
+    _print_table(Library().list())
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(help="Words to look for in name, base, data, licence.")],
+) -> None:
+    """Find adapters by words."""
+    from haori.library import Library
+
+    _print_table(Library().search(" ".join(words)))
+
+
+@app.command()
+def show(name: _Name, json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False) -> None:
+    """Show an adapter's card."""
+    from haori.cli.console import results
+    from haori.library import Library, card_table
+
+    stored = Library().get(name)
+    if json:
+        typer.echo(stored.card.model_dump_json(indent=2))
+    else:
+        results().print(card_table(stored))
+
+
+@app.command()
+def add(
+    folder: Annotated[Path, typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors.")],
+    base: Annotated[str, typer.Option(help="The base it was trained on.")],
+    name: Annotated[str, typer.Option(help="Name in the library.")],
+    licence: Annotated[str | None, typer.Option(help="Licence of the adapter (SPDX id).")] = None,
+) -> None:
+    """Add an adapter that PEFT saved, after proving that it works on its base."""
+    from haori.bases import find_base
+    from haori.cli.console import results
+    from haori.library import import_adapter
+
+    stored = import_adapter(folder, find_base(base), name=name, licence=licence)
+    assert stored.card.verification is not None
+    checks = len(stored.card.verification.checks)
+    results().print(f"[bold green]{stored.name}[/] is in the library: {checks} checks passed.")
+
+
+@app.command()
+def verify(
+    name: _Name,
+    base: Annotated[str | None, typer.Option(help="Base to verify against; by default the one on the card.")] = None,
+) -> None:
+    """Prove again that a stored adapter works; exit code 1 if it does not."""
+    from haori.cli.console import results
+    from haori.library import Library, require_passed, verification_table, verify_stored
+
+    verification = verify_stored(Library(), name, base_spec=base)
+    results().print(verification_table(verification))
+    require_passed(verification)
+
+
+@app.command()
+def export(name: _Name, out: Annotated[Path, typer.Option(help="New folder to write to.")]) -> None:
+    """Write an adapter as a stock PEFT folder."""
+    from haori.cli.console import results
+    from haori.library import Library
+
+    results().print(f"Written to {Library().export(name, out)}.", soft_wrap=True)
+
+
+@app.command()
+def remove(name: _Name) -> None:
+    """Remove a name; the adapter goes with its last name."""
+    from haori.cli.console import results
+    from haori.library import Library
+
+    results().print(f"Removed: {', '.join(Library().remove(name))}.")
+
+
+@app.command()
+def rebuild() -> None:
+    """Recreate the index from the adapters' folders."""
+    from haori.cli.console import results
+    from haori.library import Library
+
+    rebuilt = Library().rebuild()
+    for problem in rebuilt.problems:
+        results().print(f"[yellow]{problem}[/]")
+    results().print(f"The index holds {rebuilt.adapters} adapters.")
+
+
+def _print_table(adapters: "Iterable[StoredAdapter]") -> None:
+    from haori.cli.console import results
+    from haori.library import list_table
+
+    results().print(list_table(adapters))

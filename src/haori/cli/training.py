@@ -1,0 +1,153 @@
+"""`haori train` and `haori schema`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from haori.core.recipe import Recipe
+    from haori.train import Prepared, TrainedRun
+
+__all__ = ["schema", "show_choices", "show_run", "train"]
+
+
+def train(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe in YAML. Not needed with --base, --data and --name.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base model: catalogue name, folder, hub id or GGUF file.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data: JSONL, JSON, CSV, Parquet, a folder, or a hub dataset id.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the adapter in the library.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key, e.g. optimizer.lr=1e-4."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the finished adapter to this new folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Train an adapter, prove that the saved file works, and keep it in the library."""
+    from haori.cli.console import notes
+    from haori.core.errors import InputError
+    from haori.train import TrainingDisplay, prepare, resume_run, train_run
+
+    if resume is not None:
+        if recipe or base or data or name or override or dry_run:
+            raise InputError("--resume continues a run with its own recipe; give it alone (or with --out).")
+        with TrainingDisplay(notes()) as display:
+            run = resume_run(resume, out=out, say=notes().print, show=display.update)
+        show_run(run)
+        return
+    wanted = _recipe(recipe, base, data, name, override or [])
+    prepared = prepare(wanted)
+    show_choices(prepared)
+    if dry_run:
+        _show_plan(prepared)
+        return
+    with TrainingDisplay(notes()) as display:
+        run = train_run(wanted, out=out, say=notes().print, show=display.update, prepared=prepared)
+    show_run(run)
+
+
+def schema() -> None:
+    """Print the JSON schema of a recipe."""
+    import json
+
+    from haori.core.recipe import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2))
+
+
+def _recipe(path: Path | None, base: str | None, data: str | None, name: str | None, override: list[str]) -> "Recipe":
+    from haori.core.errors import InputError
+    from haori.core.recipe import load_recipe, recipe_from
+
+    flags = [f"{key}={value}" for key, value in (("base", base), ("data.path", data), ("name", name)) if value]
+    if path is not None:
+        return load_recipe(path, [*_quoted(flags), *override])
+    if not (base and data and name):
+        raise InputError("Give a recipe file, or --base, --data and --name together.")
+    return recipe_from({"base": base, "data": {"path": data}, "name": name}, override)
+
+
+def _quoted(flags: list[str]) -> list[str]:
+    """Keep a flag's value text even where YAML would read a number."""
+    import json
+
+    return [f"{key}={json.dumps(value)}" for key, _, value in (flag.partition("=") for flag in flags)]
+
+
+def show_choices(prepared: "Prepared") -> None:
+    """Print what will be trained on what, and each automatic choice with its reason."""
+    from haori.cli.console import notes
+
+    base, rows = prepared.base, len(prepared.data.train)
+    notes().print(
+        f"[bold]{prepared.recipe.name}[/]: {rows:,} training and {len(prepared.data.validation):,} validation rows on "
+        f"{base.name} ({base.parameters / 1e6:,.0f}M parameters, {base.fingerprint.id})"
+    )
+    for choice in prepared.choices:
+        notes().print(f"  [cyan]{choice.key}[/] = {choice.value}  [dim]{choice.reason}[/]")
+
+
+def _show_plan(prepared: "Prepared") -> None:
+    from rich.table import Table
+
+    from haori.cli.console import results
+    from haori.data import sample_panels
+    from haori.train import make_plan
+
+    plan = make_plan(prepared)
+    table = Table(title="Plan", show_header=False, title_justify="left")
+    share = plan.trainable_parameters / plan.total_parameters
+    minutes, seconds = divmod(round(plan.seconds), 60)
+    for row in (
+        ("trainable parameters", f"{plan.trainable_parameters:,} of {plan.total_parameters:,} ({share:.2%})"),
+        ("adapted modules", f"{plan.target_modules}"),
+        ("optimizer steps", f"{plan.steps:,} in at most {plan.epochs} epochs"),
+        ("tokens per epoch", f"{plan.tokens_per_epoch:,}"),
+        (
+            "training time, estimated",
+            f"{minutes} min {seconds} s (from the largest batch, measured; validation not counted)",
+        ),
+        (
+            "peak memory, estimated",
+            f"{plan.peak_memory_bytes / 1e9:.2f} GB (measured on that batch, plus AdamW)",
+        ),
+    ):
+        table.add_row(*row)
+    results().print(table)
+    results().print("First batch; what is trained is marked:")
+    for panel in sample_panels(
+        prepared.tokenizer, prepared.data.train.select(list(plan.first_rows)), len(plan.first_rows)
+    ):
+        results().print(panel)
+
+
+def show_run(run: "TrainedRun") -> None:
+    """Print the end of a run.
+
+    Raises:
+        typer.Exit: The run was stopped by a signal.
+    """
+    from haori.cli.console import results
+
+    record = run.record
+    if run.adapter is None:
+        results().print(f"Stopped after step {record.steps}; a checkpoint was saved. Continue with:")
+        results().print(f"  haori train --resume {run.folder}", soft_wrap=True)
+        raise typer.Exit(128 + (run.signal or 0))
+    card = run.adapter.card
+    verification = card.verification
+    assert verification is not None
+    results().print(
+        f"[bold green]{record.adapter}[/] is trained and proved: {len(verification.checks)} checks passed, "
+        f"{card.size_bytes / 1e6:.1f} MB, {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 1e9:.2f} GB."
+    )
+    for sentence in record.diagnosis:
+        results().print(f"  {sentence}")
+    results().print(f"  Run folder with recipe, metrics and loss plot: {run.folder}", soft_wrap=True)
+    results().print(f"Next: haori chat {record.adapter}")

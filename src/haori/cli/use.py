@@ -1,0 +1,134 @@
+"""`haori chat`, `haori generate-text` and `haori merge`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from haori.library import OpenAdapter
+
+__all__ = ["chat", "generate_text", "merge"]
+
+_Name = Annotated[str, typer.Argument(help="Adapter in the library: name or name@version.")]
+_Base = Annotated[str | None, typer.Option(help="Base to use; by default the one on the adapter's card.")]
+_Other = Annotated[
+    bool,
+    typer.Option("--allow-different-weights", help="Accept a base of the same structure with other weights."),
+]
+_MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
+_Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
+_TopP = Annotated[float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens of this total share.")]
+_Seed = Annotated[int | None, typer.Option(help="Seed of sampling.")]
+_System = Annotated[str | None, typer.Option(help="System message; by default the one trained with.")]
+
+_HELP = "/base talks to the bare base and back, /reset forgets the conversation, /quit leaves."
+
+
+def chat(
+    name: _Name,
+    base: _Base = None,
+    system: _System = None,
+    max_tokens: _MaxTokens = 256,
+    temperature: _Temperature = 0.0,
+    top_p: _TopP = 1.0,
+    seed: _Seed = None,
+    allow_different_weights: _Other = False,
+) -> None:
+    """Talk to an adapter in the terminal; /base switches it off for comparison."""
+    from haori.bases import stream
+    from haori.cli.console import results
+    from haori.data import render_prompt
+    from haori.library import open_adapter
+
+    opened = open_adapter(name, base_spec=base, allow_different_weights=allow_different_weights)
+    settings: dict[str, Any] = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    console = results()
+    console.print(f"[bold]{opened.adapter.name}[/] on {opened.base.name}. {_HELP}")
+    messages = _start(opened, system)
+    with_adapter = True
+    while (text := _ask(console)) is not None:
+        command = text.strip().lower()
+        if command in {"/quit", "/exit"}:
+            break
+        if command == "/base":
+            with_adapter = not with_adapter
+            console.print(f"[dim]now talking to {'the adapter' if with_adapter else 'the bare base'}[/]")
+        elif command == "/reset":
+            messages = _start(opened, system)
+            console.print("[dim]conversation forgotten[/]")
+        elif command.startswith("/"):
+            console.print(f"[dim]{_HELP}[/]")
+        elif text.strip():
+            messages.append({"role": "user", "content": text})
+            console.print(f"[bold]{name if with_adapter else opened.base.name}[/] ", end="")
+            answer = ""
+            with opened.strength(with_adapter):
+                for piece in stream(
+                    opened.model, opened.tokenizer, render_prompt(opened.tokenizer, messages), **settings
+                ):
+                    answer += piece
+                    console.file.write(piece)
+                    console.file.flush()
+            console.print()
+            messages.append({"role": "assistant", "content": answer})
+
+
+def generate_text(
+    name: _Name,
+    prompt: Annotated[str, typer.Option(help="What the user says; '-' reads standard input.")],
+    base: _Base = None,
+    system: _System = None,
+    max_tokens: _MaxTokens = 256,
+    temperature: _Temperature = 0.0,
+    top_p: _TopP = 1.0,
+    seed: _Seed = None,
+    allow_different_weights: _Other = False,
+) -> None:
+    """Print one answer of an adapter."""
+    import sys
+
+    from haori.library import open_adapter
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    opened = open_adapter(name, base_spec=base, allow_different_weights=allow_different_weights)
+    typer.echo(
+        opened.answer(
+            [*_start(opened, system), {"role": "user", "content": text}],
+            max_new_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+    )
+
+
+def merge(
+    name: _Name,
+    out: Annotated[Path, typer.Option(help="New folder for the merged model.")],
+    base: _Base = None,
+    dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
+    allow_different_weights: _Other = False,
+) -> None:
+    """Write base and adapter as one 16-bit model, and prove that it answers as they do."""
+    from haori.cli.console import notes, results
+    from haori.library import merge_stored
+
+    with notes().status("merging and checking"):
+        merged = merge_stored(name, out, base_spec=base, dtype=dtype, allow_different_weights=allow_different_weights)
+    results().print(f"Written to {merged}.", soft_wrap=True)
+
+
+def _start(opened: "OpenAdapter", system: str | None) -> list[Any]:
+    recipe = opened.adapter.card.recipe
+    text = system if system is not None else recipe.data.system if recipe else None
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _ask(console: Any) -> str | None:
+    """Read a line; None at end of input or Ctrl-C."""
+    try:
+        return str(console.input("[bold]you[/] "))
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+        return None
