@@ -1,0 +1,63 @@
+"""Text data: from files to a validated, cleaned, split, tokenised and hashed dataset.
+
+Knows nothing about models, adapters or training; it takes a tokenizer where it needs one. Importing this
+package is light: the names below are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from haori.data.conversation import Conversation, Message
+    from haori.data.reading import read_conversations
+    from haori.data.report import DataReport, ReadReport
+    from haori.data.reviews import ReviewData, fetch_reviews
+    from haori.data.show import report_table, sample_panels
+    from haori.data.template import RenderedRow, render_prompt, render_row, template_hash, template_of
+    from haori.data.text import TextData, check_text, load_text
+
+_HOMES = {
+    "Conversation": "conversation",
+    "DataReport": "report",
+    "Message": "conversation",
+    "ReadReport": "report",
+    "RenderedRow": "template",
+    "ReviewData": "reviews",
+    "TextData": "text",
+    "check_text": "text",
+    "fetch_reviews": "reviews",
+    "load_text": "text",
+    "read_conversations": "reading",
+    "render_prompt": "template",
+    "render_row": "template",
+    "report_table": "show",
+    "sample_panels": "show",
+    "template_hash": "template",
+    "template_of": "template",
+}
+
+__all__ = [
+    "Conversation",
+    "DataReport",
+    "Message",
+    "ReadReport",
+    "RenderedRow",
+    "ReviewData",
+    "TextData",
+    "check_text",
+    "fetch_reviews",
+    "load_text",
+    "read_conversations",
+    "render_prompt",
+    "render_row",
+    "report_table",
+    "sample_panels",
+    "template_hash",
+    "template_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

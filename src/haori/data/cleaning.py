@@ -1,0 +1,46 @@
+r"""Cleaning of one row: control characters, and whether anything is left to learn from.
+
+Line breaks become `\n`. Characters that are neither text nor `\n` or `\t` are removed, lone surrogates among
+them, because no tokenizer can encode those. Nothing else about the text is changed.
+"""
+
+import re
+from dataclasses import replace
+
+from haori.data.conversation import Conversation, Message
+
+__all__ = ["clean_row", "clean_text", "is_empty"]
+
+_BREAKS = re.compile("\r\n?|[\x0b\x0c\x85]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def clean_text(text: str) -> tuple[str, bool]:
+    """Return the cleaned text and whether it held control characters (a plain line break is none)."""
+    dirty = _CONTROL.search(text) is not None
+    if "\r" in text or dirty:
+        text = _CONTROL.sub("", _BREAKS.sub("\n", text))
+    return text, dirty
+
+
+def clean_row(row: Conversation) -> tuple[Conversation, bool]:
+    """Return the cleaned row and whether any of its texts held control characters."""
+    if row.text is not None:
+        text, dirty = clean_text(row.text)
+        return (replace(row, text=text) if text != row.text else row), dirty
+    messages: list[Message] = []
+    any_dirty = False
+    for message in row.messages:
+        content, dirty = clean_text(message["content"])
+        any_dirty |= dirty
+        messages.append({**message, "content": content})
+    return replace(row, messages=tuple(messages)), any_dirty
+
+
+def is_empty(row: Conversation) -> bool:
+    """Say whether there is nothing to learn: no text, no answer, or no question where there should be one."""
+    if row.text is not None:
+        return not row.text.strip()
+    answers = [m["content"].strip() for m in row.messages if m["role"] == "assistant"]
+    asked = [m["content"].strip() for m in row.messages if m["role"] != "assistant"]
+    return not any(answers) or (bool(asked) and not any(asked))

@@ -1,0 +1,139 @@
+"""From a data section to clean conversations, as a stream, with everything that was dropped counted.
+
+Needs no tokenizer, so length plays no part here. One 16-byte hash per row is kept in memory to find duplicates.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from haori.core.errors import DataError
+from haori.core.hashing import hash_parts
+from haori.core.recipe import DataSection
+from haori.data.cleaning import clean_row, is_empty
+from haori.data.conversation import Conversation
+from haori.data.formats import Converter, converter_for
+from haori.data.progress import tracked
+from haori.data.readers import RawRow
+from haori.data.report import ReadReport
+from haori.data.sources import Source, find_source
+
+__all__ = ["PROBLEMS_LISTED", "Tally", "explain_nothing", "read_conversations", "stream_rows"]
+
+PROBLEMS_LISTED = 20
+
+
+@dataclass
+class Tally:
+    """What a reading has met so far."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    formats: set[str] = field(default_factory=set)
+    unused: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+    def add_problem(self, problem: str) -> None:
+        """Keep a problem, up to the number that is listed."""
+        if len(self.problems) < PROBLEMS_LISTED:
+            self.problems.append(problem)
+
+    def notes(self, source: Source) -> list[str]:
+        """Say what was left aside without being an error."""
+        notes = []
+        if self.unused:
+            notes.append(f"Columns not used: {', '.join(sorted(self.unused))}.")
+        if source.ignored:
+            shown = ", ".join(source.ignored[:5]) + (" ..." if len(source.ignored) > 5 else "")
+            notes.append(f"Files of the folder not read: {shown} ({len(source.ignored)}).")
+        return notes
+
+
+def stream_rows(
+    section: DataSection, source: Source, tally: Tally, *, tolerant: bool = False, limit: int | None = None
+) -> Iterator[Conversation]:
+    """Yield the clean, distinct rows of a source and count the others in `tally`.
+
+    Args:
+        section: Format, columns and system message.
+        source: Where the rows are.
+        tally: Counts `read`, `empty`, `duplicates`, `broken`, `control_characters` and `kept`.
+        tolerant: Note broken rows as problems and go on, instead of raising.
+        limit: Read at most this many rows.
+
+    Raises:
+        DataError: A row or file cannot be understood (a row only when not `tolerant`).
+    """
+    seen: set[bytes] = set()
+    converters: dict[str, Converter] = {}
+    rows = tracked(source.rows(limit), "Reading", total=source.size_bytes or None, size="done")
+    for raw in rows:
+        tally.counts["read"] += 1
+        try:
+            row = _convert(section, raw, converters, tally)
+        except DataError as error:
+            if not tolerant or (raw.problem is None and raw.file not in converters):
+                raise
+            tally.counts["broken"] += 1
+            tally.add_problem(str(error))
+            continue
+        row, dirty = clean_row(row)
+        tally.counts["control_characters"] += dirty
+        if is_empty(row):
+            tally.counts["empty"] += 1
+            continue
+        row = row.with_system(section.system)
+        digest = hashlib.sha256(row.hash.encode()).digest()[:16]
+        if digest in seen:
+            tally.counts["duplicates"] += 1
+            continue
+        seen.add(digest)
+        tally.counts["kept"] += 1
+        yield row
+
+
+def _convert(section: DataSection, raw: RawRow, converters: dict[str, Converter], tally: Tally) -> Conversation:
+    if raw.problem is not None:
+        raise raw.problem
+    if raw.file not in converters:
+        name, used, converter = converter_for(section, raw.values, raw.file)
+        converters[raw.file] = converter
+        tally.formats.add(name)
+        tally.unused |= {str(column) for column in raw.values if str(column).strip()} - used
+    return converters[raw.file](raw)
+
+
+def read_conversations(section: DataSection) -> tuple[list[Conversation], ReadReport]:
+    """Read and clean all rows of `section.path`; for evaluation, so nothing is split and no length is checked.
+
+    Raises:
+        DataError: The data cannot be found or understood, or no row is left after cleaning.
+    """
+    source = find_source(section.path, split=section.split, revision=section.revision)
+    tally = Tally()
+    rows = list(stream_rows(section, source, tally, limit=section.max_rows))
+    if not rows:
+        raise DataError(explain_nothing(section.path, tally.counts))
+    report = ReadReport(
+        source=section.path,
+        format="+".join(sorted(tally.formats)),
+        hash=hash_parts(row.hash for row in rows),
+        problems=tuple(tally.problems),
+        notes=tuple(tally.notes(source)),
+        licence=section.licence,
+        attribution=section.attribution,
+        **{
+            name: tally.counts[name] for name in ("read", "kept", "empty", "duplicates", "broken", "control_characters")
+        },
+    )
+    return rows, report
+
+
+def explain_nothing(path: str, counts: Counter[str]) -> str:
+    """Say why no row is left."""
+    if not counts["read"]:
+        return f"{path!r} has no rows."
+    words = {"empty": "empty", "duplicates": "duplicates", "broken": "broken", "too_long": "too long",
+             "untrained": 'without an answer to learn (all say "loss": false)'}  # fmt: skip
+    why = ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key])
+    return f"{path!r} has no row to use: of {counts['read']} read, {why or 'none was kept'}."

@@ -1,0 +1,266 @@
+"""The whole way of text data: read, clean, render, split, check, and keep in Arrow under the cache.
+
+The result is keyed by content (bytes of the sources, settings, template and tokenizer), so a second run takes it
+from the cache, and a changed file never meets an old result.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from haori.core.errors import DataError
+from haori.core.hashing import hash_data, hash_parts, short
+from haori.core.recipe import DataSection
+from haori.core.records import DataReference
+from haori.core.settings import settings
+from haori.core.storage import staged_folder, write_text
+from haori.data.conversation import Conversation
+from haori.data.leaks import find_leaks
+from haori.data.progress import tracked
+from haori.data.reading import Tally, explain_nothing, stream_rows
+from haori.data.report import Bucket, DataReport, Leaks
+from haori.data.sources import Source, find_source
+from haori.data.split import choose_validation
+from haori.data.template import template_hash
+from haori.data.tokenise import Written, resolve_max_length, write_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["TextData", "check_text", "load_text"]
+
+_COUNTED = ("read", "empty", "duplicates", "broken", "control_characters", "too_long", "truncated", "untrained")
+_VERSION = 1  # of everything below; a change makes cached results unknown
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A dataset ready for training.
+
+    Both splits have the columns `input_ids`, `labels` (-100 where there is no loss), `length`, `trained` (both in
+    tokens), `hash`, `origin` and `conversation` (JSON, see `Conversation.from_json`).
+    """
+
+    train: "Dataset"
+    validation: "Dataset"
+    report: DataReport
+
+    def reference(self) -> DataReference:
+        """Return the short form that cards and runs keep."""
+        return self.report.reference()
+
+
+def load_text(section: DataSection, tokenizer: "PreTrainedTokenizerBase", *, context_length: int) -> TextData:
+    """Return the tokenised splits of a data section, from the cache when nothing has changed.
+
+    Args:
+        section: The data and how to read it.
+        tokenizer: The base's.
+        context_length: The base's, in tokens.
+
+    Raises:
+        DataError: The data cannot be found, read or trained on; the message names file, row and field.
+        StorageError: The cache cannot be written.
+    """
+    return _load(section, tokenizer, context_length, tolerant=False)
+
+
+def check_text(section: DataSection, tokenizer: "PreTrainedTokenizerBase", *, context_length: int) -> TextData:
+    """Do as `load_text` does, but go on after broken rows and list them in `report.problems`.
+
+    Raises:
+        DataError: A source cannot be found or understood at all.
+    """
+    return _load(section, tokenizer, context_length, tolerant=True)
+
+
+def _load(
+    section: DataSection, tokenizer: "PreTrainedTokenizerBase", context_length: int, *, tolerant: bool
+) -> TextData:
+    max_length = resolve_max_length(section, context_length)
+    sources = [find_source(section.path, split=section.split, revision=section.revision)]
+    if section.validation is not None:
+        sources.append(find_source(section.validation))
+    settings_of_rows = section.model_dump(mode="json", exclude={"licence", "attribution", "max_length"})
+    key = hash_data(
+        [_VERSION, [source.content_hash for source in sources], settings_of_rows, max_length, template_hash(tokenizer),
+         _tokenizer_hash(tokenizer), tolerant]
+    )  # fmt: skip
+    folder = settings().cache / "data" / short(key)
+    data = _open(folder)
+    if data is None:
+        with staged_folder(folder) as stage:
+            _build(stage, section, sources, tokenizer, max_length, tolerant=tolerant)
+        data = _open(folder)
+    assert data is not None
+    report = data.report.with_fields(licence=section.licence, attribution=section.attribution)
+    return TextData(data.train, data.validation, report)
+
+
+def _open(folder: Path) -> TextData | None:
+    """Open a cached result; None when there is none, or when another version wrote it."""
+    import numpy as np
+
+    try:
+        report = DataReport.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))
+        held = np.load(folder / "validation.npy", allow_pickle=False)
+    except (OSError, ValueError, ValidationError):
+        return None
+    rows = _arrow(folder / "rows.arrow")
+    return TextData(rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held)), report)
+
+
+def _arrow(path: Path) -> "Dataset":
+    from datasets import Dataset
+
+    return Dataset.from_file(str(path))
+
+
+def _tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hash_parts([type(tokenizer).__name__, rules, json.dumps(tokenizer.special_tokens_map, default=str)])
+
+
+def _build(
+    stage: Path,
+    section: DataSection,
+    sources: list[Source],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    *,
+    tolerant: bool,
+) -> None:
+    """Write rows, the mask of held-out rows, and the report into `stage`."""
+    import numpy as np
+
+    tallies = [Tally() for _ in sources]
+    limits = [section.max_rows, None]
+    streams = [
+        (stream_rows(section, source, tally, tolerant=tolerant, limit=limit), tally)
+        for source, tally, limit in zip(sources, tallies, limits, strict=False)
+    ]
+    written = write_rows(
+        stage / "rows.arrow", streams, tokenizer=tokenizer, section=section, max_length=max_length, tolerant=tolerant
+    )
+    note: str | None = None
+    problems: list[str] = []
+    held = np.zeros(len(written.length), dtype=bool)
+    try:
+        _require_rows(section, tallies)
+        if section.validation is not None:
+            held[_usable(tallies[0]) :] = True
+        else:
+            held, note = choose_validation(
+                np.array(written.by_opening), np.array(written.by_body), section.validation_share
+            )
+    except DataError as error:
+        if not tolerant:
+            raise
+        problems.append(str(error))
+    leaks = _leaks(stage, held)
+    if section.validation is not None:
+        problems += leaks.examples[: leaks.exact]
+    notes = [line for source, tally in zip(sources, tallies, strict=True) for line in tally.notes(source)]
+    if control := sum(tally.counts["control_tokens"] for tally in tallies):
+        notes.append(f"Rows with a control token of this base (such as an end-of-turn) in their text: {control}.")
+    template = template_hash(tokenizer)
+    report = DataReport(
+        source=section.path,
+        format="+".join(sorted(set().union(*(tally.formats for tally in tallies)))),
+        hash=_hash(stage, held, [template, max_length, section.train_on]),
+        template_hash=template,
+        train_on=section.train_on,
+        max_length=max_length,
+        leaks=leaks,
+        problems=(*(found for tally in tallies for found in tally.problems), *problems),
+        notes=(*notes, *([note] if note else [])),
+        **_figures(tallies, written, held),
+    )
+    np.save(stage / "validation.npy", held, allow_pickle=False)
+    write_text(stage / "report.json", report.model_dump_json())
+
+
+def _usable(tally: Tally) -> int:
+    counts = tally.counts
+    lost_later = counts["too_long"] + counts["untrained"] + counts["refused"]
+    return counts["kept"] - lost_later
+
+
+def _require_rows(section: DataSection, tallies: list[Tally]) -> None:
+    """Refuse a dataset of which a split would have nothing to train on or to measure."""
+    for path, tally in zip([section.path, section.validation or ""], tallies, strict=False):
+        if not _usable(tally):
+            raise DataError(explain_nothing(path, tally.counts) + _remedy(tally))
+    if _usable(tallies[0]) == 1:
+        read = tallies[0].counts["read"]
+        left = "" if read == 1 else f" left of {read} read"
+        raise DataError(
+            f"{section.path!r} has one row{left}; training needs at least two, one to learn from and one to check with."
+        )
+
+
+def _remedy(tally: Tally) -> str:
+    if tally.counts["too_long"]:
+        return " Raise data.max_length (up to the base's context), or shorten the prompts."
+    return ' Let at least one answer be trained (no "loss": false).' if tally.counts["untrained"] else ""
+
+
+def _conversations(rows: "Dataset", indices: Any, what: str | None = None) -> Iterator[Conversation]:
+    chosen = rows.select(indices).select_columns(["conversation", "origin"])
+    stream = (Conversation.from_json(row["conversation"], row["origin"]) for row in chosen)
+    return tracked(stream, what, total=len(chosen)) if what else stream
+
+
+def _leaks(stage: Path, held: Any) -> Leaks:
+    import numpy as np
+
+    rows = _arrow(stage / "rows.arrow")
+    return find_leaks(
+        _conversations(rows, np.flatnonzero(held)),
+        _conversations(rows, np.flatnonzero(~held), "Looking for leaks"),
+    )
+
+
+def _hash(stage: Path, held: Any, render_settings: list[Any]) -> str:
+    rows = _arrow(stage / "rows.arrow")
+    hashes = (value.as_py() for chunk in rows.data.column("hash").chunks for value in chunk)
+    marked = (f"{value} {'validation' if is_held else 'train'}" for value, is_held in zip(hashes, held, strict=True))
+    return hash_data([hash_parts(marked), *render_settings])
+
+
+def _figures(tallies: list[Tally], written: Written, held: Any) -> dict[str, Any]:
+    """Return the report's figures."""
+    import numpy as np
+
+    length, trained = np.array(written.length, dtype=np.int64), np.array(written.trained, dtype=np.int64)
+    masks = {"train": ~held, "validation": held}
+    counted = {name: sum(tally.counts[name] for tally in tallies) for name in _COUNTED}
+    return counted | {
+        "rows": {split: int(mask.sum()) for split, mask in masks.items()},
+        "tokens": {split: int(length[mask].sum()) for split, mask in masks.items()},
+        "trained_tokens": {split: int(trained[mask].sum()) for split, mask in masks.items()},
+        "longest": int(length.max()) if len(length) else 0,
+        "mean_length": float(length.mean()) if len(length) else 0.0,
+        "median_length": float(np.median(length)) if len(length) else 0.0,
+        "histogram": _histogram(length),
+    }
+
+
+def _histogram(length: Any) -> tuple[Bucket, ...]:
+    """Count rows by length, in buckets whose upper ends are powers of two, from the shortest to the longest."""
+    import numpy as np
+
+    if not len(length):
+        return ()
+    exponents = np.maximum(np.ceil(np.log2(length)), 3).astype(int)
+    counts = np.bincount(exponents)
+    return tuple(
+        Bucket(low=1 if e == 3 else 2 ** (e - 1) + 1, high=2**e, rows=int(counts[e]))
+        for e in range(int(exponents.min()), len(counts))
+    )

@@ -1,0 +1,163 @@
+"""Writes tokenised rows to one Arrow file, and keeps of each row only a few numbers in memory.
+
+Rows are written in batches, so data may be larger than memory. Every row that is not written is counted.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import DataError
+from haori.core.recipe import DataSection
+from haori.data.conversation import Conversation
+from haori.data.reading import Tally
+from haori.data.split import points
+from haori.data.template import RenderedRow, count_trained, render_row, special_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Written", "resolve_max_length", "write_rows"]
+
+_BATCH = 500
+DEFAULT_MAX_LENGTH = 2048
+
+
+@dataclass
+class Written:
+    """Figures of the rows written, in order: tokens, trained tokens, and points of the split."""
+
+    length: "array[int]" = field(default_factory=lambda: array("i"))
+    trained: "array[int]" = field(default_factory=lambda: array("i"))
+    by_opening: "array[float]" = field(default_factory=lambda: array("d"))
+    by_body: "array[float]" = field(default_factory=lambda: array("d"))
+
+
+def resolve_max_length(section: DataSection, context_length: int) -> int:
+    """Return the longest row in tokens: as given, or 2048, or the context when that is shorter.
+
+    Raises:
+        DataError: More was asked for than the base can read.
+    """
+    if section.max_length == "auto":
+        return min(DEFAULT_MAX_LENGTH, context_length)
+    if section.max_length > context_length:
+        raise DataError(
+            f"data.max_length is {section.max_length}, but this base reads at most {context_length} tokens; "
+            "give a smaller one, or leave it at auto."
+        )
+    return section.max_length
+
+
+class RowWriter:
+    """Renders rows and writes those that can be trained on."""
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", section: DataSection, max_length: int, *, tolerant: bool
+    ) -> None:
+        self.written = Written()
+        self._tokenizer = tokenizer
+        self._section = section
+        self._max_length = max_length
+        self._tolerant = tolerant
+        self._specials = special_texts(tokenizer)
+        self._batch: list[dict[str, Any]] = []
+
+    def write(self, path: Path, splits: Iterable[tuple[Iterable[Conversation], Tally]]) -> None:
+        """Write the rows of all splits to the Arrow file `path`, one split after the other."""
+        import pyarrow as pa
+
+        schema = pa.schema(
+            [("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("length", pa.int32()),
+             ("trained", pa.int32()), ("hash", pa.string()), ("origin", pa.string()), ("conversation", pa.string())]
+        )  # fmt: skip
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+            for rows, tally in splits:
+                for row in rows:
+                    self._add(row, tally)
+                    if len(self._batch) >= _BATCH:
+                        self._flush(stream, schema)
+            self._flush(stream, schema)
+
+    def _flush(self, stream: Any, schema: Any) -> None:
+        import pyarrow as pa
+
+        if self._batch:
+            stream.write_batch(pa.RecordBatch.from_pylist(self._batch, schema=schema))
+            self._batch.clear()
+
+    def _add(self, row: Conversation, tally: Tally) -> None:
+        try:
+            rendered = self._fit(row, render_row(self._tokenizer, row, self._section.train_on), tally.counts)
+        except DataError as error:
+            if not self._tolerant:
+                raise
+            tally.counts["broken"] += 1
+            tally.counts["refused"] += 1
+            tally.add_problem(str(error))
+            return
+        if rendered is None:
+            return
+        if any(text in row.body for text in self._specials):
+            tally.counts["control_tokens"] += 1
+        trained = count_trained(rendered.labels)
+        by_opening, by_body = points(row)
+        self.written.length.append(len(rendered.input_ids))
+        self.written.trained.append(trained)
+        self.written.by_opening.append(by_opening)
+        self.written.by_body.append(by_body)
+        self._batch.append(
+            {
+                "input_ids": rendered.input_ids,
+                "labels": rendered.labels,
+                "length": len(rendered.input_ids),
+                "trained": trained,
+                "hash": row.hash,
+                "origin": row.origin,
+                "conversation": row.to_json(),
+            }
+        )
+
+    def _fit(self, row: Conversation, rendered: RenderedRow, counts: Counter[str]) -> RenderedRow | None:
+        """Apply `max_length`; None for a row that is dropped."""
+        if not count_trained(rendered.labels):
+            counts["untrained"] += 1
+            return None
+        length = len(rendered.input_ids)
+        if length <= self._max_length:
+            return rendered
+        if self._section.too_long == "error":
+            raise DataError(
+                f"{row.origin}: the row has {length} tokens and data.max_length is {self._max_length}; shorten it, or "
+                "let such rows go with --set data.too_long=drop (or truncate)."
+            )
+        cut = RenderedRow(
+            rendered.input_ids[: self._max_length], rendered.labels[: self._max_length], rendered.prompt_length
+        )
+        if self._section.too_long == "drop" or not count_trained(cut.labels):
+            counts["too_long"] += 1
+            return None
+        counts["truncated"] += 1
+        return cut
+
+
+def write_rows(
+    path: Path,
+    splits: Iterable[tuple[Iterable[Conversation], Tally]],
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    section: DataSection,
+    max_length: int,
+    tolerant: bool,
+) -> Written:
+    """Render the rows of all splits into the Arrow file `path`, and return their figures.
+
+    Raises:
+        DataError: The chat template refuses a row, or a row is too long and that is an error (not when `tolerant`).
+    """
+    writer = RowWriter(tokenizer, section, max_length, tolerant=tolerant)
+    writer.write(path, splits)
+    return writer.written
