@@ -15,7 +15,7 @@ from pathlib import Path
 
 from haori.core.errors import StorageError
 
-__all__ = ["contained", "explain_os_errors", "make_folder", "staged_folder", "write_text"]
+__all__ = ["contained", "explain_os_errors", "make_folder", "staged_folder", "sweep", "write_text"]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -98,6 +98,15 @@ def staged_folder(final: Path) -> Iterator[Path]:
         finally:
             with suppress(FileNotFoundError):
                 shutil.rmtree(stage)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left half-written directly in `folder`; nothing else may be writing there."""
+    for path in folder.glob(".*.*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def contained(root: Path, name: str) -> Path:

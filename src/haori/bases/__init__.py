@@ -1,0 +1,60 @@
+"""Base models: find or obtain one, identify it by content, load it, name its linear modules, generate with it.
+
+Importing this package imports neither torch nor transformers; names are resolved when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from haori.bases.base import Base, BaseEntry
+    from haori.bases.catalogue import CATALOGUE, CatalogueEntry
+    from haori.bases.dtype import DtypeChoice, choose_dtype, default_device, torch_dtype
+    from haori.bases.find import add_base, find_base, list_bases, remove_base, show_base
+    from haori.bases.fingerprint import fingerprint_folder
+    from haori.bases.generation import generate, stop_tokens, stream
+    from haori.bases.loading import load_model, load_skeleton, load_tokenizer
+    from haori.bases.targets import linear_modules, resolve_targets
+
+__all__ = [
+    "CATALOGUE",
+    "Base",
+    "BaseEntry",
+    "CatalogueEntry",
+    "DtypeChoice",
+    "add_base",
+    "choose_dtype",
+    "default_device",
+    "find_base",
+    "fingerprint_folder",
+    "generate",
+    "linear_modules",
+    "list_bases",
+    "load_model",
+    "load_skeleton",
+    "load_tokenizer",
+    "remove_base",
+    "resolve_targets",
+    "show_base",
+    "stop_tokens",
+    "stream",
+    "torch_dtype",
+]
+
+_HOMES = {
+    "base": ("Base", "BaseEntry"),
+    "catalogue": ("CATALOGUE", "CatalogueEntry"),
+    "dtype": ("DtypeChoice", "choose_dtype", "default_device", "torch_dtype"),
+    "find": ("add_base", "find_base", "list_bases", "remove_base", "show_base"),
+    "fingerprint": ("fingerprint_folder",),
+    "generation": ("generate", "stop_tokens", "stream"),
+    "loading": ("load_model", "load_skeleton", "load_tokenizer"),
+    "targets": ("linear_modules", "resolve_targets"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

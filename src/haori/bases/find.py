@@ -1,0 +1,262 @@
+"""Finds a base by name, catalogue name, path or hub id, and keeps the list of registered ones.
+
+A name is looked up in that order, so a registered name always means the same base.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from haori.bases.base import Base, BaseEntry
+from haori.bases.catalogue import CATALOGUE, install
+from haori.bases.fingerprint import fingerprint_folder
+from haori.bases.folder import read_model_folder
+from haori.bases.gguf import convert_gguf, gguf_licence, is_gguf
+from haori.bases.hub import fetch_from_hub, is_hub_id
+from haori.bases.licence import licence_of_folder
+from haori.bases.registry import (
+    MODEL,
+    BaseRecord,
+    check_name,
+    home_of,
+    read_record,
+    register,
+    registered_names,
+    unregister,
+    write_record,
+)
+from haori.core.errors import BaseError, HaoriError, nearest
+from haori.core.hashing import hash_file
+from haori.core.settings import settings
+from haori.core.storage import staged_folder
+
+__all__ = ["add_base", "find_base", "list_bases", "remove_base", "show_base"]
+
+# Raise when a conversion writes other files than before, so that cached ones are made again.
+_CONVERTER = 1
+
+
+def find_base(spec: str, *, revision: str | None = None) -> Base:
+    """Return the base that `spec` names, fetching or converting it on first use.
+
+    Args:
+        spec: A registered name, a catalogue name, a GGUF file, a model folder, or a hub id `organisation/name`.
+        revision: Branch, tag or commit of a hub model.
+
+    Raises:
+        BaseError: Nothing fits, or it cannot be fetched or used.
+        FileFormatError: A file of it is truncated, malformed or unsafe.
+        StorageError: The disk is full or not writable.
+    """
+    return _base(_resolve(spec, revision))
+
+
+def add_base(spec: str, *, name: str | None = None, revision: str | None = None) -> Base:
+    """Register a base under a name, so that it can be used by that name from anywhere.
+
+    A catalogue entry is fetched, a GGUF file converted; a folder stays where it is.
+
+    Args:
+        spec: As for `find_base`.
+        name: The name to give it; by default the catalogue name, or the last part of the path or hub id.
+        revision: Branch, tag or commit of a hub model.
+
+    Raises:
+        BaseError: As for `find_base`, or the name is taken or not allowed.
+    """
+    if spec in CATALOGUE and name in (None, spec):
+        return find_base(spec, revision=revision)
+    path = Path(spec).expanduser()
+    chosen = check_name(name or (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name))
+    if chosen in CATALOGUE:
+        raise BaseError(f"The name {chosen!r} belongs to the catalogue; give another with --name.")
+    existing = read_record(chosen)
+    if path.is_file() and existing is None and is_gguf(path):
+        return _base(_add_gguf(path, chosen))
+    found = _resolve(spec, revision)
+    if existing is not None:
+        if existing.source == found.source and revision in (None, existing.revision):
+            return _base(existing)
+        raise BaseError(
+            f"The name {chosen!r} already stands for {existing.source}; give another with --name, or run "
+            f"`haori bases remove {chosen}` first."
+        )
+    record = found.with_fields(name=chosen, path=str(found.folder))
+    base = _base(record)
+    register(record)
+    return base
+
+
+def list_bases() -> list[BaseEntry]:
+    """Return the registered bases and the catalogue entries that are not installed yet, by name."""
+    entries = {name: _uninstalled(name) for name in CATALOGUE}
+    entries.update({name: _entry(name) for name in registered_names()})
+    return [entries[name] for name in sorted(entries)]
+
+
+def show_base(spec: str) -> tuple[BaseEntry, Base | None]:
+    """Return what is known about a base without fetching a catalogue entry; the second part is None for one.
+
+    Raises:
+        BaseError: As for `find_base`.
+    """
+    if spec in CATALOGUE and read_record(spec) is None:
+        return _uninstalled(spec), None
+    base = find_base(spec)
+    entry = BaseEntry(
+        name=base.name,
+        installed=True,
+        source=base.source,
+        licence=base.licence,
+        parameters=base.parameters,
+        size_bytes=base.size_bytes,
+        path=base.path,
+        description=CATALOGUE[spec].description if spec in CATALOGUE else None,
+    )
+    return entry, base
+
+
+def remove_base(name: str) -> None:
+    """Forget a registered base; files that were converted for it are deleted, a folder of yours is left alone.
+
+    Raises:
+        BaseError: No base of that name is registered.
+    """
+    names = list(registered_names())
+    if name in names:
+        unregister(name)
+        return
+    if name in CATALOGUE:
+        raise BaseError(f"The base {name!r} is not installed, so there is nothing to remove.")
+    hint = nearest(name, names) or (f"registered are {', '.join(names)}." if names else "none is registered.")
+    raise BaseError(f"No base is registered as {name!r}; {hint}")
+
+
+def _resolve(spec: str, revision: str | None) -> BaseRecord:
+    record = read_record(spec)
+    if record is not None and record.source.startswith("hub:"):
+        return _from_registered_hub(record, revision)
+    if not spec.strip():
+        raise BaseError(_unknown(spec))
+    path = Path(spec).expanduser()
+    is_hub = record is None and spec not in CATALOGUE and not path.exists() and is_hub_id(spec)
+    if revision is not None and not is_hub:
+        raise BaseError(f"The revision {revision!r} only applies to hub models, and {spec!r} is not one; leave it out.")
+    if record is not None:
+        return record
+    if spec in CATALOGUE:
+        return install(CATALOGUE[spec])
+    if path.is_file():
+        return _converted_gguf(path)
+    if path.is_dir():
+        folder = path.resolve()
+        return BaseRecord(name=folder.name, source=f"folder:{folder}", path=str(folder))
+    if is_hub:
+        folder, commit = fetch_from_hub(spec, revision)
+        return BaseRecord(name=spec, source=f"hub:{spec}", path=str(folder), revision=commit)
+    raise BaseError(_unknown(spec))
+
+
+def _from_registered_hub(record: BaseRecord, revision: str | None) -> BaseRecord:
+    """Use the commit that was registered, fetched again if the hub's cache was emptied."""
+    if revision in (None, record.revision) and record.folder.is_dir():
+        return record
+    folder, commit = fetch_from_hub(record.source.removeprefix("hub:"), revision or record.revision)
+    return record.with_fields(path=str(folder), revision=commit)
+
+
+def _converted_gguf(path: Path) -> BaseRecord:
+    """Return the converted copy of a GGUF file from the cache, made on first use and found by content."""
+    _require_gguf(path)
+    file = path.resolve()
+    home = settings().cache / "gguf" / f"{hash_file(file).removeprefix('sha256:')[:32]}-{_CONVERTER}"
+    if not (home / "config.json").is_file():
+        with staged_folder(home) as stage:
+            convert_gguf(file, stage, label=file.stem)
+    return BaseRecord(name=file.stem, source=f"gguf:{file}", path=str(home), licence=gguf_licence(file))
+
+
+def _add_gguf(path: Path, name: str) -> BaseRecord:
+    file = path.resolve()
+    record = BaseRecord(name=name, source=f"gguf:{file}", licence=gguf_licence(file))
+    with staged_folder(home_of(name)) as stage:
+        (stage / MODEL).mkdir()
+        convert_gguf(file, stage / MODEL, label=name)
+        write_record(record, stage)
+    return record
+
+
+def _require_gguf(path: Path) -> None:
+    if is_gguf(path):
+        return
+    parent = "; name its folder instead" if (path.parent / "config.json").is_file() else ""
+    raise BaseError(f"{str(path)!r} is a file but not GGUF{parent}. A base is a model folder or a GGUF file.")
+
+
+def _base(record: BaseRecord) -> Base:
+    folder = record.folder
+    if not folder.is_dir():
+        raise BaseError(
+            f"The base {record.name!r} was registered from {str(folder)!r}, which is gone; put it back, or run "
+            f"`haori bases remove {record.name}` and add it again."
+        )
+    facts = read_model_folder(folder)
+    return Base(
+        name=record.name,
+        path=folder,
+        source=record.source,
+        revision=record.revision,
+        fingerprint=fingerprint_folder(facts),
+        licence=record.licence or licence_of_folder(folder),
+        size_bytes=facts.size_bytes,
+        parameters=facts.parameters,
+        context_length=facts.context_length,
+        quantization=facts.quantization,
+    )
+
+
+def _uninstalled(name: str) -> BaseEntry:
+    entry = CATALOGUE[name]
+    return BaseEntry(
+        name=name,
+        installed=False,
+        source=entry.source,
+        licence=entry.licence,
+        parameters=entry.parameters,
+        size_bytes=entry.size_bytes,
+        path=None,
+        description=entry.description,
+    )
+
+
+def _entry(name: str) -> BaseEntry:
+    """Describe a registered base from its record and headers; say what is wrong where it cannot be read."""
+    blank = BaseEntry(name, True, "unknown", None, None, None, None)
+    try:
+        record = read_record(name)
+        if record is None:
+            return blank
+        blank = replace(
+            blank,
+            source=record.source,
+            licence=record.licence,
+            path=record.folder,
+            description=CATALOGUE[name].description if name in CATALOGUE else None,
+        )
+        if not record.folder.is_dir():
+            return replace(blank, problem=f"{str(record.folder)!r} is gone")
+        facts = read_model_folder(record.folder)
+    except HaoriError as error:
+        return replace(blank, problem=str(error))
+    licence = record.licence or licence_of_folder(record.folder)
+    return replace(blank, licence=licence, parameters=facts.parameters, size_bytes=facts.size_bytes)
+
+
+def _unknown(spec: str) -> str:
+    if spec.startswith((".", "~", "/")) or spec.count("/") > 1 or spec.endswith(".gguf"):
+        return f"There is no folder or GGUF file {spec!r}; check the path."
+    known = sorted({*CATALOGUE, *registered_names()})
+    hint = nearest(spec, known) or f"known are {', '.join(known)}."
+    return (
+        f"There is no base {spec!r}; {hint} A base may also be a model folder, a GGUF file, or a hub id such as "
+        "'organisation/name'."
+    )

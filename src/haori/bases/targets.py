@@ -1,0 +1,114 @@
+"""Names the modules of a base that an adapter can attach to, and resolves what a recipe asks for.
+
+Knows nothing of any architecture: linear modules are found by class, attention by the names of the modules around
+them. Names match by suffix as in PEFT (`q_proj` is every module whose name ends in `.q_proj`).
+"""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from haori.core.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["linear_modules", "resolve_targets"]
+
+_PLAIN = re.compile(r"[\w.-]+")
+# Quantised linears that do not derive from nn.Linear.
+_QUANTISED = ("QuantLinear", "WQLinear", "AqlmQuantizedLinear", "HQQLinear", "EetqLinear", "FPQuantLinear")
+
+
+def linear_modules(model: "nn.Module") -> list[str]:
+    """Return the full names of the linear modules except the output head, in the model's order.
+
+    `Conv1D` of GPT-2 and quantised linears count as linear.
+    """
+    head = _output_head(model)
+    return [name for name, module in model.named_modules() if module is not head and _is_linear(module)]
+
+
+def resolve_targets(model: "nn.Module", target: str | Iterable[str]) -> list[str]:
+    """Return the full module names that `target` stands for, in the model's order.
+
+    Args:
+        model: The base model, without an adapter.
+        target: `all-linear`, `attention`, a module name (matched by suffix) or a regular expression (matched against
+            the whole name), or several of them.
+
+    Raises:
+        InputError: Something in `target` matches no module an adapter can attach to.
+    """
+    wanted = [target] if isinstance(target, str) else list(target)
+    if not wanted:
+        raise InputError("The target is empty; name at least one module, or use 'all-linear'.")
+    chosen: set[str] = set()
+    for item in wanted:
+        chosen.update(_resolve_one(model, item))
+    return [name for name, _ in model.named_modules() if name in chosen]
+
+
+def _resolve_one(model: "nn.Module", item: str) -> list[str]:
+    linears = linear_modules(model)
+    if item == "all-linear":
+        found = linears
+    elif item == "attention":
+        found = [name for name in linears if re.search(r"attn|attention", name.rpartition(".")[0], re.IGNORECASE)]
+    else:
+        return _match(model, item, linears)
+    if not found:
+        raise InputError(f"The base has no modules for {item!r}. {_list(linears)}")
+    return found
+
+
+def _match(model: "nn.Module", item: str, linears: list[str]) -> list[str]:
+    modules = {name: module for name, module in model.named_modules() if name}
+    if _PLAIN.fullmatch(item):
+        found = [name for name in modules if name == item or name.endswith(f".{item}")]
+    else:
+        try:
+            pattern = re.compile(item)
+        except re.error as error:
+            raise InputError(f"The target {item!r} is not a valid regular expression: {error}.") from None
+        found = [name for name in modules if pattern.fullmatch(name)]
+    usable = [name for name in found if name in set(linears) or _is_adaptable(modules[name])]
+    if usable:
+        return usable
+    if found:
+        kind = type(modules[found[0]]).__name__
+        raise InputError(
+            f"The target {item!r} names a {kind}, which an adapter cannot attach to; name modules inside it. "
+            f"{_list(linears)}"
+        )
+    suffixes = [name.rpartition(".")[2] for name in modules if name in set(linears)]
+    hint = nearest(item, dict.fromkeys(suffixes)) or "no name comes close."
+    raise InputError(f"The base has no module {item!r}; {hint} {_list(linears)}")
+
+
+def _list(linears: list[str]) -> str:
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+    return f"Its linear modules are: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
+
+
+def _output_head(model: "nn.Module") -> "nn.Module | None":
+    get = getattr(model, "get_output_embeddings", None)
+    try:
+        head = get() if get is not None else None
+    except NotImplementedError:
+        return None
+    return head
+
+
+def _is_linear(module: "nn.Module") -> bool:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D)) or type(module).__name__.endswith(_QUANTISED)
+
+
+def _is_adaptable(module: "nn.Module") -> bool:
+    """Say whether PEFT's LoRA can wrap this module when it is named explicitly."""
+    from torch import nn
+
+    return _is_linear(module) or isinstance(module, (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d))
