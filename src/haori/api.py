@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from haori.evaluate import EvaluationResult
     from haori.train import TrainedRun
 
-__all__ = ["evaluate", "resume", "train"]
+__all__ = ["evaluate", "recipe_of", "resume", "train"]
 
 
 def train(
@@ -37,22 +37,41 @@ def train(
     Raises:
         HaoriError: What was given cannot be used, training could not go on, or the proof failed.
     """
-    from haori.core.errors import InputError
-    from haori.core.recipe import Recipe, load_recipe, recipe_from
     from haori.train import train_run
 
-    flags = {"base": base, "data.path": data, "name": name}
-    given = [f'{key}="{value}"' for key, value in flags.items() if value is not None]
-    if isinstance(recipe, Recipe):
-        found = recipe_from(recipe.model_dump(mode="json"), [*given, *overrides])
-    elif recipe is not None:
-        found = load_recipe(Path(recipe), [*given, *overrides])
-    elif base and data and name:
-        found = recipe_from({"base": base, "data": {"path": str(data)}, "name": name}, overrides)
-    else:
-        raise InputError("Give a recipe, or base, data and name together.")
+    found = recipe_of(recipe, base, data, name, overrides)
     with _progress(progress) as (say, show):
         return train_run(found, out=out, say=say, show=show)
+
+
+def recipe_of(
+    recipe: "Recipe | Path | str | None",
+    base: str | None,
+    data: str | None,
+    name: str | None,
+    overrides: Sequence[str],
+) -> "Recipe":
+    """Build the recipe that `train` was asked for.
+
+    Raises:
+        RecipeError: A key or value is wrong.
+        InputError: Neither a recipe nor base, data and name together were given.
+    """
+    import json
+
+    from haori.core.errors import InputError
+    from haori.core.recipe import Recipe, load_recipe, recipe_from
+
+    flags = {"base": base, "data.path": data, "name": name}
+    # Quoted, so that a value stays text even where YAML would read a number.
+    given = [f"{key}={json.dumps(str(value))}" for key, value in flags.items() if value is not None]
+    if isinstance(recipe, Recipe):
+        return recipe_from(recipe.model_dump(mode="json"), [*given, *overrides])
+    if recipe is not None:
+        return load_recipe(Path(recipe), [*given, *overrides])
+    if base is None or data is None or name is None:
+        raise InputError("Give a recipe file, or --base, --data and --name together.")
+    return recipe_from({}, [*given, *overrides])
 
 
 def resume(folder: Path | str, *, progress: bool = True) -> "TrainedRun":

@@ -52,7 +52,8 @@ def make_loop(
     adapted = insert_lora(model, AutoTokenizer.from_pretrained(base), made.method, TARGETS, seed=made.training.seed)
     torch.manual_seed(made.training.seed)
     return Loop(
-        Accelerator(cpu=True), adapted, CausalLM(train, 0), CausalLM(validation, 0) if validation else None, made, folder,
+        Accelerator(cpu=True), adapted, CausalLM(train, 0), CausalLM(validation, 0) if validation else None, made,
+        folder,
         Measurements(folder / "metrics.jsonl", None, done), "tiny",
     )  # fmt: skip
 

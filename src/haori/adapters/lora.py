@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from haori.core.errors import InputError
+from haori.core.errors import InputError, nearest
 from haori.core.recipe import LoraMethod
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["insert_lora", "lora_config"]
+__all__ = ["check_lora", "insert_lora", "lora_config"]
 
 
 def lora_config(method: LoraMethod, targets: Sequence[str], token_ids: Sequence[int] = ()) -> "LoraConfig":
@@ -46,6 +46,21 @@ def lora_config(method: LoraMethod, targets: Sequence[str], token_ids: Sequence[
     )
 
 
+def check_lora(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", method: LoraMethod) -> None:
+    """Check what a method names against a base; the model may be a skeleton without weights.
+
+    Raises:
+        InputError: A trainable token is not a single token of the base, or a module to save does not exist.
+    """
+    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules() if name}
+    for name in method.modules_to_save:
+        if name not in leaves:
+            known = sorted(leaf for leaf in leaves if not leaf.isdigit())
+            hint = nearest(name, known) or f"it has {', '.join(known)}."
+            raise InputError(f"The base has no module {name!r} to train in full; {hint}")
+    _token_ids(tokenizer, method.trainable_tokens)
+
+
 def insert_lora(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -54,22 +69,10 @@ def insert_lora(
     *,
     seed: int,
 ) -> "PeftModel":
-    """Freeze `model` and insert fresh adapters, in fp32 whatever the base's dtype.
-
-    Raises:
-        InputError: A trainable token is not a single token of the base, or a module to save does not exist.
-    """
+    """Freeze `model` and insert fresh adapters, in fp32 whatever the base's dtype."""
     import torch
     from peft import PeftModel, get_peft_model
 
-    from haori.core.errors import nearest
-
-    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules() if name}
-    for name in method.modules_to_save:
-        if name not in leaves:
-            raise InputError(
-                f"The base has no module {name!r} to train in full; {nearest(name, leaves)}".rstrip("; ") + "."
-            )
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks by the old name

@@ -12,12 +12,14 @@ app = typer.Typer(help="Base models: list, add, show, remove.", no_args_is_help=
 @app.command("list")
 def list_command() -> None:
     """List registered bases and those that can be fetched by name."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from haori.bases import list_bases
     from haori.cli.console import results
 
-    table = Table("name", "installed", "parameters", "licence", "source")
+    table = Table(
+        *(Column(title, overflow="fold") for title in ("name", "installed", "parameters", "licence", "source"))
+    )
     for entry in list_bases():
         table.add_row(
             entry.name,
@@ -48,14 +50,14 @@ def add(
 @app.command()
 def show(spec: Annotated[str, typer.Argument(help="Name, folder, GGUF file, or hub id.")]) -> None:
     """Show a base with its fingerprint."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from haori.bases import choose_dtype, find_base
     from haori.cli.console import results
 
     base = find_base(spec)
     dtype = choose_dtype("auto")
-    table = Table(title=base.name, show_header=False, title_justify="left")
+    table = Table("", Column(overflow="fold"), title=base.name, show_header=False, title_justify="left")
     for key, value in (
         ("source", base.source),
         ("revision", base.revision or ""),

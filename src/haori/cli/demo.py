@@ -95,9 +95,7 @@ def _recipe(train: Path, licence: str, attribution: str) -> Recipe:
     return recipe_from({"name": _NAME, "base": _BASE, "data": data, "training": {"epochs": 1}})
 
 
-def _measure_base(
-    base: "Base", conversations: "list[Conversation]", reference: DataReference
-) -> "EvaluationResult":
+def _measure_base(base: "Base", conversations: "list[Conversation]", reference: DataReference) -> "EvaluationResult":
     from haori.bases import load_model, load_tokenizer
     from haori.evaluate import evaluate_adapter
 

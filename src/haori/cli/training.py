@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from haori.core.recipe import Recipe
     from haori.train import Prepared, TrainedRun
 
 __all__ = ["schema", "show_choices", "show_run", "train"]
@@ -30,6 +29,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train an adapter, prove that the saved file works, and keep it in the library."""
+    from haori.api import recipe_of
     from haori.cli.console import notes
     from haori.core.errors import InputError
     from haori.train import TrainingDisplay, prepare, resume_run, train_run
@@ -41,7 +41,7 @@ def train(
             run = resume_run(resume, out=out, say=notes().print, show=display.update)
         show_run(run)
         return
-    wanted = _recipe(recipe, base, data, name, override or [])
+    wanted = recipe_of(recipe, base, data, name, override or [])
     prepared = prepare(wanted)
     show_choices(prepared)
     if dry_run:
@@ -59,25 +59,6 @@ def schema() -> None:
     from haori.core.recipe import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(), indent=2))
-
-
-def _recipe(path: Path | None, base: str | None, data: str | None, name: str | None, override: list[str]) -> "Recipe":
-    from haori.core.errors import InputError
-    from haori.core.recipe import load_recipe, recipe_from
-
-    flags = [f"{key}={value}" for key, value in (("base", base), ("data.path", data), ("name", name)) if value]
-    if path is not None:
-        return load_recipe(path, [*_quoted(flags), *override])
-    if not (base and data and name):
-        raise InputError("Give a recipe file, or --base, --data and --name together.")
-    return recipe_from({"base": base, "data": {"path": data}, "name": name}, override)
-
-
-def _quoted(flags: list[str]) -> list[str]:
-    """Keep a flag's value text even where YAML would read a number."""
-    import json
-
-    return [f"{key}={json.dumps(value)}" for key, _, value in (flag.partition("=") for flag in flags)]
 
 
 def show_choices(prepared: "Prepared") -> None:
@@ -136,6 +117,8 @@ def show_run(run: "TrainedRun") -> None:
     from haori.cli.console import results
 
     record = run.record
+    if run.adapter is None and run.signal is None:
+        return  # one of several processes; the first one reports
     if run.adapter is None:
         results().print(f"Stopped after step {record.steps}; a checkpoint was saved. Continue with:")
         results().print(f"  haori train --resume {run.folder}", soft_wrap=True)

@@ -76,7 +76,8 @@ def draw_losses(measurements: Measurements, path: Path, best_step: int | None, t
     if best is not None:
         axes.annotate(
             f"best: {best['loss']:.3f} (epoch {best['epoch']:.3g})", (best["step"], best["loss"]), xytext=(0, 28),
-            textcoords="offset points", ha="right", color="#c4502e", arrowprops={"arrowstyle": "->", "color": "#c4502e"},
+            textcoords="offset points", ha="right", color="#c4502e",
+            arrowprops={"arrowstyle": "->", "color": "#c4502e"},
         )  # fmt: skip
     axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", title=title)
     axes.set_ylim(bottom=0)

@@ -33,6 +33,7 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises:
         HaoriError: Anything that would make the run fail or be worthless.
     """
+    from haori.adapters.lora import check_lora
     from haori.bases import choose_dtype, default_device, find_base, load_skeleton, load_tokenizer, resolve_targets
     from haori.data import load_text
 
@@ -49,8 +50,10 @@ def prepare(recipe: Recipe) -> Prepared:
             f"The base {base.name!r} is a {base.fingerprint.architecture}; the task causal_lm needs a model that "
             "generates text, such as smollm2-135m-instruct."
         )
-    targets = tuple(resolve_targets(load_skeleton(base), recipe.method.target))
+    skeleton = load_skeleton(base)
+    targets = tuple(resolve_targets(skeleton, recipe.method.target))
     tokenizer = load_tokenizer(base)
+    check_lora(skeleton, tokenizer, recipe.method)
     data = load_text(recipe.data, tokenizer, context_length=base.context_length)
     lengths = list(data.train["length"])
     facts = DataFacts(

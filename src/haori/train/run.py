@@ -4,7 +4,8 @@ The run folder, under `HAORI_HOME/runs`:
 
     recipe.yaml     every value resolved; `haori train recipe.yaml` repeats the run
     run.json        RunRecord: status, figures, diagnosis
-    data.json       what it was trained on, by hash
+    base.json       the base it was trained on, by content
+    data.json       the data it was trained on, by hash
     metrics.jsonl   each step and validation
     checkpoints/    see checkpoint.py
     loss.png        training and validation loss
@@ -22,9 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import InputError, MismatchError, StorageError, TrainingError
 from haori.core.recipe import Recipe, load_recipe, recipe_to_yaml
-from haori.core.records import DataReference, RunRecord, now
+from haori.core.records import BaseReference, DataReference, RunRecord, now
 from haori.core.settings import settings
-from haori.core.storage import make_folder, write_text
+from haori.core.storage import make_folder, sweep, write_text
 from haori.library import Library
 from haori.train.checkpoint import Position, checkpoints_of, load_checkpoint
 from haori.train.diagnosis import Validation, diagnose
@@ -111,6 +112,14 @@ def resume_run(
     before = DataReference.model_validate_json((folder / "data.json").read_text())
     if prepared.data.reference().hash != before.hash:
         raise MismatchError(f"The data {before.source!r} changed since the run began; restore it, or start a new run.")
+    base = BaseReference.model_validate_json((folder / "base.json").read_text())
+    if prepared.base.fingerprint.compare(base.fingerprint) != "same":
+        raise MismatchError(
+            f"The base {base.name!r} changed since the run began (fingerprint {base.fingerprint.id}, now "
+            f"{prepared.base.fingerprint.id}); restore it, or start a new run."
+        )
+    for place in (folder, folder / "checkpoints"):
+        sweep(place)
     found = checkpoints_of(folder)
     return _execute(prepared, folder, found[-1] if found else None, out, say, show)
 
@@ -190,12 +199,14 @@ def _train(
 
 def _model(prepared: Prepared, folder: Path) -> "tuple[Accelerator, PeftModel]":
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
 
     from haori.adapters.lora import insert_lora
     from haori.bases import load_model
 
     training = prepared.recipe.training
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         cpu=prepared.device == "cpu",
         mixed_precision=_PRECISION[training.dtype],
@@ -298,6 +309,7 @@ def _new_run_folder(prepared: Prepared) -> Path:
         folder = _free_folder(make_folder(settings().runs), prepared.recipe.name)
         write_text(folder / "recipe.yaml", recipe_to_yaml(prepared.recipe))
         write_text(folder / "data.json", prepared.data.reference().model_dump_json(indent=1))
+        write_text(folder / "base.json", prepared.base.reference().model_dump_json(indent=1))
         made = [str(folder)]
     broadcast_object_list(made)
     return Path(str(made[0]))
