@@ -14,7 +14,7 @@ def test_minimal_recipe_leaves_the_rest_to_defaults():
     recipe = recipe_from(MINIMAL)
     assert recipe.method.rank == "auto"
     assert recipe.method.target == "all-linear"
-    assert recipe.training.patience == 2
+    assert recipe.training.patience == 3
 
 
 def test_overrides_read_scientific_numbers_lists_and_nested_keys():

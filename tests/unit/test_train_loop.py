@@ -38,6 +38,7 @@ def recipe(*overrides: str) -> Recipe:
     fixed = [
         "method.rank=4", "method.alpha=8", "optimizer.lr=5e-3", "training.epochs=3", "training.batch_tokens=120",
         "training.micro_batch_tokens=60", "training.dtype=fp32",
+        "training.evaluations_per_epoch=1",
     ]  # fmt: skip
     return recipe_from({"name": "t", "base": "b", "data": {"path": "p"}}, [*fixed, *overrides])
 

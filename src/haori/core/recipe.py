@@ -129,9 +129,11 @@ class TrainingSection(_Section):
     seed: int = Field(default=0, ge=0, description="Seed of initialisation, order and dropout.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="Dtype of the base.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
-    evaluations_per_epoch: _Positive = Field(default=1, description="How often validation loss is measured.")
+    evaluations_per_epoch: Auto | _Positive = Field(
+        default="auto", description="How often validation loss is measured."
+    )
     patience: _Positive = Field(
-        default=2, description="Stop after this many validations without improvement; the best is restored."
+        default=3, description="Stop after this many validations without improvement; the best is restored."
     )
     save_every: _Positive | None = Field(
         default=None, description="Checkpoint every so many optimizer steps, besides one per epoch."

@@ -6,10 +6,12 @@ The rules (docs/guide/choosing-settings.md explains them):
     alpha        twice the rank, so the scale alpha/rank stays 2 and the learning rate carries over
     lr           5e-4 under 0.5B parameters, 2e-4 under 14B, else 1e-4: about ten times a full fine-tuning's
     epochs       10 under 200 rows, 3 under 2,000, 2 under 20,000, else 1; early stopping ends them sooner
+    validations  at least four over the run: 4 / epochs per epoch, rounded up
     batch        rows/40 rows per step, between 4 and 32, so that an epoch has enough steps to learn from
-    micro batch  1,024 tokens on a CPU, 8,192 on a GPU, never less than the longest row
+    micro batch  768 tokens on a CPU, 8,192 on a GPU, never less than the longest row
 """
 
+import math
 from typing import NamedTuple
 
 from haori.core.recipe import Recipe
@@ -60,8 +62,15 @@ def resolve(
     alpha = choose("method.alpha", method.alpha, 2.0 * rank, "twice the rank")
     lr = choose("optimizer.lr", recipe.optimizer.lr, *_lr(parameters))
     epochs = choose("training.epochs", training.epochs, *_epochs(facts.rows))
+    assert isinstance(epochs, int)
+    validations = choose(
+        "training.evaluations_per_epoch",
+        training.evaluations_per_epoch,
+        math.ceil(4 / epochs),
+        "at least four over the run",
+    )
     batch = choose("training.batch_tokens", training.batch_tokens, *_batch_tokens(facts))
-    limit, where = (1024, "a CPU") if device == "cpu" else (8192, "a GPU")
+    limit, where = (768, "a CPU") if device == "cpu" else (8192, "a GPU")
     micro = choose(
         "training.micro_batch_tokens",
         training.micro_batch_tokens,
@@ -78,7 +87,13 @@ def resolve(
             "method": method.model_copy(update={"rank": rank, "alpha": alpha}),
             "optimizer": recipe.optimizer.model_copy(update={"lr": lr}),
             "training": training.model_copy(
-                update={"epochs": epochs, "batch_tokens": batch, "micro_batch_tokens": micro, "dtype": kind}
+                update={
+                    "epochs": epochs,
+                    "evaluations_per_epoch": validations,
+                    "batch_tokens": batch,
+                    "micro_batch_tokens": micro,
+                    "dtype": kind,
+                }
             ),
         }
     )

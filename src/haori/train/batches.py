@@ -4,6 +4,7 @@ The plan of an epoch depends only on the row lengths, the seed and the epoch, so
 any step without having stored an iterator. Knows nothing about tensors.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ def plan_epoch(
         part = order[start : start + window]
         part = part[np.argsort(-sizes[part], kind="stable")]
         for rows in _cut(part.tolist(), sizes, batch_tokens):
-            steps.append(_cut(rows, sizes, micro_batch_tokens))
+            steps.append(_split_evenly(rows, int(sizes[rows[0]]), micro_batch_tokens))
     return [steps[i] for i in random.permutation(len(steps))]
 
 
@@ -56,6 +57,12 @@ def share_of_process(step: Step, process: int, processes: int) -> list[list[int]
     turns: list[list[int] | None] = list(step)
     turns += [None] * (-len(turns) % processes)
     return turns[process::processes]
+
+
+def _split_evenly(rows: list[int], longest: int, budget: int) -> Step:
+    """Split a step into as few micro-batches as the budget allows, of about equal numbers of rows."""
+    rows_each = max(1, budget // longest)
+    return [part.tolist() for part in np.array_split(rows, math.ceil(len(rows) / rows_each))]
 
 
 def _cut(rows: list[int], sizes: "np.ndarray[tuple[int], np.dtype[np.int64]]", budget: int) -> list[list[int]]:

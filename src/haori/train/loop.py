@@ -23,7 +23,7 @@ from haori.train.batches import Step, fixed_batches, plan_epoch, share_of_proces
 from haori.train.causal_lm import Batch, CausalLM
 from haori.train.checkpoint import Position, load_adapter, prune, save_checkpoint
 from haori.train.measurements import Measurements
-from haori.train.memory import peak_memory_bytes
+from haori.train.memory import peak_memory_bytes, release_free_memory
 from haori.train.schedule import rate_at
 from haori.train.signals import StopRequest
 
@@ -135,6 +135,8 @@ class Loop:
             raise TrainingError(self._not_finite("gradient norm", norm, rows))
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
+        if self.accelerator.device.type == "cpu":
+            release_free_memory()
         seconds = time.perf_counter() - started
         self.position = before.with_fields(
             step=before.step + 1,
@@ -231,7 +233,9 @@ class Loop:
         return float(total / tokens)
 
     def _validation_marks(self, steps: int) -> set[int]:
-        count = min(steps, self.recipe.training.evaluations_per_epoch)
+        wanted = self.recipe.training.evaluations_per_epoch
+        assert wanted != "auto"
+        count = min(steps, wanted)
         return {math.ceil(steps * (k + 1) / count) for k in range(count)}
 
     def _finished(self) -> bool:

@@ -74,11 +74,9 @@ def draw_losses(measurements: Measurements, path: Path, best_step: int | None, t
     )  # fmt: skip
     best = next((line for line in validation if line["step"] == best_step), None)
     if best is not None:
-        axes.annotate(
-            f"best: {best['loss']:.3f} (epoch {best['epoch']:.3g})", (best["step"], best["loss"]), xytext=(0, 28),
-            textcoords="offset points", ha="right", color="#c4502e",
-            arrowprops={"arrowstyle": "->", "color": "#c4502e"},
-        )  # fmt: skip
+        label = f"best: {best['loss']:.3f} at epoch {best['epoch']:.3g}"
+        axes.axvline(best["step"], color="#c4502e", linestyle=":", linewidth=1)
+        axes.plot(best["step"], best["loss"], color="#c4502e", marker="*", markersize=15, linestyle="", label=label)
     axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)

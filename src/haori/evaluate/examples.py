@@ -1,0 +1,113 @@
+"""Conversations made ready to measure: prompt, reference answer and rendered row, each in tokens.
+
+The reference is the last assistant message; the prompt is what comes before it. Rows that cannot be measured
+are left out and counted, never dropped in silence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from haori.core.errors import DataError
+from haori.data import Conversation, RenderedRow, render_prompt, render_row
+
+T = TypeVar("T")
+
+__all__ = ["Example", "context_length", "prepare", "spread"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One measurable row.
+
+    Attributes:
+        index: Its place in the data given.
+        origin: Where it came from, e.g. `reviews.jsonl:12`.
+        conversation: The messages up to and including the reference answer; plain text has none.
+        reference: The reference answer, stripped; None for plain text.
+        prompt: Token ids of the prompt, ending where the answer starts.
+        row: Token ids and labels of the whole conversation.
+    """
+
+    index: int
+    origin: str
+    conversation: Conversation
+    reference: str | None
+    prompt: list[int]
+    row: RenderedRow
+
+    @property
+    def trained_tokens(self) -> int:
+        """Return how many tokens carry a label."""
+        return sum(label != -100 for label in self.row.labels[1:])
+
+
+def prepare(tokenizer: Any, conversations: Sequence[Conversation], longest: int) -> tuple[list[Example], list[str]]:
+    """Return the measurable rows, and a sentence for each kind of row left out.
+
+    Args:
+        tokenizer: The base's tokenizer, with its chat template.
+        conversations: The rows as read.
+        longest: Tokens that fit the model.
+
+    Raises:
+        DataError: No row can be measured, or the chat template refuses one.
+    """
+    if not conversations:
+        raise DataError("There is no row to measure on: the data is empty; give at least one row.")
+    examples: list[Example] = []
+    unanswered: list[str] = []
+    long: list[str] = []
+    for index, conversation in enumerate(conversations):
+        example = _example(tokenizer, index, conversation)
+        if example is None:
+            unanswered.append(conversation.origin)
+        elif len(example.row.input_ids) > longest or len(example.prompt) >= longest:
+            long.append(conversation.origin)
+        else:
+            examples.append(example)
+    total = len(conversations)
+    notes = []
+    if unanswered:
+        notes.append(_left_out(unanswered, total, "have no reference answer"))
+    if long:
+        notes.append(_left_out(long, total, f"are longer than the model's {longest:,} tokens"))
+    if not examples:
+        reasons = " ".join(notes)
+        raise DataError(f"No row can be measured. {reasons} A row needs an assistant message to compare with.")
+    return examples, notes
+
+
+def context_length(model: Any) -> int:
+    """Return how many tokens the model's positions allow; very many where it does not say."""
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def spread(count: int, among: Sequence[T]) -> list[T]:
+    """Return up to `count` of the items, evenly spread, always the same ones."""
+    if count >= len(among):
+        return list(among)
+    return [among[(2 * place + 1) * len(among) // (2 * count)] for place in range(count)]
+
+
+def _example(tokenizer: Any, index: int, conversation: Conversation) -> Example | None:
+    messages = conversation.messages
+    if not messages:
+        row = render_row(tokenizer, conversation)
+        return Example(index, conversation.origin, conversation, None, [], row)
+    answered = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answered or not messages[answered[-1]]["content"].strip():
+        return None
+    last = answered[-1]
+    asked = Conversation(messages=messages[: last + 1], origin=conversation.origin)
+    row = render_row(tokenizer, asked)
+    prompt = render_prompt(tokenizer, messages[:last])
+    return Example(index, conversation.origin, asked, messages[last]["content"].strip(), prompt, row)
+
+
+def _left_out(origins: Sequence[str], total: int, why: str) -> str:
+    first = f" (the first: {origins[0]})" if origins[0] else ""
+    return f"{len(origins)} of {total} rows {why} and were left out{first}."

@@ -1,0 +1,105 @@
+"""Evaluates an adapter of the library on a dataset: load, measure, write the report, note it on the card."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from haori.bases import load_model
+from haori.core.errors import MismatchError
+from haori.core.hashing import short
+from haori.core.recipe import DataSection
+from haori.core.records import DataReference
+from haori.core.settings import settings
+from haori.core.storage import make_folder
+from haori.data import Conversation, read_conversations
+from haori.evaluate.evaluation import MetricGroup, evaluate_adapter
+from haori.evaluate.report import write_report
+from haori.evaluate.result import EvaluationResult
+from haori.evaluate.systems import Systems
+from haori.library import Library, OpenAdapter, open_adapter
+
+__all__ = ["evaluate_opened", "evaluate_stored"]
+
+
+def evaluate_stored(
+    name: str,
+    section: DataSection,
+    *,
+    against_base: bool = True,
+    base_spec: str | None = None,
+    labels: Sequence[str] | Literal["auto", "none"] = "auto",
+    samples: int = 3,
+    max_new_tokens: int = 64,
+    out: Path | None = None,
+) -> tuple[EvaluationResult, Path]:
+    """Measure a stored adapter on a dataset.
+
+    Args:
+        name: Adapter in the library.
+        section: The data.
+        against_base: Measure the bare base beside it.
+        base_spec: Base to use instead of the one on the card.
+        labels: `auto`, `none`, or the labels of a label task.
+        samples: Side-by-side answers in the report.
+        max_new_tokens: Longest generated answer.
+        out: Folder of the report; by default `evaluations/<name>-<data hash>` under HAORI_HOME.
+
+    Returns:
+        The result, and the folder that holds evaluation.json and evaluation.html.
+
+    Raises:
+        HaoriError: Adapter, base or data cannot be used.
+    """
+    conversations, report = read_conversations(section)
+    opened = open_adapter(name, base_spec=base_spec)
+    return evaluate_opened(
+        opened,
+        conversations,
+        report.reference(),
+        against_base=against_base,
+        labels=labels,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        out=out,
+    )
+
+
+def evaluate_opened(
+    opened: OpenAdapter,
+    conversations: Sequence[Conversation],
+    reference: DataReference,
+    *,
+    against_base: bool = True,
+    labels: Sequence[str] | Literal["auto", "none"] = "auto",
+    metrics: Sequence[MetricGroup] | None = None,
+    samples: int = 3,
+    max_new_tokens: int = 64,
+    out: Path | None = None,
+) -> tuple[EvaluationResult, Path]:
+    """Measure an adapter that is loaded already; otherwise as `evaluate_stored`."""
+    name = opened.adapter.name
+    folder = out or settings().home / "evaluations" / f"{name.replace('@', '-')}-{short(reference.hash)}"
+    make_folder(folder)
+    base_model = None
+    if against_base:
+        try:
+            Systems(opened.model, against_base=True)
+        except MismatchError:  # switching this adapter off does not give its base back
+            base_model = load_model(opened.base)
+    result = evaluate_adapter(
+        opened.model,
+        opened.tokenizer,
+        conversations,
+        data_reference=reference,
+        against_base=against_base,
+        labels=labels,
+        metrics=metrics,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        adapter=name,
+        base=opened.base.reference(),
+        base_model=base_model,
+    )
+    write_report(result, folder)
+    Library().update(name, evaluations=(result.to_record(),))
+    return result, folder

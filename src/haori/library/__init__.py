@@ -1,0 +1,92 @@
+"""The library: adapters on disk, the proof of each, and what may be done with them.
+
+The only meeting place of the project: training writes adapters here, everything else reads them. Importing this
+package is light; each name is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from haori.library.adapter_files import AdapterFiles, inspect_adapter
+    from haori.library.attaching import attach, attach_files, check_base
+    from haori.library.formats.peft import export_peft
+    from haori.library.importer import import_adapter
+    from haori.library.licences import LicenceVerdict, effective_licence
+    from haori.library.logits import (
+        TOLERANCES,
+        LogitDifference,
+        Tolerance,
+        compare_logits,
+        default_probes,
+        live_probe_logits,
+    )
+    from haori.library.merge import Merged, merge_adapter
+    from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
+    from haori.library.show import card_table, list_table, verification_table
+    from haori.library.store import Library, Rebuilt, StoredAdapter, adapter_id, check_name, draft_card
+    from haori.library.verify import require_passed, verify_adapter
+
+_HOMES = {
+    "adapter_files": ("AdapterFiles", "inspect_adapter"),
+    "attaching": ("attach", "attach_files", "check_base"),
+    "formats.peft": ("export_peft",),
+    "importer": ("import_adapter",),
+    "licences": ("LicenceVerdict", "effective_licence"),
+    "logits": (
+        "LogitDifference",
+        "TOLERANCES",
+        "Tolerance",
+        "compare_logits",
+        "default_probes",
+        "live_probe_logits",
+    ),
+    "merge": ("Merged", "merge_adapter"),
+    "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
+    "show": ("card_table", "list_table", "verification_table"),
+    "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
+    "verify": ("require_passed", "verify_adapter"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "TOLERANCES",
+    "AdapterFiles",
+    "Library",
+    "LicenceVerdict",
+    "LogitDifference",
+    "Merged",
+    "OpenAdapter",
+    "Rebuilt",
+    "StoredAdapter",
+    "Tolerance",
+    "adapter_id",
+    "attach",
+    "attach_files",
+    "base_of",
+    "card_table",
+    "check_base",
+    "check_name",
+    "compare_logits",
+    "default_probes",
+    "draft_card",
+    "effective_licence",
+    "export_peft",
+    "import_adapter",
+    "inspect_adapter",
+    "list_table",
+    "live_probe_logits",
+    "merge_adapter",
+    "merge_stored",
+    "open_adapter",
+    "require_passed",
+    "verification_table",
+    "verify_adapter",
+    "verify_stored",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -1,0 +1,189 @@
+"""Reads an adapter's folder without torch: its configuration and the header of its weights.
+
+An adapter may come from a stranger, so everything is checked here before PEFT sees the folder: file kinds, sizes,
+the safetensors header, the method. Says nothing about any base: that is `attach`.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from haori.core.errors import FileFormatError, nearest
+from haori.core.safetensors_header import TensorEntry, read_safetensors_header
+
+__all__ = ["CONFIG_NAME", "PEFT_TYPES", "PICKLE_NAME", "WEIGHTS_NAME", "AdapterFiles", "inspect_adapter"]
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+_CONFIG_LIMIT_BYTES = 1 << 20
+
+# The methods of PEFT 0.21.2; a test holds this list against peft.PeftType, which cannot be imported without torch.
+PEFT_TYPES = frozenset({
+    "ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "C3A", "CARTRIDGE", "CPT", "DEFT", "DELORA", "FOURIERFT",
+    "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS",
+    "MULTITASK_PROMPT_TUNING", "OFT", "OSF", "PEANUT", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA",
+    "P_TUNING", "RANDLORA", "ROAD", "SHADOW", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA",
+    "VBLORA", "VERA", "WAVEFT", "XLORA",
+})  # fmt: skip
+_REFUSED_KEYS = {
+    "arrow_config": "it routes between other adapters, which its folder does not hold",
+    "megatron_config": "it was trained inside Megatron, whose layers this project does not build",
+}
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """What a PEFT folder says about itself.
+
+    Attributes:
+        folder: The folder.
+        peft_type: The method as PEFT spells it, e.g. LORA.
+        config: The whole of adapter_config.json.
+        tensors: Name, dtype and shape of every tensor.
+        ranks: Rank of every LoRA module by module name; empty for methods without one.
+        alpha: The configuration's alpha, if the method has one.
+        use_rslora: The scale is alpha / sqrt(rank) rather than alpha / rank.
+        use_dora: The update has a magnitude vector (DoRA).
+        modules_to_save: Modules that are stored whole.
+        trainable_tokens: Token ids whose embeddings are stored.
+        target_modules: Names or the one regular expression of the adapted modules.
+        size_bytes: Size of the weight file.
+    """
+
+    folder: Path
+    peft_type: str
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+    ranks: dict[str, int]
+    alpha: float | None
+    use_rslora: bool
+    use_dora: bool
+    modules_to_save: tuple[str, ...]
+    trainable_tokens: tuple[int, ...]
+    target_modules: tuple[str, ...]
+    size_bytes: int
+
+    @property
+    def method(self) -> str:
+        """Return the method in lower case; LoRA with a magnitude vector is `dora`."""
+        return "dora" if self.use_dora else self.peft_type.lower()
+
+    @property
+    def rank(self) -> int | None:
+        """Return the largest rank of any module, or None where the method has no LoRA factors."""
+        return max(self.ranks.values(), default=None)
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of stored values."""
+        return sum(math.prod(entry.shape) for entry in self.tensors.values())
+
+    @property
+    def weights(self) -> Path:
+        """Return the path of the weight file."""
+        return self.folder / WEIGHTS_NAME
+
+
+def inspect_adapter(folder: Path) -> AdapterFiles:
+    """Read and check a PEFT folder without loading a tensor.
+
+    Raises:
+        FileFormatError: A file is missing, a pickle, oversized, truncated or malformed, or the method is unknown or
+            needs more than the folder holds.
+    """
+    if not folder.is_dir():
+        raise FileFormatError(f"{str(folder)!r} is not a folder; an adapter is a folder with {CONFIG_NAME} in it.")
+    config = _read_config(folder / CONFIG_NAME)
+    peft_type = _check_method(folder, config)
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise FileFormatError(_no_weights(folder))
+    tensors = read_safetensors_header(weights).tensors
+    if not tensors:
+        raise FileFormatError(f"{str(weights)!r} holds no tensors, so there is no adapter in it.")
+    alpha = config.get("lora_alpha", config.get("alpha"))
+    return AdapterFiles(
+        folder=folder,
+        peft_type=peft_type,
+        config=config,
+        tensors=tensors,
+        ranks=_ranks(tensors),
+        alpha=float(alpha) if isinstance(alpha, int | float) else None,
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
+        modules_to_save=_names(config.get("modules_to_save")),
+        trainable_tokens=_token_ids(config.get("trainable_token_indices", config.get("token_indices"))),
+        target_modules=_names(config.get("target_modules")),
+        size_bytes=weights.stat().st_size,
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileFormatError(
+            f"{str(path.parent)!r} holds no {CONFIG_NAME}; an adapter is a folder as PEFT's save_pretrained writes it."
+        )
+    size = path.stat().st_size
+    if size > _CONFIG_LIMIT_BYTES:
+        raise FileFormatError(f"{str(path)!r} is {size:,} bytes; at most {_CONFIG_LIMIT_BYTES:,} are accepted.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise FileFormatError(f"{str(path)!r} is not a JSON file.") from None
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{str(path)!r} must hold a JSON object.")
+    return config
+
+
+def _check_method(folder: Path, config: dict[str, Any]) -> str:
+    peft_type = config.get("peft_type")
+    if not isinstance(peft_type, str) or peft_type not in PEFT_TYPES:
+        hint = nearest(str(peft_type).upper()[:40], sorted(PEFT_TYPES)) or "such as LORA."
+        raise FileFormatError(
+            f"The adapter in {str(folder)!r} has peft_type {str(peft_type)[:40]!r}, which PEFT does not know; {hint}"
+        )
+    if peft_type == "XLORA":
+        raise FileFormatError(
+            f"The adapter in {str(folder)!r} is X-LoRA: it mixes other adapters, which its folder lacks."
+        )
+    for key, reason in _REFUSED_KEYS.items():
+        if config.get(key):
+            raise FileFormatError(f"The adapter in {str(folder)!r} sets {key!r}: {reason}.")
+    return peft_type
+
+
+def _no_weights(folder: Path) -> str:
+    if (folder / PICKLE_NAME).is_file():
+        return (
+            f"{str(folder)!r} holds {PICKLE_NAME}, a Python pickle, which can run code when it is read. Convert it "
+            "on a machine you trust with `safetensors.torch.save_file(torch.load('adapter_model.bin', "
+            f"weights_only=True), '{WEIGHTS_NAME}')` and remove {PICKLE_NAME}."
+        )
+    return f"{str(folder)!r} holds no {WEIGHTS_NAME}, the file with the adapter's weights."
+
+
+def _ranks(tensors: dict[str, TensorEntry]) -> dict[str, int]:
+    """Return the rank of each module from the shape of A: [R, in], or [R, vocabulary] for an embedding."""
+    ranks = {}
+    for key, entry in tensors.items():
+        for suffix in (".lora_A.weight", ".lora_embedding_A", ".lora_A"):
+            if key.endswith(suffix) and entry.shape:
+                ranks[key.removesuffix(suffix).removeprefix("base_model.model.")] = entry.shape[0]
+                break
+    return ranks
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    # PEFT writes sets, whose order differs from run to run.
+    return tuple(sorted(str(item) for item in value)) if isinstance(value, list) else ()
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if isinstance(value, dict):
+        value = [item for items in value.values() if isinstance(items, list) for item in items]
+    return tuple(sorted({item for item in value if type(item) is int})) if isinstance(value, list) else ()

@@ -1,0 +1,107 @@
+"""The card of an adapter: drafting it from files, its content id, reading it back.
+
+The id is a hash of the weight file's bytes and of the configuration that changes what the adapter computes. Left out
+of it are the fields that only say where things were or which program wrote them, so that the same adapter keeps its
+id when a folder is moved, exported or saved again by a newer PEFT.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from haori.core.errors import LibraryError
+from haori.core.hashing import hash_data, hash_file
+from haori.core.records import AdapterCard, BaseReference, now
+from haori.library.adapter_files import AdapterFiles, inspect_adapter
+from haori.library.licences import effective_licence
+
+__all__ = ["CARD_NAME", "adapter_id", "draft_card", "read_card"]
+
+CARD_NAME = "card.json"
+_CARD_LIMIT_BYTES = 32 << 20
+_VOLATILE = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config"}
+)
+# PEFT keeps these as sets; their order in the file is accidental.
+_SETS = frozenset({"target_modules", "exclude_modules", "modules_to_save", "target_parameters"})
+_PACKAGES = ("haori", "torch", "transformers", "peft")
+
+
+def adapter_id(files: AdapterFiles) -> str:
+    """Return the content id of an adapter as `sha256:<hex>`."""
+    config: dict[str, Any] = {}
+    for key, value in files.config.items():
+        # A field at its empty value is the same as one that an older PEFT did not know.
+        if key in _VOLATILE or value in (None, False, [], {}):
+            continue
+        config[key] = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
+    return hash_data([hash_file(files.weights), config])
+
+
+def draft_card(folder: Path, base: BaseReference, *, origin: Literal["trained", "added"], **fields: Any) -> AdapterCard:
+    """Build the card of the adapter in `folder`: what its files say, and the given fields.
+
+    Args:
+        folder: A PEFT folder.
+        base: The base it belongs to.
+        origin: `trained` here, or `added` from elsewhere.
+        fields: Any other field of `AdapterCard` (data, recipe, run, verification, template_hash, seed, ...). Where no
+            licence is given for a trained adapter, the effective licence of base, data and parents is entered.
+
+    Raises:
+        FileFormatError: The adapter's files are unusable.
+    """
+    files = inspect_adapter(folder)
+    fields.setdefault("versions", _versions() if origin == "trained" else _foreign_versions(files))
+    fields.setdefault("created", now())
+    card = AdapterCard(
+        id=adapter_id(files),
+        origin=origin,
+        base=base,
+        method=files.method,
+        rank=files.rank,
+        alpha=files.alpha,
+        target_modules=files.target_modules,
+        trainable_parameters=files.parameters,
+        size_bytes=files.size_bytes,
+        **fields,
+    )
+    if card.licence is None and origin == "trained":
+        card = card.with_fields(licence=effective_licence(card).expression)
+    return card
+
+
+def read_card(folder: Path) -> AdapterCard | None:
+    """Read the card kept in an adapter's folder; None if there is none.
+
+    Raises:
+        LibraryError: The card is damaged.
+    """
+    path = folder / CARD_NAME
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            return AdapterCard.model_validate_json(file.read(_CARD_LIMIT_BYTES))
+    except ValidationError:
+        raise LibraryError(
+            f"The card {str(path)!r} is damaged and cannot be read; restore it or remove its folder, then run "
+            "`haori library rebuild`."
+        ) from None
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _foreign_versions(files: AdapterFiles) -> dict[str, str]:
+    written_by = files.config.get("peft_version")
+    return {"peft": written_by} if isinstance(written_by, str) else {}

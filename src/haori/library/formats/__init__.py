@@ -1,0 +1,1 @@
+"""File formats that adapters leave the library in, one module each."""

@@ -1,0 +1,72 @@
+"""The PEFT folder: which files belong to an adapter, and writing one that stock PEFT loads anywhere."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from haori.core.errors import InputError, LibraryError
+from haori.core.storage import staged_folder
+from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from haori.core.records import AdapterCard
+
+__all__ = ["check_new_folder", "copy_adapter", "export_peft"]
+
+_REQUIRED = (WEIGHTS_NAME, CONFIG_NAME)
+# What may stand beside the weights: text, tokenizer, template and plots. Optimizer states, pickles, code and
+# sub-folders such as checkpoints are not part of an adapter and stay behind.
+_BESIDE = (
+    "README*", "LICENSE*", "LICENCE*", "NOTICE*", "chat_template.jinja", "chat_template.json", "tokenizer.json",
+    "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "spiece.model", "generation_config.json", "*.png", "*.svg", "recipe.yaml",
+    "metrics.jsonl",
+)  # fmt: skip
+_BESIDE_LIMIT_BYTES = 64 << 20
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """Copy the files that make up an adapter, and only those, from one folder into an existing other."""
+    beside = {
+        path.name
+        for pattern in _BESIDE
+        for path in source.glob(pattern)
+        if path.is_file() and path.stat().st_size <= _BESIDE_LIMIT_BYTES
+    }
+    for name in (*_REQUIRED, *sorted(beside)):
+        shutil.copyfile(source / name, target / name)
+
+
+def check_new_folder(out: Path) -> None:
+    """Refuse to write into a folder that holds something, or over a file.
+
+    Raises:
+        InputError: `out` is in use.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"{str(out)!r} already exists and is not an empty folder; choose a new one.")
+
+
+def export_peft(folder: Path, card: "AdapterCard", out: Path) -> Path:
+    """Write a stored adapter as a new stock PEFT folder.
+
+    `base_model_name_or_path` is set to the hub id of the base where it has one, and to its name otherwise, since a
+    path on this machine means nothing elsewhere. The card stays in the library: it may name private files.
+
+    Raises:
+        InputError: `out` exists and is not empty.
+        LibraryError: The stored files are damaged.
+    """
+    check_new_folder(out)
+    with staged_folder(out) as stage:
+        copy_adapter(folder, stage)
+        try:
+            config = json.loads((stage / CONFIG_NAME).read_text(encoding="utf-8"))
+        except ValueError:
+            raise LibraryError(f"The stored {str(folder / CONFIG_NAME)!r} is damaged: it is not JSON.") from None
+        kind, _, place = card.base.source.partition(":")
+        config["base_model_name_or_path"] = place if kind == "hub" else card.base.name
+        config["revision"] = card.base.revision if kind == "hub" else None
+        (stage / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return out

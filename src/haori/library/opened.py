@@ -1,0 +1,167 @@
+"""Adapters of the library at work: find the base on the card, attach, answer, verify again, merge.
+
+Finding a base by its card tries where it came from first, and takes only one whose content fits.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import BaseError, HaoriError
+from haori.core.records import AdapterCard, Check, Verification
+from haori.library.store import Library, StoredAdapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from haori.bases import Base
+
+__all__ = ["OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"]
+
+
+@dataclass(frozen=True)
+class OpenAdapter:
+    """An adapter attached to its base, ready to answer."""
+
+    adapter: StoredAdapter
+    base: "Base"
+    model: "PeftModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def answer(self, messages: "str | Sequence[Any]", **settings: Any) -> str:
+        """Return the adapter's answer to a conversation, or to a single user message.
+
+        Args:
+            messages: Text of the user, or messages of {role, content}.
+            settings: Passed to `haori.bases.generate`: max_new_tokens, temperature, top_p, seed.
+        """
+        from haori.bases import generate
+        from haori.data import render_prompt
+
+        asked: list[Any] = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        return generate(self.model, self.tokenizer, [render_prompt(self.tokenizer, asked)], **settings)[0]
+
+    @contextmanager
+    def strength(self, on: bool) -> Iterator[None]:
+        """Run a block with the adapter on, or with the bare base."""
+        if on:
+            yield
+        else:
+            with self.model.disable_adapter():
+                yield
+
+
+def open_adapter(
+    name: str,
+    *,
+    base_spec: str | None = None,
+    dtype: str = "auto",
+    allow_different_weights: bool = False,
+    library: Library | None = None,
+) -> OpenAdapter:
+    """Load an adapter of the library onto its base.
+
+    Args:
+        name: `support`, `support@2` or the first digits of an id.
+        base_spec: Base to use instead of the one on the card.
+        dtype: Dtype of the base.
+        allow_different_weights: Accept a base of the same structure with other weights.
+        library: The library; by default the one of this machine.
+
+    Raises:
+        LibraryError: There is no such adapter.
+        BaseError: Its base is not on this machine and cannot be fetched.
+        MismatchError: The base is another one.
+    """
+    from haori.bases import load_tokenizer
+    from haori.library.attaching import attach
+
+    stored = (library or Library()).get(name)
+    base = base_of(stored.card, base_spec)
+    model = attach(base, stored.path, card=stored.card, dtype=dtype, allow_different_weights=allow_different_weights)
+    return OpenAdapter(stored, base, model, load_tokenizer(base))
+
+
+def base_of(card: AdapterCard, spec: str | None = None) -> "Base":
+    """Find the base that a card names, or the one given instead.
+
+    Raises:
+        BaseError: Nothing with a fitting name is here.
+    """
+    from haori.bases import find_base
+
+    if spec is not None:
+        return find_base(spec)
+    wanted = card.base
+    kind, _, place = wanted.source.partition(":")
+    found: Base | None = None
+    problem: HaoriError | None = None
+    for candidate in [wanted.name] if kind == "wheel" else [place, wanted.name]:
+        try:
+            base = find_base(candidate, revision=wanted.revision if kind == "hub" else None)
+        except HaoriError as error:
+            problem = problem or error
+            continue
+        if wanted.fingerprint.compare(base.fingerprint) == "same":
+            return base
+        found = found or base
+    if found is None:
+        raise BaseError(
+            f"The base {wanted.name!r} ({wanted.source}, fingerprint {wanted.fingerprint.id}) of this adapter was not "
+            f"found: {problem} Give it with --base."
+        )
+    return found
+
+
+def verify_stored(library: Library, name: str, *, base_spec: str | None = None) -> Verification:
+    """Verify a stored adapter again and keep the result on its card.
+
+    Besides what `verify_adapter` checks, the chat template must be the one trained with.
+    """
+    from haori.bases import load_tokenizer
+    from haori.data import template_hash
+    from haori.library.attaching import check_base
+    from haori.library.logits import default_probes
+    from haori.library.verify import verify_adapter
+
+    stored = library.get(name)
+    base = base_of(stored.card, base_spec)
+    check_base(stored.card, base.reference())
+    tokenizer = load_tokenizer(base)
+    found = verify_adapter(base, stored.path, probes=default_probes(tokenizer))
+    if stored.card.template_hash is not None:
+        same = stored.card.template_hash == template_hash(tokenizer)
+        said = "is the one trained with" if same else "is not the one trained with, so answers would differ"
+        check = Check(name="chat template", passed=same, detail=f"the base's chat template {said}")
+        found = found.with_fields(checks=(*found.checks, check), passed=found.passed and same)
+    library.update(stored.name, verification=found)
+    return found
+
+
+def merge_stored(
+    name: str,
+    out: Path,
+    *,
+    base_spec: str | None = None,
+    dtype: str = "bf16",
+    allow_different_weights: bool = False,
+    library: Library | None = None,
+) -> Path:
+    """Merge a stored adapter into its base and write the result to a new folder.
+
+    Raises:
+        BaseError: The base is quantised: merging would change the result.
+        MismatchError: The base is another one.
+        VerificationError: The merged model does not answer as base and adapter do.
+    """
+    from haori.library.merge import merge_adapter
+
+    stored = (library or Library()).get(name)
+    base = base_of(stored.card, base_spec)
+    merge_adapter(
+        base, stored.path, out, dtype=dtype, card=stored.card, allow_different_weights=allow_different_weights
+    )
+    return out

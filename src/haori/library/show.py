@@ -1,0 +1,117 @@
+"""What a terminal shows of the library: lists, cards, proofs."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from haori.core.hashing import short
+from haori.core.records import AdapterCard, DataReference, Metric, Verification
+from haori.library.licences import effective_licence
+from haori.library.store import StoredAdapter
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["card_table", "list_table", "verification_table"]
+
+
+def list_table(adapters: Iterable[StoredAdapter]) -> "Table":
+    """Return one line per name."""
+    from rich.table import Column, Table
+
+    titles = ("name", "base", "method", "MB", "licence", "proved", "created")
+    table = Table(*(Column(title, overflow="fold") for title in titles))
+    for stored in adapters:
+        card = stored.card
+        table.add_row(
+            stored.name,
+            card.base.name,
+            card.method + (f" r{card.rank}" if card.rank else ""),
+            f"{card.size_bytes / 1e6:.1f}",
+            card.licence or "unknown",
+            _proved(card.verification),
+            card.created[:10],
+        )
+    return table
+
+
+def card_table(stored: StoredAdapter) -> "Table":
+    """Return everything a person would ask about an adapter."""
+    from rich.table import Column, Table
+
+    card = stored.card
+    verdict = effective_licence(card)
+    table = Table("", Column(overflow="fold"), title=stored.name, show_header=False, title_justify="left")
+    rows = [
+        ("names", ", ".join(card.names)),
+        ("id", short(card.id)),
+        ("folder", str(stored.path)),
+        ("base", f"{card.base.name} ({card.base.source}), fingerprint {card.base.fingerprint.id}"),
+        ("method", _method(card)),
+        ("file", f"{card.size_bytes / 1e6:.1f} MB, {card.trainable_parameters:,} parameters"),
+        *(("data", _data(data)) for data in card.data),
+        ("licence", card.licence or "unknown"),
+        ("commercial use", f"{verdict.commercial}: {' '.join(verdict.reasons)} Not legal advice."),
+        ("proved", _proved(card.verification)),
+        *_run(card),
+        *((f"measured {evaluation.time[:10]}", _evaluation(evaluation.metrics, evaluation.data))
+          for evaluation in card.evaluations),
+        ("made with", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
+        ("description", card.description or ""),
+    ]  # fmt: skip
+    for key, value in rows:
+        if value:
+            table.add_row(key, value)
+    return table
+
+
+def verification_table(verification: Verification) -> "Table":
+    """Return the checks of a proof, one line each."""
+    from rich.table import Column, Table
+
+    table = Table("check", "", Column("what was found", overflow="fold"))
+    for check in verification.checks:
+        mark = "[green]passed[/]" if check.passed else "[bold red]failed[/]"
+        table.add_row(check.name, mark, check.detail)
+    return table
+
+
+def _method(card: AdapterCard) -> str:
+    parts = [card.method]
+    if card.rank is not None:
+        parts.append(f"rank {card.rank}")
+    if card.alpha is not None:
+        parts.append(f"alpha {card.alpha:g}")
+    if card.target_modules:
+        parts.append(f"on {', '.join(card.target_modules)}")
+    return ", ".join(parts)
+
+
+def _data(data: DataReference) -> str:
+    rows = ", ".join(f"{count:,} {split}" for split, count in data.rows.items())
+    return f"{data.source}: {rows} rows, {data.format}, {data.licence or 'licence unknown'}, {short(data.hash)}"
+
+
+def _run(card: AdapterCard) -> list[tuple[str, str]]:
+    if card.run is None:
+        return []
+    run = card.run
+    figures = (
+        f"{run.steps} steps, {run.tokens:,} tokens, {run.seconds:.0f} s, peak {run.peak_memory_bytes / 1e9:.2f} GB"
+    )
+    return [("training", figures), ("diagnosis", " ".join(run.diagnosis))]
+
+
+def _evaluation(metrics: dict[str, Metric], data: DataReference) -> str:
+    said = []
+    for name, metric in metrics.items():
+        base = f" (base {metric.base:.4g})" if metric.base is not None else ""
+        said.append(f"{name.replace('_', ' ')} {metric.value:.4g}{base}")
+    return f"{', '.join(said)} on {data.source}"
+
+
+def _proved(verification: Verification | None) -> str:
+    if verification is None:
+        return "no"
+    if not verification.passed:
+        return f"FAILED: {', '.join(check.name for check in verification.failures)}"
+    return f"yes, {len(verification.checks)} checks in {verification.dtype}"

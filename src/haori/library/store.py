@@ -1,0 +1,349 @@
+"""The library on disk: one adapter is one folder, named by its content, with a card that names it for people.
+
+    <root>/adapters/<first 2 hex>/<64 hex>/   stock PEFT files and card.json
+    <root>/index.sqlite                       made again from the cards when missing, damaged or out of step
+    <root>/.lock  <root>/.changing            held during a change; there during a change
+
+The cards are the truth. Writers hold one lock for the whole of a change and every change is one rename, so a process
+killed at any instant leaves the old state or the new one. What it left half-made begins with a dot and is never
+looked at (`rebuild` deletes it), and the mark it left behind tells the next reader to make the index again. Names
+carry versions: the next one is one above the highest in use.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from haori.core.errors import HaoriError, LibraryError, StorageError, nearest
+from haori.core.records import AdapterCard
+from haori.core.settings import settings
+from haori.core.storage import explain_os_errors, staged_folder, write_text
+from haori.library.adapter_files import inspect_adapter
+from haori.library.cards import CARD_NAME, adapter_id, draft_card, read_card
+from haori.library.formats.peft import copy_adapter, export_peft
+from haori.library.index import Index, IndexRow, IndexUnusableError, rows_of
+from haori.library.lock import library_lock
+
+__all__ = ["Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
+_FIXED = frozenset({"id", "names", "base", "schema_version"})
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter in the library.
+
+    Attributes:
+        path: Its folder: stock PEFT files and the card.
+        card: What is known about it.
+        name: The name with version that it was found or stored under, e.g. `support@2`.
+    """
+
+    path: Path
+    card: AdapterCard
+    name: str
+
+
+class Rebuilt(NamedTuple):
+    """Result of `Library.rebuild`: how many adapters are listed, and a sentence for each folder that is not."""
+
+    adapters: int
+    problems: tuple[str, ...]
+
+
+def check_name(name: str) -> str:
+    """Return `name` if an adapter may be called so.
+
+    Raises:
+        LibraryError: It may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise LibraryError(
+            f"An adapter cannot be called {name[:120]!r}: use letters, digits, '.', '_' and '-' (at most 100, a letter "
+            "or digit first); the version is added by the library."
+        )
+    return name
+
+
+class Library:
+    """The adapters under `root` (by default the library of this machine).
+
+    An adapter is asked for by a spec: `support` (its newest version), `support@1`, or 6 or more digits of its id.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = settings().library if root is None else root
+        self._index = Index(self.root / "index.sqlite")
+        self._mark = self.root / ".changing"
+
+    def add(self, folder: Path, name: str, card: AdapterCard) -> StoredAdapter:
+        """Store the adapter in `folder` as the next version of `name`.
+
+        The same content under the same name is not stored again; under another name it gains that name, and its card
+        stays as it is.
+
+        Args:
+            folder: A PEFT folder.
+            name: Name without version.
+            card: From `draft_card`, with the verification that it passed.
+
+        Raises:
+            LibraryError: The name is not allowed, the proof is missing or failed, the card is not of these files, or
+                the same files are stored as made for another base.
+            FileFormatError: The files are unusable.
+        """
+        check_name(name)
+        if card.verification is None or not card.verification.passed:
+            raise LibraryError(
+                f"The adapter for {name!r} was not stored: the library takes only what passed its proof."
+            )
+        if adapter_id(inspect_adapter(folder)) != card.id:
+            raise LibraryError(f"The card given for {name!r} does not describe the files in {str(folder)!r}.")
+        with self._change() as cards:
+            held = next((stored for stored in cards if stored.id == card.id), None)
+            if held is not None:
+                return self._add_name(held, name, card, cards)
+            card = card.with_fields(names=(_next_name(name, cards),))
+            place = self._place(card.id)
+            with staged_folder(place) as stage:
+                copy_adapter(folder, stage)
+                (stage / CARD_NAME).write_text(_card_text(card), encoding="utf-8")
+            self._remember(card)
+        return StoredAdapter(place, card, card.names[-1])
+
+    def get(self, spec: str) -> StoredAdapter:
+        """Find one adapter.
+
+        Raises:
+            LibraryError: There is none, or the id digits fit several; near names are given.
+        """
+        return self._stored(_find(spec, self._rows()))
+
+    def list(self) -> tuple[StoredAdapter, ...]:
+        """Return every name of every adapter, by name and version."""
+        return self.search("")
+
+    def search(self, query: str) -> tuple[StoredAdapter, ...]:
+        """Return the adapters in whose names, base, method, licences, description or data every word occurs."""
+        return tuple(self._stored(row) for row in self._rows(query.split()) if self._place(row.adapter).is_dir())
+
+    def remove(self, spec: str) -> tuple[str, ...]:
+        """Take a name away; an adapter without names is deleted. An id takes away all of its names.
+
+        Returns:
+            The names removed.
+
+        Raises:
+            LibraryError: There is no such adapter.
+        """
+        with self._change() as cards:
+            row = _find(spec, _rows_of_all(cards))
+            stored = self._stored(row)
+            by_name = "@" in spec or spec == row.name
+            gone = (stored.name,) if by_name else stored.card.names
+            card = stored.card.with_fields(names=tuple(name for name in stored.card.names if name not in gone))
+            if card.names:
+                write_text(stored.path / CARD_NAME, _card_text(card))
+            else:
+                _discard(stored.path)
+            self._remember(card)
+        return gone
+
+    def update(self, spec: str, **fields: Any) -> StoredAdapter:
+        """Change fields of a card. `evaluations` are added to those it has; any other field is replaced.
+
+        Raises:
+            LibraryError: There is no such adapter, or a field is part of its identity.
+        """
+        if fixed := _FIXED & set(fields):
+            raise LibraryError(f"The card's {min(fixed)!r} cannot be changed.")
+        with self._change() as cards:
+            stored = self._stored(_find(spec, _rows_of_all(cards)))
+            if "evaluations" in fields:
+                fields["evaluations"] = (*stored.card.evaluations, *fields["evaluations"])
+            card = stored.card.with_fields(**fields)
+            write_text(stored.path / CARD_NAME, _card_text(card))
+            self._remember(card)
+        return StoredAdapter(stored.path, card, stored.name)
+
+    def export(self, spec: str, out: Path) -> Path:
+        """Write one adapter as a new stock PEFT folder.
+
+        Raises:
+            LibraryError: There is no such adapter.
+            InputError: `out` exists and is not empty.
+        """
+        stored = self.get(spec)
+        return export_peft(stored.path, stored.card, out)
+
+    def rebuild(self) -> Rebuilt:
+        """Read every folder again, write the index from them, and delete what killed processes left behind.
+
+        A folder whose card is damaged, or whose files are not those its id was made from, is left out and reported.
+        """
+        with library_lock(self.root):
+            for leftover in self.root.glob("adapters/??/.*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            return self._refill()
+
+    def _add_name(self, held: AdapterCard, name: str, new: AdapterCard, cards: Sequence[AdapterCard]) -> StoredAdapter:
+        place = self._place(held.id)
+        if held.base.fingerprint.compare(new.base.fingerprint) != "same":
+            raise LibraryError(
+                f"The same files are in the library as {held.names[-1]!r}, made for the base {held.base.name!r} "
+                f"({held.base.fingerprint.id}), not {new.base.name!r} ({new.base.fingerprint.id})."
+            )
+        same = [full for full in held.names if full.rpartition("@")[0] == name]
+        if same:
+            return StoredAdapter(place, held, same[-1])
+        card = held.with_fields(names=(*held.names, _next_name(name, cards)))
+        write_text(place / CARD_NAME, _card_text(card))
+        self._remember(card)
+        return StoredAdapter(place, card, card.names[-1])
+
+    def _remember(self, card: AdapterCard) -> None:
+        try:
+            self._index.put(card.id, rows_of(card))
+        except IndexUnusableError:
+            # The change is on disk and complete; without an index the next reader makes one from the cards.
+            self._index.drop()
+
+    def _stored(self, row: IndexRow) -> StoredAdapter:
+        place = self._place(row.adapter)
+        name = f"{row.name}@{row.version}"
+        card = read_card(place)
+        if card is None:
+            raise LibraryError(f"The folder of {name!r} is gone: {str(place)!r}. Run `haori library rebuild`.")
+        return StoredAdapter(place, card, name)
+
+    def _rows(self, words: Sequence[str] = ()) -> Sequence[IndexRow]:
+        if not (self.root / "adapters").is_dir():
+            return ()
+        if not self._mark.exists():
+            with suppress(IndexUnusableError):
+                return self._index.rows(words)
+        try:
+            with library_lock(self.root):
+                self._refill()
+        except StorageError:
+            pass  # a full or read-only disk is no reason not to read: the cards say it all
+        else:
+            with suppress(IndexUnusableError):
+                return self._index.rows(words)
+        rows = _rows_of_all(self._checked_cards()[0])
+        return [row for row in rows if all(word.lower() in row.text for word in words)]
+
+    @contextmanager
+    def _change(self) -> Iterator[Sequence[AdapterCard]]:
+        """Hold the lock and yield every card; the mark stays behind if the change does not come to its end."""
+        with library_lock(self.root):
+            was_stale = self._mark.exists()
+            with explain_os_errors(self._mark):
+                self._mark.touch()
+            try:
+                yield [card for place in self._places() if (card := _card_or_none(place)) is not None]
+            except LibraryError:
+                if not was_stale:
+                    self._mark.unlink()  # refused before anything was written
+                raise
+            if not was_stale:
+                self._mark.unlink()
+
+    def _refill(self) -> Rebuilt:
+        cards, problems = self._checked_cards()
+        self._index.fill(_rows_of_all(cards))
+        self._mark.unlink(missing_ok=True)
+        return Rebuilt(len(cards), tuple(problems))
+
+    def _checked_cards(self) -> tuple[Sequence[AdapterCard], Sequence[str]]:
+        cards: dict[str, AdapterCard] = {}
+        problems: list[str] = []
+        taken: dict[str, str] = {}
+        for place in self._places():
+            try:
+                card = read_card(place)
+                actual = adapter_id(inspect_adapter(place))
+            except (HaoriError, OSError) as error:
+                problems.append(str(error))
+                continue
+            clash = next((full for full in card.names if full in taken), None) if card is not None else None
+            if card is None:
+                problems.append(f"{str(place)!r} holds no {CARD_NAME}.")
+            elif actual != card.id or place != self._place(card.id):
+                problems.append(f"The files in {str(place)!r} are not those its card describes: they were changed.")
+            elif clash is not None:
+                problems.append(f"{str(place)!r} is called {clash!r}, as is {taken[clash]!r}; remove one of them.")
+            else:
+                taken.update(dict.fromkeys(card.names, str(place)))
+                cards[card.id] = card
+        return list(cards.values()), problems
+
+    def _places(self) -> Iterator[Path]:
+        """Yield the folders of adapters; names with a dot are unfinished or discarded."""
+        for place in sorted(self.root.glob("adapters/[0-9a-f][0-9a-f]/*")):
+            if not place.name.startswith(".") and place.is_dir():
+                yield place
+
+    def _place(self, identity: str) -> Path:
+        digits = identity.removeprefix("sha256:")
+        return self.root / "adapters" / digits[:2] / digits
+
+
+def _find(spec: str, rows: Sequence[IndexRow]) -> IndexRow:
+    """Choose the row that a spec means: name@version, name (its newest), or digits of an id."""
+    name, _, version = spec.partition("@")
+    named = [row for row in rows if row.name == name]
+    if named and not version:
+        return max(named, key=lambda row: row.version)
+    for row in named:
+        if version == str(row.version):
+            return row
+    if named:
+        held = ", ".join(str(row.version) for row in named)
+        raise LibraryError(f"{name!r} has no version {version!r}; it has {held}.")
+    if _ID_PREFIX.fullmatch(spec):
+        digits = spec.removeprefix("sha256:")
+        fitting = {row.adapter: row for row in rows if row.adapter.removeprefix("sha256:").startswith(digits)}
+        if len(fitting) > 1:
+            raise LibraryError(f"The digits {digits!r} fit {len(fitting)} adapters; give more of them.")
+        if fitting:
+            return next(iter(fitting.values()))
+    if not rows:
+        raise LibraryError(f"The library has no adapter {spec!r}: it is empty. Train one, or add one that you have.")
+    hint = nearest(name, {row.name for row in rows}) or "`haori library list` shows what it holds."
+    raise LibraryError(f"The library has no adapter {spec!r}; {hint}")
+
+
+def _next_name(name: str, cards: Sequence[AdapterCard]) -> str:
+    pairs = [full.rpartition("@") for card in cards for full in card.names]
+    return f"{name}@{max((int(version) for held, _, version in pairs if held == name), default=0) + 1}"
+
+
+def _rows_of_all(cards: Sequence[AdapterCard]) -> Sequence[IndexRow]:
+    return sorted((row for card in cards for row in rows_of(card)), key=lambda row: (row.name, row.version))
+
+
+def _card_or_none(place: Path) -> AdapterCard | None:
+    try:
+        return read_card(place)
+    except LibraryError:
+        return None
+
+
+def _card_text(card: AdapterCard) -> str:
+    return card.model_dump_json(indent=2) + "\n"
+
+
+def _discard(place: Path) -> None:
+    """Delete a folder: out of sight in one rename, then file by file."""
+    with explain_os_errors(place):
+        grave = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name[:12]}.removed."))
+        place.rename(grave / place.name)
+        shutil.rmtree(grave)

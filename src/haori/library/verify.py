@@ -1,0 +1,249 @@
+"""The proof of a saved adapter: it is read from disk onto a fresh base and must be what was trained.
+
+Every check is one row of the `Verification`. A check that does not apply passes with a detail that begins with
+"skipped" and says why. One copy of the base is loaded; it is measured bare, with the adapter, and merged in place.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import FileFormatError, MismatchError, VerificationError
+from haori.core.records import Check, Verification, now
+from haori.library.adapter_files import AdapterFiles, inspect_adapter
+from haori.library.attaching import attach_files
+from haori.library.logits import TOLERANCES, compare_logits, default_probes, live_probe_logits, model_dtype
+from haori.library.merge import compare_merged, merge_in_place
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+
+    from haori.bases import Base
+
+__all__ = ["delta_norms", "require_passed", "verify_adapter"]
+
+# Methods whose layers say dW in full. The others rotate, rescale or prepend; for them only the logits are compared.
+_ADDITIVE = frozenset({"ADALORA", "C3A", "DELORA", "FOURIERFT", "LOHA", "LOKR", "LORA", "RANDLORA", "VBLORA", "VERA"})
+
+
+def verify_adapter(
+    base: "Base",
+    folder: Path,
+    *,
+    probes: Sequence[Sequence[int]] | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    live_logits: "Sequence[Tensor] | None" = None,
+    prompt_pair: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> Verification:
+    """Reload the adapter in `folder` onto a fresh copy of `base` and check it.
+
+    Args:
+        base: The base it was trained on.
+        folder: Its PEFT folder.
+        probes: Token ids of a few prompts; by default, or where there are none, `default_probes`.
+        dtype: Dtype of the base, the same as in training where `live_logits` are given.
+        device: Where to load the base.
+        live_logits: What `live_probe_logits` gave for the same probes on the model still in memory.
+        prompt_pair: Ids of one prompt as training rendered it and as inference renders it.
+
+    Returns:
+        The checks; it never raises for an adapter that is wrong. See `require_passed`.
+    """
+    from haori.bases import load_tokenizer
+
+    try:
+        files = inspect_adapter(folder)
+    except FileFormatError as error:
+        return _verification([_failed("files", str(error))], dtype)
+    checks = [_passed("files", f"{files.method}, {len(files.tensors)} tensors, {files.size_bytes:,} bytes")]
+    checks.append(_check_finite(files))
+    if checks[-1].passed:
+        probes = probes or default_probes(load_tokenizer(base))
+        found, dtype = _check_on_base(base, files, _with_invocation(files, probes), dtype, device, live_logits)
+        checks += found
+    checks.append(_check_prompts(prompt_pair))
+    return _verification(checks, dtype)
+
+
+def require_passed(verification: Verification) -> None:
+    """Raise unless every check passed.
+
+    Raises:
+        VerificationError: One sentence with the failing checks.
+    """
+    if not verification.passed:
+        failures = "; ".join(f"{check.name}: {check.detail.rstrip('.')}" for check in verification.failures)
+        raise VerificationError(f"The adapter failed its proof ({failures}).")
+
+
+def delta_norms(adapted: "PeftModel") -> dict[str, float]:
+    """Return the Frobenius norm of what the adapter changes, by module name.
+
+    For LoRA and its kin the norm of dW (before DoRA's rescaling); for modules saved whole and trained tokens the norm
+    of the difference to the base. Modules of methods that do not add to weights are absent.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    additive = str(adapted.peft_config["default"].peft_type.value) in _ADDITIVE
+    norms = {}
+    for full_name, module in adapted.named_modules():
+        name = full_name.removeprefix("base_model.model.")
+        if isinstance(module, ModulesToSaveWrapper):
+            norms[name] = _distance(module.modules_to_save["default"], module.original_module)
+        elif isinstance(module, TrainableTokensLayer):
+            if module.tied_adapter is None:
+                norms[name] = _token_distance(module)
+        elif isinstance(module, BaseTunerLayer) and additive and hasattr(module, "get_delta_weight"):
+            delta: Tensor = module.get_delta_weight("default")
+            norms[name] = float(delta.detach().float().norm())
+    return norms
+
+
+def _check_on_base(
+    base: "Base",
+    files: AdapterFiles,
+    probes: Sequence[Sequence[int]],
+    dtype: str,
+    device: str | None,
+    live_logits: "Sequence[Tensor] | None",
+) -> tuple[list[Check], str]:
+    """Run the checks that need the base in memory; return them with the dtype that `auto` became."""
+    from haori.bases import load_model
+
+    model = load_model(base, dtype=dtype, device=device)
+    dtype = model_dtype(model)
+    of_base = live_probe_logits(model, probes)
+    try:
+        adapted = attach_files(model, files, base_name=base.name)
+    except MismatchError as error:
+        return [_failed("keys", str(error))], dtype
+    of_adapter = live_probe_logits(adapted, probes)
+    checks = [
+        _passed("keys", f"all {len(files.tensors)} tensors were used, none is missing"),
+        _check_delta(adapted),
+        _check_effect(of_adapter, of_base),
+        _check_reloaded(of_adapter, live_logits, dtype),
+        _check_merge(base, adapted, probes, of_adapter, of_base, dtype),
+    ]
+    return checks, dtype
+
+
+def _check_finite(files: AdapterFiles) -> Check:
+    from safetensors import safe_open
+
+    broken = []
+    with safe_open(files.weights, framework="pt") as file:
+        for key in files.tensors:
+            tensor: Tensor = file.get_tensor(key)
+            if not bool(tensor.isfinite().all()):
+                broken.append(key)
+    if broken:
+        return _failed("finite", f"{len(broken)} tensors hold NaN or infinity, first {broken[0]!r}")
+    return _passed("finite", "no NaN and no infinity")
+
+
+def _check_delta(adapted: "PeftModel") -> Check:
+    norms = delta_norms(adapted)
+    if not norms:
+        return _passed("delta", "skipped: this method adds nothing to weights; its effect on the logits is checked")
+    zero = [name for name, norm in norms.items() if not norm > 0]
+    least = min(norms, key=lambda name: norms[name])
+    if zero:
+        detail = f"{len(zero)} of {len(norms)} modules were not changed at all, first {zero[0]!r}"
+        return Check(name="delta", passed=False, detail=detail, value=0.0, limit=0.0)
+    detail = f"{len(norms)} of {len(norms)} modules changed; smallest norm {norms[least]:.3g} in {least!r}"
+    return Check(name="delta", passed=True, detail=detail, value=norms[least], limit=0.0)
+
+
+def _check_effect(of_adapter: "Sequence[Tensor]", of_base: "Sequence[Tensor]") -> Check:
+    effect = compare_logits(of_adapter, of_base)
+    if not math.isfinite(effect.rms):
+        return _failed("effect", "with the adapter the logits are NaN or infinite")
+    detail = f"the adapter moves the logits by {effect.rms:.2g} of their spread"
+    if effect.max == 0:
+        detail = "with the adapter the model computes exactly what the base does"
+    return Check(name="effect", passed=effect.max > 0, detail=detail, value=effect.rms, limit=0.0)
+
+
+def _check_reloaded(of_adapter: "Sequence[Tensor]", live: "Sequence[Tensor] | None", dtype: str) -> Check:
+    if live is None:
+        return _passed("reload", "skipped: there is no live model to compare with")
+    error, limit = compare_logits(live, of_adapter).rms, TOLERANCES[dtype].reloaded
+    detail = "reloaded and live logits are equal to the last bit"
+    if error != 0:
+        detail = f"reloaded and live logits differ by {error:.2g} of their spread (limit {limit:g} in {dtype})"
+    return Check(name="reload", passed=error <= limit, detail=detail, value=error, limit=limit)
+
+
+def _check_merge(
+    base: "Base",
+    adapted: "PeftModel",
+    probes: Sequence[Sequence[int]],
+    of_adapter: "Sequence[Tensor]",
+    of_base: "Sequence[Tensor]",
+    dtype: str,
+) -> Check:
+    """Merge in place, which ends the use of `adapted`."""
+    if base.quantization is not None:
+        return _passed("merge", f"skipped: the base is quantised ({base.quantization}), and merging into it is refused")
+    try:
+        merged = merge_in_place(adapted)
+    except MismatchError as error:
+        return _passed("merge", f"skipped: {error}")
+    except VerificationError as error:
+        return _failed("merge", str(error))
+    return compare_merged(live_probe_logits(merged, probes), of_adapter, of_base, dtype)
+
+
+def _check_prompts(pair: tuple[Sequence[int], Sequence[int]] | None) -> Check:
+    if pair is None:
+        return _passed("prompt", "skipped: no prompt as training rendered it was given")
+    train, inference = list(pair[0]), list(pair[1])
+    if train == inference:
+        return _passed("prompt", f"training and inference render the same {len(train)} token ids")
+    place = next(
+        (i for i, (a, b) in enumerate(zip(train, inference, strict=False)) if a != b), min(len(train), len(inference))
+    )
+    return _failed(
+        "prompt",
+        f"training and inference render a prompt differently from token {place} on ({len(train)} and {len(inference)} "
+        "tokens): the model would be asked in another form than it learnt",
+    )
+
+
+def _with_invocation(files: AdapterFiles, probes: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    """An activated LoRA works only after its invocation tokens; put them behind each probe."""
+    tokens: Any = files.config.get("alora_invocation_tokens") or []
+    return [[*probe, *tokens] for probe in probes]
+
+
+def _distance(changed: "nn.Module", original: "nn.Module") -> float:
+    before = dict(original.named_parameters())
+    squares = [
+        float((value.detach().float() - before[key].detach().float()).square().sum())
+        for key, value in changed.named_parameters()
+    ]
+    return math.sqrt(sum(squares))
+
+
+def _token_distance(layer: Any) -> float:
+    rows = layer.token_indices["default"]
+    base: Tensor = layer.get_base_layer().weight[rows]
+    return float((layer.trainable_tokens_delta["default"].detach().float() - base.detach().float()).norm())
+
+
+def _verification(checks: Sequence[Check], dtype: str) -> Verification:
+    return Verification(passed=all(check.passed for check in checks), checks=tuple(checks), dtype=dtype, time=now())
+
+
+def _passed(name: str, detail: str) -> Check:
+    return Check(name=name, passed=True, detail=detail)
+
+
+def _failed(name: str, detail: str) -> Check:
+    return Check(name=name, passed=False, detail=detail)
