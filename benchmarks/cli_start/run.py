@@ -35,6 +35,7 @@ def commands() -> list[list[str]]:
 
 
 def seconds(path: list[str]) -> float:
+    """Time one start of `haori ... --help`."""
     started = time.perf_counter()
     subprocess.run([HAORI, *path, "--help"], check=True, capture_output=True)
     return time.perf_counter() - started
@@ -53,6 +54,7 @@ def imports_torch(path: list[str]) -> bool:
 
 
 def main() -> int:
+    """Measure, print, and return 1 if the bar is missed."""
     paths = commands()
     samples: dict[str, list[float]] = {" ".join(["haori", *path]): [] for path in paths}
     for _ in range(REPEATS):

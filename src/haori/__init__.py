@@ -13,7 +13,6 @@ Importing this module is light; torch is loaded by the first call that needs it.
 """
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 from haori.api import evaluate, resume, train
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from haori.library import Library, OpenAdapter, StoredAdapter, import_adapter, open_adapter
     from haori.train import TrainedRun
 
-__version__ = _version("haori")
 __all__ = [
     "Base",
     "EvaluationResult",
@@ -63,6 +61,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Load a name's package when it is first used."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("haori")
     if name not in _HOMES:
         raise AttributeError(f"module 'haori' has no attribute {name!r}")
     return getattr(import_module(f"haori.{_HOMES[name]}"), name)

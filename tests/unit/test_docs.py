@@ -250,7 +250,8 @@ def test_automatic_choices_are_those_of_the_guide():
     for rows, epochs in steps_of("Epochs"):
         assert resolved(int(rows), 1e9).training.epochs == epochs
     assert [resolved(rows, 1e9).training.batch_tokens for rows in (40, 400, 4000)] == [200, 500, 1600]
-    assert resolved(100, 1e9).training.micro_batch_tokens == 1024
+    assert resolved(100, 1e9).training.micro_batch_tokens == 768
+    assert [resolved(rows, 1e9).training.evaluations_per_epoch for rows in (100, 1000, 9000, 90000)] == [1, 2, 2, 4]
 
 
 def test_tolerances_are_those_of_the_guide():

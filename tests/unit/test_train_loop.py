@@ -94,7 +94,7 @@ def test_one_step_equals_stock_peft_with_plain_torch(tiny_base_folder: Path, tmp
         assert line["loss"] == pytest.approx(float(out.loss.detach()), rel=1e-5)
         out.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_([p for p in twin.model.parameters() if p.requires_grad], 1.0)
-        assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+        assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
         for group in optimizer.param_groups:
             group["lr"] = line["lr"]
         optimizer.step()

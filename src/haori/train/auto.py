@@ -63,20 +63,9 @@ def resolve(
     lr = choose("optimizer.lr", recipe.optimizer.lr, *_lr(parameters))
     epochs = choose("training.epochs", training.epochs, *_epochs(facts.rows))
     assert isinstance(epochs, int)
-    validations = choose(
-        "training.evaluations_per_epoch",
-        training.evaluations_per_epoch,
-        math.ceil(4 / epochs),
-        "at least four over the run",
-    )
+    validations = choose("training.evaluations_per_epoch", training.evaluations_per_epoch, *_validations(epochs))
     batch = choose("training.batch_tokens", training.batch_tokens, *_batch_tokens(facts))
-    limit, where = (768, "a CPU") if device == "cpu" else (8192, "a GPU")
-    micro = choose(
-        "training.micro_batch_tokens",
-        training.micro_batch_tokens,
-        max(limit, facts.longest_tokens),
-        f"{limit:,} tokens at once keep {where} busy; never less than the longest row ({facts.longest_tokens})",
-    )
+    micro = choose("training.micro_batch_tokens", training.micro_batch_tokens, *_micro_batch_tokens(facts, device))
     max_length = choose(
         "data.max_length", recipe.data.max_length, facts.max_length, "the base's context, at most 2,048"
     )
@@ -122,3 +111,13 @@ def _batch_tokens(facts: DataFacts) -> tuple[int, str]:
     rows = min(32, max(4, round(facts.rows / 40)))
     tokens = max(round(rows * facts.mean_tokens), facts.longest_tokens)
     return tokens, f"about {rows} rows of {facts.mean_tokens:.0f} tokens per optimizer step"
+
+
+def _micro_batch_tokens(facts: DataFacts, device: str) -> tuple[int, str]:
+    limit, where = (768, "a CPU") if device == "cpu" else (8192, "a GPU")
+    reason = f"{limit:,} tokens at once keep {where} busy; never less than the longest row ({facts.longest_tokens})"
+    return max(limit, facts.longest_tokens), reason
+
+
+def _validations(epochs: int) -> tuple[int, str]:
+    return math.ceil(4 / epochs), "at least four over the run"
