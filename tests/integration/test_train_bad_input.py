@@ -144,7 +144,7 @@ def test_output_folder_in_use(capsys, haori_home, tiny_base_folder, tmp_path):
     out.mkdir()
     (out / "precious.txt").write_text("keep me")
     arguments = ["train", "--base", tiny_base_folder, "--data", path, "--name", "x", "--out"]
-    assert "not empty" in refused(capsys, haori_home, *arguments, out)
+    assert "not an empty folder" in refused(capsys, haori_home, *arguments, out)
     assert "Cannot write" in refused(capsys, haori_home, *arguments, path / "below-a-file")
     assert (out / "precious.txt").read_text() == "keep me"
 

@@ -6,14 +6,23 @@ from rich.console import Console
 
 __all__ = ["notes", "results"]
 
+_WIDTH_WITHOUT_TERMINAL = 120
+
 
 @cache
 def results() -> Console:
     """Return the console for what a command was asked for."""
-    return Console(highlight=False, soft_wrap=False)
+    return _console(stderr=False)
 
 
 @cache
 def notes() -> Console:
     """Return the console for progress and remarks."""
-    return Console(stderr=True, highlight=False)
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH_WITHOUT_TERMINAL
+    return console

@@ -36,9 +36,7 @@ def chat(
     allow_different_weights: _Other = False,
 ) -> None:
     """Talk to an adapter in the terminal; /base switches it off for comparison."""
-    from haori.bases import stream
     from haori.cli.console import results
-    from haori.data import render_prompt
     from haori.library import open_adapter
 
     opened = open_adapter(name, base_spec=base, allow_different_weights=allow_different_weights)
@@ -60,18 +58,8 @@ def chat(
         elif command.startswith("/"):
             console.print(f"[dim]{_HELP}[/]")
         elif text.strip():
-            messages.append({"role": "user", "content": text})
             console.print(f"[bold]{name if with_adapter else opened.base.name}[/] ", end="")
-            answer = ""
-            with opened.strength(with_adapter):
-                for piece in stream(
-                    opened.model, opened.tokenizer, render_prompt(opened.tokenizer, messages), **settings
-                ):
-                    answer += piece
-                    console.file.write(piece)
-                    console.file.flush()
-            console.print()
-            messages.append({"role": "assistant", "content": answer})
+            messages = _exchange(opened, messages, text, with_adapter, settings)
 
 
 def generate_text(
@@ -117,6 +105,34 @@ def merge(
     with notes().status("merging and checking"):
         merged = merge_stored(name, out, base_spec=base, dtype=dtype, allow_different_weights=allow_different_weights)
     results().print(f"Written to {merged}.", soft_wrap=True)
+
+
+def _exchange(
+    opened: "OpenAdapter", messages: list[Any], text: str, with_adapter: bool, settings: dict[str, Any]
+) -> list[Any]:
+    """Print the answer to `text` as it is made and return the longer conversation; Ctrl-C ends the answer early."""
+    from haori.bases import stream
+    from haori.cli.console import results
+    from haori.core.errors import InputError
+    from haori.data import render_prompt
+
+    console = results()
+    asked = [*messages, {"role": "user", "content": text}]
+    answer = ""
+    try:
+        with opened.strength(with_adapter):
+            prompt = render_prompt(opened.tokenizer, asked)
+            for piece in stream(opened.model, opened.tokenizer, prompt, **settings):
+                answer += piece
+                console.file.write(piece)
+                console.file.flush()
+    except InputError as error:
+        console.print(f"[yellow]{error} /reset begins a new conversation.[/]")
+        return messages
+    except KeyboardInterrupt:
+        pass
+    console.print()
+    return [*asked, {"role": "assistant", "content": answer}]
 
 
 def _start(opened: "OpenAdapter", system: str | None) -> list[Any]:

@@ -149,7 +149,8 @@ class RunRecord(Record):
     initial_validation_loss: float | None = None
     tokens: int = 0
     seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    peak_memory_bytes: int = Field(default=0, description="Of the first process.")
+    processes: int = 1
     trainable_parameters: int = 0
     total_parameters: int = 0
     adapter: str | None = Field(default=None, description="Library name with version, once stored.")

@@ -21,20 +21,30 @@ class Tracker(Protocol):
 
 
 class Measurements:
-    """Appends figures to `metrics.jsonl` and reports them to trackers."""
+    """Appends figures to `metrics.jsonl` and reports them to trackers.
 
-    def __init__(self, path: Path, tracker: Tracker | None, resume_step: int) -> None:
+    Args:
+        path: The file.
+        tracker: Where else figures go.
+        resume_step: Keep the lines up to this step; 0 begins anew.
+        write: False in all but the first of several processes: figures are kept in memory alone.
+    """
+
+    def __init__(self, path: Path, tracker: Tracker | None, resume_step: int, *, write: bool = True) -> None:
         self.path = path
+        self.write = write
         self.tracker = tracker
         self.lines = [line for line in read_measurements(path) if line["step"] <= resume_step] if resume_step else []
-        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        if write:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def add(self, kind: str, step: int, **figures: float) -> None:
         """Record figures of a step."""
         line = {"kind": kind, "step": step, **figures}
         self.lines.append(line)
-        with explain_os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.write:
+            with explain_os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         if self.tracker is not None:
             self.tracker.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
 

@@ -27,6 +27,7 @@ from haori.core.records import BaseReference, DataReference, RunRecord, now
 from haori.core.settings import settings
 from haori.core.storage import make_folder, sweep, write_text
 from haori.library import Library
+from haori.library.formats.peft import check_new_folder
 from haori.train.checkpoint import Position, checkpoints_of, load_checkpoint
 from haori.train.diagnosis import Validation, diagnose
 from haori.train.finish import LiveProbes, prove_and_store, save_final
@@ -81,7 +82,8 @@ def train_run(
         HaoriError: Anything that is wrong, before training where it can be known before.
     """
     if out is not None:
-        _check_out(out)
+        check_new_folder(out)
+        make_folder(out.parent)
     make_folder(settings().home)
     prepared = prepared or prepare(recipe)
     folder = _new_run_folder(prepared)
@@ -107,7 +109,8 @@ def resume_run(
     if record.status == "finished":
         raise InputError(f"The run {str(folder)!r} is finished; its adapter is {record.adapter}.")
     if out is not None:
-        _check_out(out)
+        check_new_folder(out)
+        make_folder(out.parent)
     prepared = prepare(load_recipe(folder / "recipe.yaml"))
     before = DataReference.model_validate_json((folder / "data.json").read_text())
     if prepared.data.reference().hash != before.hash:
@@ -180,6 +183,8 @@ def _train(
     show: Callable[[Progress], None],
 ) -> _Trained:
     accelerator, model = _model(prepared, folder)
+    if not accelerator.is_main_process:
+        say = show = _silent
     loop = _loop(accelerator, model, prepared, folder, checkpoint, show)
     position = load_checkpoint(checkpoint, model, loop.optimizer) if checkpoint else None
     if position is not None:
@@ -240,7 +245,10 @@ def _loop(
     pad = pad if pad is not None else prepared.tokenizer.eos_token_id
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     measurements = Measurements(
-        folder / "metrics.jsonl", accelerator if prepared.recipe.training.trackers else None, done
+        folder / "metrics.jsonl",
+        accelerator if prepared.recipe.training.trackers else None,
+        done,
+        write=accelerator.is_main_process,
     )
     return Loop(
         accelerator,
@@ -253,6 +261,10 @@ def _loop(
         prepared.base.name,
         show,
     )
+
+
+def _silent(_: object) -> None:
+    """Say nothing: only the first of several processes reports."""
 
 
 def _adapter_input_dtype(model: "PeftModel", accelerator: "Accelerator") -> Any:
@@ -291,6 +303,7 @@ def _record(prepared: Prepared, loop: Loop, ended: Position, started: str, statu
             "tokens": ended.tokens,
             "seconds": ended.seconds,
             "peak_memory_bytes": peak_memory_bytes(prepared.device),
+            "processes": loop.accelerator.num_processes,
             "trainable_parameters": trainable,
             "total_parameters": prepared.base.parameters + trainable,
             "diagnosis": diagnosis if status == "finished" else (),
@@ -325,12 +338,6 @@ def _free_folder(root: Path, name: str) -> Path:
             continue
         return folder
     raise TrainingError(f"No free run folder could be made in {str(root)!r}.")
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"The output folder {str(out)!r} is not empty; give a new one.")
-    make_folder(out.parent)
 
 
 def _write_record(folder: Path, record: RunRecord) -> None:
