@@ -177,3 +177,14 @@ def test_another_base_is_refused_with_both_fingerprints(capsys, haori_home, tiny
             "--allow-different-weights",
         )
         assert allowed.code == (0 if kind == "weights" else 2), allowed.err
+
+
+def test_verifying_again_keeps_what_only_the_run_could_check(capsys, haori_home, tiny_base_folder, reviews):
+    words = ["train", "--base", tiny_base_folder, "--data", reviews, "--name", "a", "--set", "training.epochs=1"]
+    assert haori(capsys, *words, "--set", "training.gradient_checkpointing=true").code == 0
+    done = haori(capsys, "library", "verify", "a")
+    assert done.code == 0, done.err
+    assert "skipped" not in done.out
+    assert "chat template" in done.out
+    card = json.loads(haori(capsys, "library", "show", "a", "--json").out)
+    assert [check["name"] for check in card["verification"]["checks"]][-1] == "chat template"

@@ -88,6 +88,7 @@ def test_bad_data(capsys, haori_home, tiny_base_folder, tmp_path, name, content,
         ("method.modules_to_save=[lm_haed]", "lm_head"),
         ("method.trainable_tokens=[several words here]", "tokens in this base"),
         ("training.dtype=fp16", "CPU"),
+        ("training.trackers=[wandb]", "pip install wandb"),
     ],
 )
 def test_bad_settings(capsys, haori_home, tiny_base_folder, tmp_path, override, said):

@@ -81,27 +81,34 @@ def test_training_lowers_both_losses(tiny_base_folder: Path, tmp_path: Path):
 
 
 def test_one_step_equals_stock_peft_with_plain_torch(tiny_base_folder: Path, tmp_path: Path):
-    """The oracle: full logits, one batch, torch's own mean over labelled tokens."""
-    made = recipe("training.batch_tokens=100000", "training.micro_batch_tokens=60", "training.max_steps=3")
+    """The oracle: full logits, one batch, torch's own mean over labelled tokens.
+
+    Adam divides tiny gradients by their own size, which turns rounding into whole steps; a larger eps prevents that.
+    """
+    made = recipe(
+        "training.batch_tokens=100000", "training.micro_batch_tokens=60", "training.max_steps=3", "optimizer.eps=1e-3"
+    )
     data = rows(12)
     loop = make_loop(tiny_base_folder, tmp_path / "run", made, data, None)
     twin = make_loop(tiny_base_folder, tmp_path / "twin", made, data, None)
     loop.run(StopRequest())
-    optimizer = torch.optim.AdamW([p for p in twin.model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in twin.model.parameters() if p.requires_grad], lr=5e-3, eps=1e-3, weight_decay=0.0
+    )
     batch = CausalLM(data, 0).batch(range(12))
     for line in loop.measurements.series("train"):
         out = twin.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
         assert line["loss"] == pytest.approx(float(out.loss.detach()), rel=1e-5)
         out.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_([p for p in twin.model.parameters() if p.requires_grad], 1.0)
-        assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+        assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
         for group in optimizer.param_groups:
             group["lr"] = line["lr"]
         optimizer.step()
         optimizer.zero_grad()
     theirs = adapter(twin)
     for name, tensor in adapter(loop).items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("dropout", ["0.0", "0.1"])

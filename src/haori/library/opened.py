@@ -137,8 +137,18 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
         said = "is the one trained with" if same else "is not the one trained with, so answers would differ"
         check = Check(name="chat template", passed=same, detail=f"the base's chat template {said}")
         found = found.with_fields(checks=(*found.checks, check), passed=found.passed and same)
+    found = _with_earlier(found, stored.card.verification)
     library.update(stored.name, verification=found)
     return found
+
+
+def _with_earlier(found: Verification, earlier: Verification | None) -> Verification:
+    """Keep what only the run itself could check: the files are the same, so it holds still."""
+    if earlier is None or earlier.dtype != found.dtype:
+        return found
+    held = {check.name: check for check in earlier.checks if check.passed}
+    checks = [held.get(c.name, c) if c.passed and c.detail.startswith("skipped") else c for c in found.checks]
+    return found.with_fields(checks=tuple(checks))
 
 
 def merge_stored(

@@ -1,8 +1,9 @@
 """Everything a run needs before the first step, checked in the order of cost: names, base, targets, data."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
-from haori.core.errors import BaseError, RecipeError
+from haori.core.errors import BaseError, MissingExtraError, RecipeError
 from haori.core.recipe import Recipe
 from haori.train.auto import Choice, DataFacts, resolve
 
@@ -40,6 +41,7 @@ def prepare(recipe: Recipe) -> Prepared:
     device = default_device()
     if recipe.training.dtype == "fp16" and device == "cpu":
         raise RecipeError("'training.dtype' cannot be 'fp16' on a CPU; use bf16, fp32 or auto.")
+    _check_trackers(recipe)
     base = find_base(recipe.base, revision=recipe.revision)
     if base.quantization:
         raise BaseError(
@@ -63,5 +65,14 @@ def prepare(recipe: Recipe) -> Prepared:
         max_length=min(2048, base.context_length),
     )
     dtype = choose_dtype(recipe.training.dtype, device)
+    if recipe.training.dtype == "auto" and (recipe.method.modules_to_save or recipe.method.trainable_tokens):
+        # PEFT keeps these in the base's dtype, and AdamW's small steps would be rounded away in 16 bits.
+        dtype = dtype._replace(name="fp32", reason="modules and tokens trained in full need 32 bits")
     resolved, choices = resolve(recipe, facts, base.parameters, device, (dtype.name, dtype.reason))
     return Prepared(resolved, choices, base, tokenizer, data, targets, device)
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    for tracker in recipe.training.trackers:
+        if find_spec(tracker) is None:
+            raise MissingExtraError(f"The tracker {tracker!r} is not installed; run `pip install {tracker}`.")

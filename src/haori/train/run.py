@@ -225,8 +225,7 @@ def _model(prepared: Prepared, folder: Path) -> "tuple[Accelerator, PeftModel]":
     model = load_model(prepared.base, dtype=training.dtype, device=str(accelerator.device))
     adapted = insert_lora(model, prepared.tokenizer, prepared.recipe.method, prepared.targets, seed=training.seed)
     if training.gradient_checkpointing:
-        adapted.enable_input_require_grads()
-        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        adapted.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     set_seed(training.seed + accelerator.process_index)
     return accelerator, adapted
 
