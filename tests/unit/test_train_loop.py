@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 
 from haori.adapters.lora import insert_lora
@@ -49,6 +50,7 @@ def make_loop(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.mkdir(exist_ok=True)
+    AcceleratorState._reset_state()  # another test's precision would be inherited
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapted = insert_lora(model, AutoTokenizer.from_pretrained(base), made.method, TARGETS, seed=made.training.seed)
     torch.manual_seed(made.training.seed)
