@@ -188,3 +188,13 @@ def test_verifying_again_keeps_what_only_the_run_could_check(capsys, haori_home,
     assert "chat template" in done.out
     card = json.loads(haori(capsys, "library", "show", "a", "--json").out)
     assert [check["name"] for check in card["verification"]["checks"]][-1] == "chat template"
+
+
+def test_evaluation_on_the_training_data_says_so(capsys, haori_home, tiny_base_folder, reviews, tmp_path):
+    words = ["train", "--base", tiny_base_folder, "--data", reviews, "--name", "a", "--set", "training.epochs=1"]
+    assert haori(capsys, *words).code == 0
+    other = tmp_path / "other.jsonl"
+    other.write_text(reviews.read_text().replace("film", "book"))
+    said = "was trained on"
+    assert said in haori(capsys, "evaluate", "a", "--data", reviews, "--samples", 0).out
+    assert said not in haori(capsys, "evaluate", "a", "--data", other, "--samples", 0).out

@@ -1,6 +1,7 @@
 """Evaluates an adapter of the library on a dataset: load, measure, write the report, note it on the card."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -100,6 +101,11 @@ def evaluate_opened(
         base=opened.base.reference(),
         base_model=base_model,
     )
+    if any(data.source == reference.source for data in opened.adapter.card.data):
+        seen = (
+            f"The adapter was trained on {reference.source} itself: these figures say little about rows it never saw."
+        )
+        result = replace(result, notes=(seen, *result.notes))
     write_report(result, folder)
     Library().update(name, evaluations=(result.to_record(),))
     return result, folder
