@@ -179,3 +179,38 @@ def test_the_same_run_gives_the_same_adapter_and_no_second_version(haori_home, t
     assert runs[1].adapter is not None
     assert runs[1].adapter.name == "same@1"
     assert len(haori.Library().list()) == 1
+
+
+def test_resuming_what_runs_or_is_damaged_is_a_sentence(capsys, haori_home, tiny_base_folder, data):
+    from haori.core.lock import file_lock
+
+    def stop_after(progress):
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    from haori.train import train_run
+
+    run = train_run(haori.api.recipe_of(None, str(tiny_base_folder), str(data), "x", SETTINGS[1::2]), show=stop_after)
+    with file_lock(run.folder / "run.lock", holds="run"):
+        done = haori_command(capsys, "train", "--resume", run.folder)
+    assert done.code == 2
+    assert "could not be locked" in done.err
+    newest = sorted((run.folder / "checkpoints").iterdir())[-1]
+    (newest / "optimizer.safetensors").write_bytes(b"short")
+    done = haori_command(capsys, "train", "--resume", run.folder)
+    assert done.code == 2
+    assert "too short for a header" in done.err
+    (run.folder / "run.json").write_text("{")
+    done = haori_command(capsys, "train", "--resume", run.folder)
+    assert done.code == 2
+    assert "is damaged" in done.err
+
+
+def test_a_wrong_environment_variable_is_a_sentence(capsys, monkeypatch):
+    from haori.core.settings import settings
+
+    monkeypatch.setenv("HAORI_OFFLINE", "banana")
+    settings.cache_clear()
+    done = haori_command(capsys, "bases", "list")
+    assert done.code == 2
+    assert "HAORI_OFFLINE cannot be 'banana'" in done.err

@@ -50,6 +50,9 @@ def main() -> None:
     except Exception as error:
         from haori.core.errors import HaoriError
 
+        if isinstance(error, OSError) and error.filename is not None:
+            typer.echo(f"Error: {str(error.filename)!r} cannot be used: {error.strerror}.", err=True)
+            sys.exit(2)
         if not isinstance(error, HaoriError):
             raise
         typer.echo(f"Error: {error}", err=True)

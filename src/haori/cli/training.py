@@ -120,7 +120,8 @@ def show_run(run: "TrainedRun") -> None:
     if run.adapter is None and run.signal is None:
         return  # one of several processes; the first one reports
     if run.adapter is None:
-        results().print(f"Stopped after step {record.steps}; a checkpoint was saved. Continue with:")
+        saved = "a checkpoint was saved" if record.steps else "nothing was trained yet"
+        results().print(f"Stopped after step {record.steps}; {saved}. Continue with:")
         results().print(f"  haori train --resume {run.folder}", soft_wrap=True)
         raise typer.Exit(128 + (run.signal or 0))
     card = run.adapter.card

@@ -7,8 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from haori.core.errors import InputError
 
 __all__ = ["Settings", "settings"]
 
@@ -47,6 +49,15 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """Return the settings of this process (`settings.cache_clear()` reads the environment again)."""
-    found = Settings()
+    """Return the settings of this process (`settings.cache_clear()` reads the environment again).
+
+    Raises:
+        InputError: An environment variable holds what it cannot.
+    """
+    try:
+        found = Settings()
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = f"HAORI_{'_'.join(map(str, problem['loc'])).upper()}"
+        raise InputError(f"The environment variable {name} cannot be {problem['input']!r}: {problem['msg']}.") from None
     return found.model_copy(update={"home": found.home.expanduser().absolute()})

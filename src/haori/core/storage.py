@@ -15,7 +15,7 @@ from pathlib import Path
 
 from haori.core.errors import StorageError
 
-__all__ = ["contained", "explain_os_errors", "make_folder", "staged_folder", "sweep", "write_text"]
+__all__ = ["explain_os_errors", "make_folder", "staged_folder", "sweep", "write_text"]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -107,18 +107,6 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def contained(root: Path, name: str) -> Path:
-    """Return `root / name`, refusing names that would leave `root`.
-
-    Raises:
-        StorageError: The name is absolute, empty, or climbs out of `root`.
-    """
-    path = (root / name).resolve()
-    if not name or path == root.resolve() or root.resolve() not in path.parents:
-        raise StorageError(f"The name {name!r} is not allowed: it must stay inside {str(root)!r}.")
-    return path
 
 
 def _sync(folder: Path) -> None:

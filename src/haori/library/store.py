@@ -14,12 +14,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from haori.core.errors import HaoriError, LibraryError, StorageError, nearest
+from haori.core.lock import file_lock
 from haori.core.records import AdapterCard
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, staged_folder, write_text
@@ -27,7 +28,6 @@ from haori.library.adapter_files import inspect_adapter
 from haori.library.cards import CARD_NAME, adapter_id, draft_card, read_card
 from haori.library.formats.peft import copy_adapter, export_peft
 from haori.library.index import Index, IndexRow, IndexUnusableError, rows_of
-from haori.library.lock import library_lock
 
 __all__ = ["Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"]
 
@@ -188,7 +188,7 @@ class Library:
 
         A folder whose card is damaged, or whose files are not those its id was made from, is left out and reported.
         """
-        with library_lock(self.root):
+        with self._lock():
             for leftover in self.root.glob("adapters/??/.*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             return self._refill()
@@ -230,7 +230,7 @@ class Library:
             with suppress(IndexUnusableError):
                 return self._index.rows(words)
         try:
-            with library_lock(self.root):
+            with self._lock():
                 self._refill()
         except StorageError:
             pass  # a full or read-only disk is no reason not to read: the cards say it all
@@ -243,7 +243,7 @@ class Library:
     @contextmanager
     def _change(self) -> Iterator[Sequence[AdapterCard]]:
         """Hold the lock and yield every card; the mark stays behind if the change does not come to its end."""
-        with library_lock(self.root):
+        with self._lock():
             was_stale = self._mark.exists()
             with explain_os_errors(self._mark):
                 self._mark.touch()
@@ -261,6 +261,9 @@ class Library:
         self._index.fill(_rows_of_all(cards))
         self._mark.unlink(missing_ok=True)
         return Rebuilt(len(cards), tuple(problems))
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return file_lock(self.root / ".lock", holds="library")
 
     def _checked_cards(self) -> tuple[Sequence[AdapterCard], Sequence[str]]:
         cards: dict[str, AdapterCard] = {}

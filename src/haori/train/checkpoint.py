@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from haori.core.errors import FileFormatError, VerificationError
 from haori.core.records import Record
+from haori.core.safetensors_header import read_safetensors_header
 from haori.core.storage import staged_folder
 
 if TYPE_CHECKING:
@@ -107,13 +108,13 @@ def load_checkpoint(folder: Path, model: "PeftModel", optimizer: torch.optim.Opt
     except (OSError, ValueError) as error:
         raise FileFormatError(f"The checkpoint {str(folder)!r} has no readable position.json.") from error
     load_adapter(folder, model)
-    tensors = load_file(folder / "optimizer.safetensors")
+    tensors = _load(folder / "optimizer.safetensors")
     for name, parameter in _trained(model):
         optimizer.state[parameter] = {
             key: tensors[f"{name}.{key}"].to(parameter.device if key != "step" else "cpu")
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
-    _restore_random_state(load_file(folder / "random.safetensors"))
+    _restore_random_state(_load(folder / "random.safetensors"))
     return position
 
 
@@ -125,7 +126,7 @@ def load_adapter(folder: Path, model: "PeftModel") -> None:
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    saved = load_file(folder / "adapter_model.safetensors")
+    saved = _load(folder / "adapter_model.safetensors")
     live = get_peft_model_state_dict(model, save_embedding_layers=False)
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in live.items()}:
         raise FileFormatError(f"The adapter in {str(folder)!r} does not fit this model; it was made by another recipe.")
@@ -144,6 +145,14 @@ def prune(run_folder: Path, keep: int, best_step: int | None) -> None:
     for path in checkpoints_of(run_folder)[:-keep]:
         if path.name != f"step-{best_step or 0:08d}":
             shutil.rmtree(path)
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        read_safetensors_header(path)
+    except OSError:
+        raise FileFormatError(f"The checkpoint {str(path.parent)!r} has no {path.name}.") from None
+    return load_file(path)
 
 
 def _trained(model: "PeftModel") -> list[tuple[str, torch.nn.Parameter]]:

@@ -8,12 +8,13 @@ from haori.core.recipe import Recipe
 from haori.train.auto import Choice, DataFacts, resolve
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
     from haori.data import TextData
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "adapted_model", "prepare"]
 
 
 class Prepared(NamedTuple):
@@ -70,6 +71,19 @@ def prepare(recipe: Recipe) -> Prepared:
         dtype = dtype._replace(name="fp32", reason="modules and tokens trained in full need 32 bits")
     resolved, choices = resolve(recipe, facts, base.parameters, device, (dtype.name, dtype.reason))
     return Prepared(resolved, choices, base, tokenizer, data, targets, device)
+
+
+def adapted_model(prepared: Prepared, device: str) -> "PeftModel":
+    """Load the base with fresh adapters inserted, as the recipe says."""
+    from haori.adapters.lora import insert_lora
+    from haori.bases import load_model
+
+    recipe = prepared.recipe
+    base = load_model(prepared.base, dtype=recipe.training.dtype, device=device)
+    model = insert_lora(base, prepared.tokenizer, recipe.method, prepared.targets, seed=recipe.training.seed)
+    if recipe.training.gradient_checkpointing:
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def _check_trackers(recipe: Recipe) -> None:

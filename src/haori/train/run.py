@@ -4,6 +4,7 @@ The run folder, under `HAORI_HOME/runs`:
 
     recipe.yaml     every value resolved; `haori train recipe.yaml` repeats the run
     run.json        RunRecord: status, figures, diagnosis
+    run.lock        held while a process works on the run
     base.json       the base it was trained on, by content
     data.json       the data it was trained on, by hash
     metrics.jsonl   each step and validation
@@ -16,14 +17,17 @@ import gc
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from pydantic import ValidationError
 
 from haori.core.errors import InputError, MismatchError, StorageError, TrainingError
+from haori.core.lock import file_lock
 from haori.core.recipe import Recipe, load_recipe, recipe_to_yaml
-from haori.core.records import BaseReference, DataReference, RunRecord, now
+from haori.core.records import BaseReference, DataReference, Record, RunRecord, now
 from haori.core.settings import settings
 from haori.core.storage import make_folder, sweep, write_text
 from haori.library import Library
@@ -34,7 +38,7 @@ from haori.train.finish import LiveProbes, prove_and_store, save_final
 from haori.train.loop import Loop, Progress
 from haori.train.measurements import Measurements, draw_losses
 from haori.train.memory import peak_memory_bytes
-from haori.train.preparation import Prepared, prepare
+from haori.train.preparation import Prepared, adapted_model, prepare
 from haori.train.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainedRun", "resume_run", "train_run"]
 
+_R = TypeVar("_R", bound=Record)
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -87,7 +92,7 @@ def train_run(
     make_folder(settings().home)
     prepared = prepared or prepare(recipe)
     folder = _new_run_folder(prepared)
-    return _execute(prepared, folder, None, out, say, show)
+    return _execute(prepared, folder, out, say, show)
 
 
 def resume_run(
@@ -103,46 +108,67 @@ def resume_run(
         InputError: The folder is no run, or the run is finished.
         MismatchError: The base or the data changed since the run began.
     """
-    if not (folder / "run.json").is_file():
-        raise InputError(f"{str(folder)!r} is not a run folder: it has no run.json.")
-    record = RunRecord.model_validate_json((folder / "run.json").read_text())
+    record = _read(folder, RunRecord, "run.json")
     if record.status == "finished":
         raise InputError(f"The run {str(folder)!r} is finished; its adapter is {record.adapter}.")
     if out is not None:
         check_new_folder(out)
         make_folder(out.parent)
     prepared = prepare(load_recipe(folder / "recipe.yaml"))
-    before = DataReference.model_validate_json((folder / "data.json").read_text())
+    before = _read(folder, DataReference, "data.json")
     if prepared.data.reference().hash != before.hash:
         raise MismatchError(f"The data {before.source!r} changed since the run began; restore it, or start a new run.")
-    base = BaseReference.model_validate_json((folder / "base.json").read_text())
+    base = _read(folder, BaseReference, "base.json")
     if prepared.base.fingerprint.compare(base.fingerprint) != "same":
         raise MismatchError(
             f"The base {base.name!r} changed since the run began (fingerprint {base.fingerprint.id}, now "
             f"{prepared.base.fingerprint.id}); restore it, or start a new run."
         )
-    for place in (folder, folder / "checkpoints"):
-        sweep(place)
-    found = checkpoints_of(folder)
-    return _execute(prepared, folder, found[-1] if found else None, out, say, show)
+    return _execute(prepared, folder, out, say, show)
 
 
 def _execute(
     prepared: Prepared,
     folder: Path,
-    checkpoint: Path | None,
     out: Path | None,
     say: Callable[[str], None],
     show: Callable[[Progress], None],
 ) -> TrainedRun:
+    """Hold the run folder and go on from its newest checkpoint, or from the start.
+
+    Of several processes the first one holds the folder, and it alone writes there.
+    """
+    from accelerate import PartialState
+
+    if not PartialState(cpu=prepared.device == "cpu").is_main_process:
+        return _go_on(prepared, folder, out, say, show, main=False)
+    with file_lock(folder / "run.lock", holds="run", timeout_s=0):
+        for place in (folder, folder / "checkpoints"):
+            sweep(place)
+        return _go_on(prepared, folder, out, say, show, main=True)
+
+
+def _go_on(
+    prepared: Prepared,
+    folder: Path,
+    out: Path | None,
+    say: Callable[[str], None],
+    show: Callable[[Progress], None],
+    *,
+    main: bool,
+) -> TrainedRun:
+    found = checkpoints_of(folder)
+    checkpoint = found[-1] if found else None
     record = RunRecord(name=prepared.recipe.name, status="running", started=now())
+    if not main:
+        trained = _train(prepared, folder, checkpoint, record.started, _silent, _silent)
+        return TrainedRun(folder, prepared.recipe, trained.record, None, trained.signal)
     _write_record(folder, record)
     try:
         trained = _train(prepared, folder, checkpoint, record.started, say, show)
         record = trained.record
-        if trained.signal is not None or not trained.is_main:
-            if trained.is_main:
-                _write_record(folder, record)
+        if trained.signal is not None:
+            _write_record(folder, record)
             return TrainedRun(folder, prepared.recipe, record, None, trained.signal)
         gc.collect()  # the live model, before a fresh base is loaded beside it
         stored = prove_and_store(prepared, folder, record, trained.live, say)
@@ -171,7 +197,6 @@ class _Trained(NamedTuple):
     record: RunRecord
     live: LiveProbes | None
     signal: int | None
-    is_main: bool
 
 
 def _train(
@@ -183,8 +208,6 @@ def _train(
     show: Callable[[Progress], None],
 ) -> _Trained:
     accelerator, model = _model(prepared, folder)
-    if not accelerator.is_main_process:
-        say = show = _silent
     loop = _loop(accelerator, model, prepared, folder, checkpoint, show)
     position = load_checkpoint(checkpoint, model, loop.optimizer) if checkpoint else None
     if position is not None:
@@ -192,23 +215,19 @@ def _train(
     with stop_on_signals() as stop, _adapter_input_dtype(model, accelerator):
         ended = loop.run(stop, position)
     record = _record(prepared, loop, ended, started, "stopped" if stop else "finished")
-    main = accelerator.is_main_process
     live = None
-    if main and not stop:
+    if accelerator.is_main_process and not stop:
         draw_losses(loop.measurements, folder / "loss.png", ended.best_step, f"{prepared.recipe.name}: loss")
         live = save_final(accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False), prepared, folder)
     accelerator.end_training()
     accelerator.free_memory()
-    return _Trained(record, live, stop.signal, main)
+    return _Trained(record, live, stop.signal)
 
 
 def _model(prepared: Prepared, folder: Path) -> "tuple[Accelerator, PeftModel]":
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
-
-    from haori.adapters.lora import insert_lora
-    from haori.bases import load_model
 
     training = prepared.recipe.training
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
@@ -222,10 +241,7 @@ def _model(prepared: Prepared, folder: Path) -> "tuple[Accelerator, PeftModel]":
         accelerator.init_trackers(
             "haori", {"name": prepared.recipe.name, **_flat(prepared.recipe.model_dump(mode="json"))}
         )
-    model = load_model(prepared.base, dtype=training.dtype, device=str(accelerator.device))
-    adapted = insert_lora(model, prepared.tokenizer, prepared.recipe.method, prepared.targets, seed=training.seed)
-    if training.gradient_checkpointing:
-        adapted.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    adapted = adapted_model(prepared, str(accelerator.device))
     set_seed(training.seed + accelerator.process_index)
     return accelerator, adapted
 
@@ -241,7 +257,6 @@ def _loop(
     from haori.train.causal_lm import CausalLM
 
     pad = prepared.tokenizer.pad_token_id
-    pad = pad if pad is not None else prepared.tokenizer.eos_token_id
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     measurements = Measurements(
         folder / "metrics.jsonl",
@@ -267,11 +282,10 @@ def _silent(_: object) -> None:
 
 
 def _adapter_input_dtype(model: "PeftModel", accelerator: "Accelerator") -> Any:
-    """Let autocast choose the dtype of an adapter's input: PEFT would cast it to fp32, at a third of the speed."""
+    """Let autocast choose the dtype of an adapter's input; PEFT would cast it to fp32, which is slower."""
     from peft.helpers import disable_input_dtype_casting
 
-    mixed = accelerator.mixed_precision != "no"
-    return disable_input_dtype_casting(model, active=True) if mixed else nullcontext()
+    return disable_input_dtype_casting(model, active=accelerator.mixed_precision != "no")
 
 
 def _record(prepared: Prepared, loop: Loop, ended: Position, started: str, status: str) -> RunRecord:
@@ -337,6 +351,15 @@ def _free_folder(root: Path, name: str) -> Path:
             continue
         return folder
     raise TrainingError(f"No free run folder could be made in {str(root)!r}.")
+
+
+def _read(folder: Path, kind: type[_R], name: str) -> _R:
+    try:
+        return kind.model_validate_json((folder / name).read_bytes())
+    except OSError:
+        raise InputError(f"{str(folder)!r} is not a run folder: it has no {name}.") from None
+    except ValidationError:
+        raise InputError(f"{str(folder / name)!r} is damaged; start a new run.") from None
 
 
 def _write_record(folder: Path, record: RunRecord) -> None:

@@ -12,27 +12,29 @@ from pathlib import Path
 from haori.core.errors import StorageError
 from haori.core.storage import make_folder
 
-__all__ = ["LOCK_NAME", "library_lock"]
-
-LOCK_NAME = ".lock"
+__all__ = ["file_lock"]
 
 
 @contextmanager
-def library_lock(root: Path, *, timeout_s: float = 120.0) -> Iterator[None]:
-    """Hold the library at `root` for writing, waiting up to `timeout_s` for others.
+def file_lock(path: Path, *, holds: str, timeout_s: float = 120.0) -> Iterator[None]:
+    """Hold the lock file `path`, waiting up to `timeout_s` for others.
+
+    Args:
+        path: The lock file, made with its folder if need be; it stays, empty.
+        holds: What is locked, as the error should call it, such as `library`.
+        timeout_s: Longest wait.
 
     Raises:
-        StorageError: `root` cannot be written to, or another process kept the lock for too long.
+        StorageError: The folder cannot be written to, or another process kept the lock for too long.
     """
-    make_folder(root)
-    path = root / LOCK_NAME
+    make_folder(path.parent)
     with closing(sqlite3.connect(path, timeout=timeout_s, isolation_level=None)) as connection:
         try:
             connection.execute("PRAGMA journal_mode = OFF")  # nothing is written, not even on a full disk
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             raise StorageError(
-                f"The library {str(root)!r} could not be locked for writing within {timeout_s:.0f} s ({error}); "
+                f"The {holds} {str(path.parent)!r} could not be locked for writing within {timeout_s:.0f} s ({error}); "
                 "wait for the other process to end and try again."
             ) from None
         except sqlite3.DatabaseError:
