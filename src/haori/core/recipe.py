@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from haori.core.errors import RecipeError, nearest
+from haori.core.methods import METHODS, Auto, LoraMethod, Method, Positive, Section
 
 __all__ = [
-    "Auto",
     "Columns",
     "DataSection",
-    "LoraMethod",
     "OptimizerSection",
     "Recipe",
     "ScheduleSection",
@@ -31,15 +30,7 @@ __all__ = [
     "recipe_to_yaml",
 ]
 
-Auto = Literal["auto"]
-_Positive = Annotated[int, Field(ge=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-
-class Columns(_Section):
+class Columns(Section):
     """Which columns hold what, for data in no known format."""
 
     prompt: str | None = Field(default=None, description="Column with what the user says.")
@@ -49,7 +40,7 @@ class Columns(_Section):
     messages: str | None = Field(default=None, description="Column with a list of {role, content}.")
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """The data and how to read it."""
 
     path: str = Field(description="File, folder, or dataset id on the hub.")
@@ -68,36 +59,18 @@ class DataSection(_Section):
     train_on: Literal["assistant", "all"] = Field(
         default="assistant", description="Which tokens carry loss: the assistant's, or all."
     )
-    max_length: Auto | _Positive = Field(
+    max_length: Auto | Positive = Field(
         default="auto", description="Longest row in tokens; `auto` is 2048 or the base's context, if shorter."
     )
     too_long: Literal["drop", "truncate", "error"] = Field(
         default="drop", description="What happens to longer rows; always counted."
     )
-    max_rows: _Positive | None = Field(default=None, description="Read at most this many rows.")
+    max_rows: Positive | None = Field(default=None, description="Read at most this many rows.")
     licence: str | None = Field(default=None, description="Licence of the data (SPDX id).")
     attribution: str | None = Field(default=None, description="Whom to credit for the data.")
 
 
-class LoraMethod(_Section):
-    """LoRA (Hu et al. 2021): y = W x + s B A x, with s = alpha/rank, or alpha/sqrt(rank) for rsLoRA."""
-
-    kind: Literal["lora"] = Field(default="lora", description="The method.")
-    rank: Auto | _Positive = Field(default="auto", description="Rank of A and B.")
-    alpha: Auto | Annotated[float, Field(gt=0)] = Field(default="auto", description="Strength of the update.")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
-    rslora: bool = Field(default=False, description="Scale by alpha/sqrt(rank) (Kalajdzievski 2023).")
-    target: str | tuple[str, ...] = Field(
-        default="all-linear",
-        description="`all-linear`, `attention`, a module name or regular expression, or a list of them.",
-    )
-    modules_to_save: tuple[str, ...] = Field(default=(), description="Modules trained in full and saved.")
-    trainable_tokens: tuple[str, ...] = Field(
-        default=(), description="Tokens whose embeddings are trained (each a single token of the base)."
-    )
-
-
-class OptimizerSection(_Section):
+class OptimizerSection(Section):
     """AdamW (Loshchilov & Hutter 2019) over the adapter's parameters."""
 
     lr: Auto | Annotated[float, Field(gt=0, lt=1)] = Field(default="auto", description="Peak learning rate.")
@@ -108,43 +81,43 @@ class OptimizerSection(_Section):
     max_grad_norm: float = Field(default=1.0, gt=0.0, description="Gradients are clipped to this norm.")
 
 
-class ScheduleSection(_Section):
+class ScheduleSection(Section):
     """Learning rate over time."""
 
     kind: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Shape after warm-up.")
     warmup_ratio: float = Field(default=0.05, ge=0.0, lt=1.0, description="Share of steps spent warming up.")
 
 
-class TrainingSection(_Section):
+class TrainingSection(Section):
     """How long, how large, how often."""
 
-    epochs: Auto | _Positive = Field(default="auto", description="Passes over the training data, at most.")
-    max_steps: _Positive | None = Field(default=None, description="Stop after this many optimizer steps.")
-    batch_tokens: Auto | _Positive = Field(
+    epochs: Auto | Positive = Field(default="auto", description="Passes over the training data, at most.")
+    max_steps: Positive | None = Field(default=None, description="Stop after this many optimizer steps.")
+    batch_tokens: Auto | Positive = Field(
         default="auto", description="Tokens of one optimizer step, padding included."
     )
-    micro_batch_tokens: Auto | _Positive = Field(
+    micro_batch_tokens: Auto | Positive = Field(
         default="auto", description="Tokens of one forward pass; steps larger than this accumulate gradients."
     )
     seed: int = Field(default=0, ge=0, description="Seed of initialisation, order and dropout.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="Dtype of the base.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
-    evaluations_per_epoch: Auto | _Positive = Field(
+    evaluations_per_epoch: Auto | Positive = Field(
         default="auto", description="How often validation loss is measured."
     )
-    patience: _Positive = Field(
+    patience: Positive = Field(
         default=3, description="Stop after this many validations without improvement; the best is restored."
     )
-    save_every: _Positive | None = Field(
+    save_every: Positive | None = Field(
         default=None, description="Checkpoint every so many optimizer steps, besides one per epoch."
     )
-    keep_checkpoints: _Positive = Field(default=2, description="Checkpoints kept (the best is kept besides).")
+    keep_checkpoints: Positive = Field(default=2, description="Checkpoints kept (the best is kept besides).")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
         default=(), description="Experiment trackers to report to."
     )
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Everything a training run is made from."""
 
     name: str = Field(description="Name of the adapter in the library.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -152,7 +125,7 @@ class Recipe(_Section):
     revision: str | None = Field(default=None, description="Revision of a hub base.")
     task: Literal["causal_lm"] = Field(default="causal_lm", description="What is learnt.")
     data: DataSection
-    method: LoraMethod = Field(default_factory=LoraMethod)
+    method: Method = Field(default_factory=LoraMethod)
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
@@ -206,6 +179,9 @@ def recipe_from(document: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     merged = json.loads(json.dumps(document, default=str))
     for override in overrides:
         _apply(merged, override)
+    method = merged.get("method")
+    if isinstance(method, dict):
+        method.setdefault("kind", "lora")
     try:
         return Recipe.model_validate_json(json.dumps(merged))
     except ValidationError as error:
@@ -246,7 +222,12 @@ def _sentence(error: ValidationError) -> str:
     # An unknown key explains more than the missing one that it was meant to be.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     path = [str(part) for part in problem["loc"]]
-    section = _section_at(path[:-1])
+    if problem["type"] == "union_tag_invalid":
+        kind = problem["input"].get("kind")
+        hint = nearest(str(kind), METHODS) or "there is no such method."
+        return f"The recipe's 'method.kind' cannot be {kind!r}; it is one of {', '.join(METHODS)}; {hint}"
+    kind = path.pop(1) if path[0] == "method" and len(path) > 1 else "lora"  # the tag of the union
+    section = _section_at(path[:-1], kind)
     names = [
         part
         for part in path
@@ -256,7 +237,8 @@ def _sentence(error: ValidationError) -> str:
     given = problem.get("input")
     if problem["type"] == "extra_forbidden":
         hint = nearest(path[-1], section) or f"allowed are {', '.join(sorted(section))}."
-        return f"The recipe has no key {dotted!r}; {hint}"
+        where = f" for the method {kind!r}" if path[0] == "method" and len(path) > 1 else ""
+        return f"The recipe has no key {dotted!r}{where}; {hint}"
     if problem["type"] == "missing":
         return f"The recipe needs the key {dotted!r}."
     allowed = "; or ".join(
@@ -271,12 +253,14 @@ def _dotted(problem: Any) -> tuple[str, ...]:
     return tuple(str(part) for part in problem["loc"])[:2]
 
 
-def _section_at(path: Sequence[str]) -> list[str]:
-    """Return the keys allowed at a path of the recipe."""
+def _section_at(path: Sequence[str], kind: str) -> list[str]:
+    """Return the keys allowed at a path of a recipe whose method is `kind`."""
     model: type[BaseModel] = Recipe
+    if path and path[0] == "method":
+        return list(METHODS[kind].model_fields)
     for part in path:
         field = model.model_fields.get(part)
-        found = [t for t in (Columns, DataSection, LoraMethod, OptimizerSection, ScheduleSection, TrainingSection)
+        found = [t for t in (Columns, DataSection, OptimizerSection, ScheduleSection, TrainingSection)
                  if field is not None and t.__name__ in str(field.annotation)]  # fmt: skip
         if not found:
             break
