@@ -2,11 +2,11 @@
 
 Loss is the sum of -log p(token | tokens before it) over labelled tokens; the loop divides by the number of
 labelled tokens of the whole optimizer step, so that accumulation and padding do not change the result.
-Logits are computed only at positions that carry a label.
+Logits are computed only at positions that carry a label; on the fused path they are never all in memory.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -70,9 +70,15 @@ class CausalLM:
         """
         targets = batch.labels[:, 1:]  # B T-1
         wanted = targets != _IGNORED
+        known = _arguments_of(model)
+        if "head_targets" in known:  # the fused path (adapters/fused) forms the loss itself
+            total, each = model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, head_targets=targets
+            )
+            return LossSum(total, len(each), each, wanted.nonzero()[:, 0])
         keep = wanted.any(dim=0).nonzero().flatten()  # positions labelled in any row
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if _keeps_logits(model):
+        if "logits_to_keep" in known:
             logits = model(**arguments, use_cache=False, logits_to_keep=keep).logits  # B K V
         else:
             logits = model(**arguments, use_cache=False).logits[:, keep]
@@ -85,7 +91,8 @@ class CausalLM:
         return [str(origin) for origin in self.data.select(list(rows))["origin"]]
 
 
-def _keeps_logits(model: torch.nn.Module) -> bool:
+def _arguments_of(model: torch.nn.Module) -> Iterable[str]:
+    """Return the arguments that the base's forward takes, under adapters and other wrapping."""
     inner: Any = getattr(model, "module", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+    return inspect.signature(inner.forward).parameters

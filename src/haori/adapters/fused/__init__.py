@@ -1,0 +1,8 @@
+"""The fused training path: the same adapters, computed with fewer and larger operations.
+
+See install.py for what is replaced, factors.py for what a layer must be like, and docs/log.md for what was measured.
+"""
+
+from haori.adapters.fused.install import Fused, FusedReport, fuse
+
+__all__ = ["Fused", "FusedReport", "fuse"]

@@ -1,0 +1,118 @@
+"""The gated MLP of Llama-like models, y = down(act(gate(x)) * up(x)), as one Function.
+
+Saved: x, the pre-activations of gate and up, and the N x R products of the adapters; the activation and its product
+are computed again in backward. Layers that rescale rows (DoRA) run as single projections instead.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from haori.adapters.fused.factors import LinearPlan, read_factors
+from haori.adapters.fused.projections import Product, compute_dtype, frozen_output, lora_linears, product_gradients
+
+__all__ = ["ACTIVATIONS", "Activation", "gated_mlp"]
+
+
+class Activation(NamedTuple):
+    """An activation and its gradient: `backward(dy, x)`."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def _gelu_tanh_backward(dy: Tensor, x: Tensor) -> Tensor:
+    return torch.ops.aten.gelu_backward(dy, x, approximate="tanh")  # type: ignore[no-any-return]
+
+
+ACTIVATIONS = {
+    "silu": Activation(torch.nn.functional.silu, torch.ops.aten.silu_backward),
+    "gelu_tanh": Activation(_gelu_tanh, _gelu_tanh_backward),
+}
+
+
+def gated_mlp(x: Tensor, gate: LinearPlan, up: LinearPlan, down: LinearPlan, activation: Activation) -> Tensor:
+    """Return down(act(gate(x)) * up(x)) for x [..., D], differentiable in x and the adapters."""
+    plans = (gate, up, down)
+    if any(plan.rescaled for plan in plans):
+        g, u = lora_linears(x, (gate, up))
+        return lora_linears(activation.forward(g) * u, (down,))[0]
+    factors: list[Tensor | None] = []
+    for plan in plans:
+        factors += read_factors(plan)[:2] if plan.adapter is not None else (None, None)
+    y: Tensor = _GatedMlp.apply(x, plans, activation, *factors)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _GatedMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, plans: tuple[LinearPlan, ...], activation: Activation, *factors: Tensor | None
+    ) -> Tensor:
+        dtype = compute_dtype(x, plans[0])
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            inner = _product(flat, plans[:2], factors[:4])
+            g, u = (frozen_output(flat, plan, dtype, with_bias=True) for plan in plans[:2])
+            _add(inner, plans[:2], (g, u))
+            h = activation.forward(g).mul_(u)
+            outer = _product(h, plans[2:], factors[4:])
+            y = frozen_output(h, plans[2], dtype, with_bias=True)
+            _add(outer, plans[2:], (y,))
+        ctx.plans, ctx.activation, ctx.inner, ctx.outer = plans, activation, inner, outer
+        ctx.x_shape, ctx.x_dtype, ctx.dtype = x.shape, x.dtype, dtype
+        ctx.save_for_backward(flat, g, u)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        plans, activation, dtype = ctx.plans, ctx.activation, ctx.dtype
+        flat, g, u = ctx.saved_tensors
+        with torch.autocast(flat.device.type, enabled=False):
+            d = grad.reshape(-1, grad.shape[-1]).to(dtype)
+            a = activation.forward(g)
+            dh = d @ plans[2].frozen.weight(dtype)
+            outer = _gradients(plans[2:], ctx.outer, a * u if ctx.outer else None, (d,), dh)
+            du = a.mul_(dh)
+            dg = activation.backward(dh.mul_(u), g)
+            dx = None
+            if ctx.needs_input_grad[0]:
+                dx = dg @ plans[0].frozen.weight(dtype)
+                dx.addmm_(du, plans[1].frozen.weight(dtype))
+            inner = _gradients(plans[:2], ctx.inner, flat, (dg, du), dx)
+        return (None if dx is None else dx.view(ctx.x_shape).to(ctx.x_dtype), None, None, *inner, *outer)
+
+
+def _product(x: Tensor, plans: tuple[LinearPlan, ...], factors: tuple[Tensor | None, ...]) -> Product | None:
+    adapted = [i for i, plan in enumerate(plans) if plan.adapter is not None]
+    if not adapted:
+        return None
+    a, b = [factors[2 * i] for i in adapted], [factors[2 * i + 1] for i in adapted]
+    return Product(x, [plans[i] for i in adapted], a, b)  # type: ignore[arg-type]
+
+
+def _add(product: Product | None, plans: tuple[LinearPlan, ...], outputs: tuple[Tensor, ...]) -> None:
+    if product is None:
+        return
+    adapted = [y for plan, y in zip(plans, outputs, strict=True) if plan.adapter is not None]
+    for y, xa, b in zip(adapted, product.columns(), product.b, strict=True):
+        y.addmm_(xa, b.T)
+
+
+def _gradients(
+    plans: tuple[LinearPlan, ...], product: Product | None, x: Tensor | None, out: tuple[Tensor, ...], dx: Tensor | None
+) -> list[Tensor | None]:
+    result: list[Tensor | None] = [None] * (2 * len(plans))
+    if product is None or x is None:
+        return result
+    adapted = [i for i, plan in enumerate(plans) if plan.adapter is not None]
+    found = product_gradients(x, [plans[i] for i in adapted], product, [out[i] for i in adapted], dx)
+    for i, (da, db) in zip(adapted, found, strict=True):
+        result[2 * i], result[2 * i + 1] = da, db
+    return result

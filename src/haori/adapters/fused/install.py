@@ -1,0 +1,139 @@
+"""Puts the fused path into a model with adapters, and takes it out again.
+
+Only `forward` is replaced, on the instances; parameters, names and files stay PEFT's. Adapted linear layers run fused
+one by one in any model; gated MLPs, causal self-attention, RMSNorms and the loss head of Llama-like models run fused
+as a whole.
+"""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from haori.adapters.fused.loss_head import head_losses
+from haori.adapters.fused.modules import (
+    StandIn,
+    attention_stand_in,
+    linear_stand_in,
+    mlp_stand_in,
+    norm_stand_in,
+)
+
+__all__ = ["Fused", "FusedReport", "fuse"]
+
+
+class FusedReport(NamedTuple):
+    """How many modules of each kind run fused, of how many, and why others do not."""
+
+    fused: dict[str, int]
+    found: dict[str, int]
+    reasons: dict[str, str]
+    """For a kind of which not all run fused: the commonest reason."""
+
+    def sentence(self) -> str:
+        """Say it in one line."""
+        if not any(self.fused.values()):
+            why = next(iter(self.reasons.values()), "the method has no adapted linear layers")
+            return f"Stock path: nothing runs fused ({why})."
+        parts = [f"{self.fused[kind]} of {total} {kind}" for kind, total in self.found.items() if total]
+        rest = [f"{kind}: {reason}" for kind, reason in self.reasons.items()]
+        return f"Fused path: {', '.join(parts)}" + (f" (not all, since {'; '.join(rest)})." if rest else ".")
+
+
+class Fused:
+    """The fused path in a model; `remove` puts the stock path back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.patched: list[Any] = []
+        found: Counter[str] = Counter()
+        fused: Counter[str] = Counter()
+        reasons: dict[str, Counter[str]] = {}
+        for kind, module, stand_in in _stand_ins(model):
+            found[kind] += 1
+            if stand_in.forward is None:
+                reasons.setdefault(kind, Counter())[stand_in.reason] += 1
+                continue
+            fused[kind] += 1
+            module.forward = stand_in.forward
+            self.patched.append(module)
+        every_attention = 0 < found["attention blocks"] == fused["attention blocks"]
+        self._head(found, fused, reasons, skip_mask=every_attention)
+        self.report = FusedReport(
+            {kind: fused[kind] for kind in found},
+            dict(found),
+            {kind: counts.most_common(1)[0][0] for kind, counts in reasons.items()},
+        )
+
+    def remove(self) -> None:
+        """Put the stock path back."""
+        for module in self.patched:
+            del module.forward
+        self.patched.clear()
+
+    def _head(
+        self, found: Counter[str], fused: Counter[str], reasons: dict[str, Counter[str]], *, skip_mask: bool
+    ) -> None:
+        base: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
+        if not found or not hasattr(base, "lm_head"):
+            return
+        found["loss head"] += 1
+        reason = _unusual_head(base)
+        if reason is not None:
+            reasons["loss head"] = Counter([reason])
+            return
+        fused["loss head"] += 1
+        stock = base.forward
+
+        def forward(*args: Any, head_targets: Tensor | None = None, **kwargs: Any) -> Any:
+            """With `head_targets` [B, T-1] (-100 where none): summed loss and loss per labelled row."""
+            if head_targets is None:
+                return stock(*args, **kwargs)
+            if skip_mask:  # rows are right-padded, so the causal mask hides padding from all that matters
+                kwargs["attention_mask"] = None
+            hidden = base.model(*args, **kwargs)[0]  # B T D
+            wanted = head_targets != -100
+            return head_losses(hidden[:, :-1][wanted], base.lm_head.weight, head_targets[wanted])
+
+        base.forward = forward
+        self.patched.append(base)
+
+
+def fuse(model: nn.Module) -> Fused:
+    """Let a model with adapters run fused until `remove` is called on what is returned."""
+    return Fused(model)
+
+
+def _stand_ins(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
+    """Return kind, module and stand-in of everything that might run fused."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found: list[tuple[str, Any, StandIn]] = []
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            if not isinstance(module.get_base_layer(), nn.Embedding):
+                found.append(("linear layers", module, linear_stand_in(module)))
+            continue
+        for kind, make in (("MLPs", mlp_stand_in), ("attention blocks", attention_stand_in)):
+            stand_in = make(module)
+            if stand_in is not None:
+                found.append((kind, module, stand_in))
+    if not any(stand_in.forward for _, _, stand_in in found):
+        return found
+    for module in model.modules():
+        stand_in = norm_stand_in(module)
+        if stand_in is not None:
+            found.append(("norms", module, stand_in))
+    return found
+
+
+def _unusual_head(base: Any) -> str | None:
+    if type(base.lm_head) is not nn.Linear or base.lm_head.bias is not None or base.lm_head.weight.requires_grad:
+        return "it is adapted, trained or has a bias"
+    if not isinstance(getattr(base, "model", None), nn.Module):
+        return "the model keeps its layers elsewhere"
+    config = base.config
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            return f"the model changes its logits ({name})"
+    return None

@@ -1,0 +1,211 @@
+"""Fused stand-ins for the modules of a model, each tried against the module it stands in for.
+
+A module is recognised by its parts (a gated MLP has gate_proj, up_proj, down_proj and act_fn), never by its class.
+Whether the guess is right is measured: the stand-in must give what the module gives on a small random input, or it is
+not used. A stand-in is a function that takes the place of `forward`; it steps aside for calls it does not cover.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from haori.adapters.fused.attention import causal_attention
+from haori.adapters.fused.elementwise import rms_norm, rotate
+from haori.adapters.fused.factors import linear_plan, why_not
+from haori.adapters.fused.gated_mlp import ACTIVATIONS, Activation, gated_mlp
+from haori.adapters.fused.projections import lora_linears
+
+__all__ = ["StandIn", "attention_stand_in", "linear_stand_in", "mlp_stand_in", "norm_stand_in"]
+
+Forward = Callable[..., Any]
+_PROBE_TOKENS = 8
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP_PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
+class StandIn(NamedTuple):
+    """The fused forward of a module, or why there is none."""
+
+    forward: Forward | None
+    reason: str = ""
+
+
+def linear_stand_in(layer: nn.Module) -> StandIn:
+    """Return the fused forward of one adapted linear layer."""
+    reason = why_not(layer)
+    if reason is not None:
+        return StandIn(None, reason)
+    stock = layer.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs or not _ready(layer):
+            return stock(x, *args, **kwargs)
+        return lora_linears(x, (linear_plan(layer),))[0]
+
+    return StandIn(forward)
+
+
+def mlp_stand_in(mlp: Any) -> StandIn | None:
+    """Return the fused forward of a gated MLP; None if the module is none or has no adapter."""
+    parts: list[Any] = [getattr(mlp, name, None) for name in _MLP_PARTS]
+    if not hasattr(mlp, "act_fn") or not all(isinstance(part, nn.Module) for part in parts) or not _adapted(parts):
+        return None
+    reason = _first_reason(parts, _MLP_PARTS)
+    activation = _activation(mlp.act_fn)
+    if reason is None and activation is None:
+        reason = f"the activation {type(mlp.act_fn).__name__} has no fused form"
+    if reason is not None or activation is None:
+        return StandIn(None, reason or "")
+    stock = mlp.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs or not all(_ready(part) for part in parts):
+            return stock(x, *args, **kwargs)
+        gate, up, down = (linear_plan(part) for part in parts)
+        return gated_mlp(x, gate, up, down, activation)
+
+    return _tried(forward, stock, lambda x: ((x,), {}), parts[0])
+
+
+def attention_stand_in(attention: Any) -> StandIn | None:
+    """Return the fused forward of causal self-attention with rotary positions; None if the module is none."""
+    parts: list[Any] = [getattr(attention, name, None) for name in _PROJECTIONS]
+    if not all(isinstance(part, nn.Module) for part in parts) or not _adapted(parts):
+        return None
+    reason = _first_reason(parts, _PROJECTIONS) or _unusual(attention)
+    if reason is not None:
+        return StandIn(None, reason)
+    stock = attention.forward
+    width = attention.head_dim
+    q_norm: Any = getattr(attention, "q_norm", None)
+    k_norm: Any = getattr(attention, "k_norm", None)
+
+    def forward(
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        covered = position_embeddings is not None and attention_mask is None and past_key_values is None
+        if not covered or not all(_ready(part) for part in parts):
+            return stock(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        assert position_embeddings is not None
+        plans = [linear_plan(part) for part in parts]
+        q, k, v = (y.view(*y.shape[:2], -1, width) for y in lora_linears(hidden_states, plans[:3]))  # B T H d
+        if q_norm is not None:
+            q, k = q_norm(q), k_norm(k)
+        cos, sin = position_embeddings
+        y = _attend(rotate(q, cos, sin), rotate(k, cos, sin), v, attention.scaling)
+        return lora_linears(y.flatten(2), plans[3:])[0], None
+
+    def arguments(x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        angles = torch.linspace(0, 3, _PROBE_TOKENS * (width // 2), device=x.device).view(1, _PROBE_TOKENS, -1)
+        angles = torch.cat([angles, angles], -1).to(x.dtype)
+        return (), {"hidden_states": x, "position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
+
+    return _tried(forward, stock, arguments, parts[0])
+
+
+def norm_stand_in(norm: Any) -> StandIn | None:
+    """Return the fused forward of an RMSNorm with a frozen weight; None if the module is none."""
+    if not type(norm).__name__.endswith("RMSNorm") or getattr(norm, "weight", None) is None:
+        return None
+    if norm.weight.requires_grad:
+        return StandIn(None, "its own weights are trained")
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if eps is None:
+        return StandIn(None, "it has no epsilon")
+    stock = norm.forward
+    for shift in (0.0, 1.0):  # Gemma keeps w - 1
+        weight = norm.weight.detach() + shift if shift else norm.weight.detach()
+
+        def forward(x: Tensor, weight: Tensor = weight) -> Tensor:
+            return rms_norm(x, weight, float(eps))
+
+        found = _tried(forward, stock, lambda x: ((x,), {}), norm)
+        if found.forward is not None:
+            return found
+    return StandIn(None, "it is not the RMSNorm of the paper")
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Causal attention on [B, T, H, d]; a GPU has its own kernels for it."""
+    if q.device.type == "cpu":
+        return causal_attention(q, k, v, scale)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    return y.transpose(1, 2)
+
+
+def _tried(
+    forward: Forward, stock: Forward, arguments: Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]], like: Any
+) -> StandIn:
+    """Compare stand-in and module on a random input for `like`, a layer or norm that takes the input."""
+    weight = like.weight
+    width = getattr(like, "in_features", weight.shape[-1])
+    dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1, _PROBE_TOKENS, width, generator=random).to(weight.device, dtype)
+    args, kwargs = arguments(x)
+    state = torch.get_rng_state()  # dropout must neither spoil the comparison nor use up the run's random numbers
+    results = []
+    for call in (forward, stock):
+        torch.set_rng_state(state)
+        try:
+            with torch.no_grad():
+                found = call(*args, **kwargs)
+        except (TypeError, ValueError, RuntimeError, AttributeError) as problem:
+            return StandIn(None, f"it takes other arguments ({type(problem).__name__})")
+        results.append((found[0] if isinstance(found, tuple) else found).float())
+    torch.set_rng_state(state)
+    error = float((results[0] - results[1]).norm() / results[1].norm().clamp_min(1e-30))
+    limit = 1e-4 if dtype == torch.float32 else 3e-2
+    if not error <= limit:
+        return StandIn(None, f"the fused form differs from it by {error:.1g} of its output")
+    return StandIn(forward)
+
+
+def _adapted(parts: list[Any]) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(part, BaseTunerLayer) for part in parts)
+
+
+def _ready(layer: Any) -> bool:
+    """Whether a layer's adapter is on and lies beside its weight, as when the stand-in was made."""
+    return not (getattr(layer, "disable_adapters", False) or getattr(layer, "merged", False))
+
+
+def _first_reason(parts: list[Any], names: tuple[str, ...]) -> str | None:
+    for part, name in zip(parts, names, strict=True):
+        reason = why_not(part)
+        if reason is not None:
+            return f"{name}: {reason}"
+    return None
+
+
+def _unusual(attention: Any) -> str | None:
+    """Say what about an attention module the fused form does not know."""
+    if not (hasattr(attention, "head_dim") and hasattr(attention, "scaling")):
+        return "it has no head_dim or scaling"
+    if getattr(attention, "attn_logit_softcapping", None):
+        return "it caps its scores"
+    if getattr(attention, "attention_dropout", 0.0):
+        return "it has attention dropout"
+    if not getattr(attention, "is_causal", True):
+        return "it is not causal"
+    norm = getattr(attention, "q_norm", None)
+    if norm is not None and norm.weight.shape[-1] != attention.head_dim:
+        return "it normalises all heads together"
+    return None
+
+
+def _activation(module: Any) -> Activation | None:
+    x = torch.linspace(-4, 4, 33)
+    for candidate in ACTIVATIONS.values():
+        if torch.allclose(module(x), candidate.forward(x), atol=1e-6):
+            return candidate
+    return None

@@ -1,0 +1,267 @@
+"""The fused path against stock PEFT: outputs, gradients and optimizer steps must be the same."""
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from haori.adapters.fused import fuse
+
+VOCABULARY, WIDTH, LAYERS = 97, 48, 2
+LLAMA = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 80, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", LLAMA),
+    "llama-tied-bias": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "mistral": ("Mistral", LLAMA | {"sliding_window": None}),
+    "qwen2": ("Qwen2", LLAMA),
+    "qwen3": ("Qwen3", LLAMA | {"head_dim": 16}),
+    "gemma": ("Gemma", LLAMA | {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"}),
+    "smollm3": ("SmolLM3", LLAMA | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
+}
+WHOLE = {"attention blocks": LAYERS, "MLPs": LAYERS, "loss head": 1}
+
+
+def base_of(family: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    name, options = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**options)
+    return getattr(transformers, f"{name}ForCausalLM")(config).to(dtype)
+
+
+def adapted(family: str = "llama", dtype: torch.dtype = torch.float32, **options: Any) -> PeftModel:
+    """Stock PEFT with B drawn at random, so that every gradient matters."""
+    torch.manual_seed(1)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options
+    model = get_peft_model(base_of(family, dtype), LoraConfig(**settings))
+    draw_b(model)
+    return model.train()
+
+
+def draw_b(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "lora_E" in name:
+            parameter.data = (0.05 * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype)
+
+
+def batch(rows: int = 3, length: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded rows; labels on the second half of each."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, VOCABULARY, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    labels = ids.clone()
+    for row in range(rows):
+        end = length - 5 * row
+        mask[row, end:] = 0
+        labels[row, end:] = -100
+        labels[row, : end // 2] = -100
+    return ids, mask, labels
+
+
+def loss_of(model: nn.Module, *, fused: bool) -> torch.Tensor:
+    ids, mask, labels = batch()
+    if fused:
+        total, each = model(input_ids=ids, attention_mask=mask, use_cache=False, head_targets=labels[:, 1:])
+        assert torch.allclose(each.sum(), total)
+        return total / len(each)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    return nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), labels[:, 1:].reshape(-1))
+
+
+def gradients(model: nn.Module, *, fused: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    torch.manual_seed(4)
+    model.zero_grad()
+    loss = loss_of(model, fused=fused)
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    largest = max(float(g.norm()) for g in expected.values())
+    return max(float((found[n] - g).norm()) / max(float(g.norm()), 1e-3 * largest) for n, g in expected.items())
+
+
+def assert_same_in_fp32(model: nn.Module, expect: dict[str, int] = WHOLE) -> None:
+    stock_loss, stock = gradients(model, fused=False)
+    fused = fuse(model)
+    assert fused.report.fused.items() >= expect.items(), fused.report.sentence()
+    loss, found = gradients(model, fused=True)
+    assert loss == pytest.approx(stock_loss, abs=2e-6)
+    assert worst(found, stock) < 2e-4
+    fused.remove()
+    again_loss, again = gradients(model, fused=False)
+    assert again_loss == stock_loss
+    assert all(torch.equal(again[n], g) for n, g in stock.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_run_whole_and_equal_peft(family: str):
+    if family == "smollm3":  # its fourth layers have no rotation, which the trial of each block finds out
+        model = adapted(family)
+        report = fuse(model).report
+        assert report.fused["MLPs"] == LAYERS
+        return
+    assert_same_in_fp32(adapted(family))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": 1},
+        {"r": 16, "use_rslora": True},
+        {"lora_dropout": 0.3},
+        {"use_dora": True},
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"target_modules": ["v_proj", "gate_proj"], "use_dora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"up_proj": 1}},
+        {"layers_to_transform": [1], "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]},
+    ],
+    ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()),
+)
+def test_options_equal_peft(options: dict[str, Any]):
+    assert_same_in_fp32(adapted(**options), {"loss head": 1})
+
+
+def test_adalora_equals_peft():
+    torch.manual_seed(1)
+    config = AdaLoraConfig(
+        init_r=6, target_r=4, total_step=100, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM",
+        orth_reg_weight=0.1,
+    )  # fmt: skip
+    model = get_peft_model(base_of("llama"), config)
+    draw_b(model)
+    assert_same_in_fp32(model.train(), {"loss head": 1, "linear layers": 3 * LAYERS})
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bf16_is_as_near_to_fp32_as_peft_is(options: dict[str, Any], autocast: bool):
+    reference = adapted(**options)
+    exact = copy.deepcopy(reference)
+    exact_loss, expected = gradients(exact, fused=False)
+    model = adapted(dtype=torch.bfloat16, **options)
+    for (_, mine), (_, theirs) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        if mine.requires_grad:
+            mine.data = theirs.data.clone()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        stock_loss, stock = gradients(model, fused=False)
+        fuse(model)
+        loss, found = gradients(model, fused=True)
+    assert abs(loss - exact_loss) < max(2 * abs(stock_loss - exact_loss), 2e-3)
+    assert worst(found, expected) < max(1.5 * worst(stock, expected), 0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"lora_dropout": 0.2}], ids=["lora", "dora", "dropout"])
+def test_ten_optimizer_steps_equal_peft(options: dict[str, Any]):
+    results = []
+    for fused in (False, True):
+        model = adapted(**options)
+        if fused:
+            fuse(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=5e-3)
+        torch.manual_seed(5)
+        losses = []
+        for _ in range(10):
+            loss = loss_of(model, fused=fused)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        results.append((losses, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}))
+    (stock_losses, stock), (losses, found) = results
+    assert losses == pytest.approx(stock_losses, abs=1e-3)
+    assert losses[-1] < losses[0]
+    assert worst(found, stock) < 1e-2
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    model = adapted()
+    _, expected = gradients(model, fused=False)
+    fuse(model)
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    _, found = gradients(model, fused=True)
+    assert worst(found, expected) < 2e-4
+
+
+def test_no_gradient_reaches_frozen_weights_or_the_first_input():
+    model = adapted()
+    fuse(model)
+    _, found = gradients(model, fused=True)
+    assert all("lora_" in name for name in found)
+
+
+def test_a_model_of_another_kind_runs_layer_by_layer():
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = get_peft_model(transformers.BertModel(config), LoraConfig(r=4, target_modules="all-linear"))
+    draw_b(model)
+    ids, mask, _ = batch()
+
+    def run() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        output = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        output.square().mean().backward()
+        return output.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    output, expected = run()
+    report = fuse(model).report
+    assert report.fused == {"linear layers": 13}
+    fused_output, found = run()
+    assert torch.allclose(output, fused_output, atol=1e-5)
+    assert worst(found, expected) < 2e-4
+
+
+def test_what_does_not_run_fused_says_why():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=1, n_head=4, bos_token_id=0, eos_token_id=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT sets fan_in_fan_out for Conv1D and says so
+        model = get_peft_model(transformers.GPT2LMHeadModel(config), LoraConfig(target_modules=["c_attn"]))
+    fused = fuse(model)
+    assert "Stock path" in fused.report.sentence()
+    assert "stored transposed" in fused.report.sentence()
+    assert not fused.patched
+    with_bias = fuse(adapted("llama-tied-bias", lora_bias=True))
+    assert "its B has a bias" in with_bias.report.sentence()
+
+
+def test_a_switched_off_adapter_is_the_base():
+    model = adapted()
+    ids, _, _ = batch()
+    with torch.no_grad(), model.disable_adapter():
+        expected = model(input_ids=ids, use_cache=False).logits
+    fuse(model)
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.allclose(model(input_ids=ids, use_cache=False).logits, expected, atol=1e-6)
+
+
+def test_generation_with_a_cache_is_unchanged():
+    model = adapted().eval()
+    ids, _, _ = batch(rows=1, length=12)
+    expected = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    fuse(model)
+    assert torch.equal(model.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0), expected)
+
+
+def test_probing_uses_up_no_random_numbers():
+    model = adapted(lora_dropout=0.5)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    fuse(model)
+    assert torch.equal(torch.rand(3), expected)
