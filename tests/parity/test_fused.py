@@ -21,6 +21,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", LLAMA),
     "llama-tied-bias": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "mistral": ("Mistral", LLAMA | {"sliding_window": None}),
+    "mistral-window": ("Mistral", LLAMA | {"sliding_window": 16}),
     "qwen2": ("Qwen2", LLAMA),
     "qwen3": ("Qwen3", LLAMA | {"head_dim": 16}),
     "gemma": ("Gemma", LLAMA | {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"}),
@@ -265,3 +266,75 @@ def test_probing_uses_up_no_random_numbers():
     torch.manual_seed(7)
     fuse(model)
     assert torch.equal(torch.rand(3), expected)
+
+
+def shared_batch(rows: int, shared: int, own: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows that begin with the same tokens, right-padded, with labels in the prefix too."""
+    generator = torch.Generator().manual_seed(8)
+    ids = torch.randint(1, VOCABULARY, (rows, shared + own), generator=generator)
+    ids[:, :shared] = ids[0, :shared]
+    ids[:, shared] = torch.arange(1, rows + 1)  # the first token of their own differs
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        mask[row, ids.shape[1] - row :] = 0
+    labels = torch.where(mask == 1, ids, -100)
+    labels[:, 1::3] = -100
+    return ids, mask, labels
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "mistral"])
+@pytest.mark.parametrize(("shared", "own"), [(20, 9), (70, 3), (1, 12), (3, 90)])
+def test_rows_that_begin_alike_are_computed_once_with_the_same_result(family: str, shared: int, own: int):
+    model = adapted(family)
+    ids, mask, labels = shared_batch(4, shared, own)
+
+    def run(fused: bool) -> tuple[float, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        if fused:
+            total, _ = model(input_ids=ids, attention_mask=mask, use_cache=False, head_targets=labels[:, 1:])
+        else:
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            total = nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+        total.backward()
+        return total.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    loss, expected = run(fused=False)
+    tokens: list[int] = []
+    fuse(model)
+    model.get_base_model().get_decoder().embed_tokens.register_forward_hook(
+        lambda _, args, __: tokens.append(args[0].numel())
+    )
+    shared_loss, found = run(fused=True)
+    worthwhile = 3 * shared >= 0.05 * ids.numel()
+    assert tokens == [shared + 4 * own if worthwhile else ids.numel()]
+    assert shared_loss == pytest.approx(loss, rel=1e-5)
+    assert worst(found, expected) < 2e-4
+
+
+def test_prefixes_are_not_shared_where_that_would_change_the_result():
+    ids, mask, labels = shared_batch(4, 20, 9)
+    for model in (adapted(lora_dropout=0.1), adapted("mistral-window")):
+        tokens: list[int] = []
+        fuse(model)
+        embedding = model.get_base_model().get_decoder().embed_tokens
+        embedding.register_forward_hook(lambda _, args, __, seen=tokens: seen.append(args[0].numel()))
+        model(input_ids=ids, attention_mask=mask, use_cache=False, head_targets=labels[:, 1:])
+        assert tokens == [ids.numel()]
+
+
+def test_a_sliding_window_shorter_than_the_rows_is_kept():
+    assert_same_in_fp32(adapted("mistral-window"))
+
+
+def test_shared_prefixes_with_activation_checkpointing():
+    model = adapted()
+    ids, mask, labels = shared_batch(4, 20, 9)
+    fuse(model)
+    results = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        model(input_ids=ids, attention_mask=mask, use_cache=False, head_targets=labels[:, 1:])[0].backward()
+        results.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert worst(results[1], results[0]) < 1e-5

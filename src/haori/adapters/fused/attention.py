@@ -28,8 +28,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
     Args:
         q: [B, T, H, d].
-        k: [B, T, K, d]; H is a multiple of K, and query head h reads key head h // (H / K).
-        v: [B, T, K, d].
+        k: [B, L, K, d] with L >= T: queries are the last T positions. H is a multiple of K, and query head h reads
+            key head h // (H / K).
+        v: [B, L, K, d].
         scale: Factor on the scores, usually 1/sqrt(d).
 
     Returns:
@@ -43,15 +44,17 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        keep = q.shape[1] <= KEPT_LENGTH and any(ctx.needs_input_grad)
+        keep = k.shape[1] <= KEPT_LENGTH and any(ctx.needs_input_grad)
+        before = k.shape[1] - q.shape[1]
         kept: list[Tensor] = []
         with torch.autocast(q.device.type, enabled=False):
             for rows in _groups(q, k):
                 keys, values = _by_head(k[rows]), _by_head(v[rows])
                 queries, outputs = _grouped(q[rows], k.shape[2]), _grouped(out[rows], k.shape[2])
                 for start, stop in _blocks(q.shape[1]):
-                    p = _probabilities(queries[:, :, :, start:stop], keys[:, :stop], scale)
-                    outputs[:, :, :, start:stop] = _split(p @ values[:, :stop], outputs[:, :, :, start:stop])
+                    seen = before + stop
+                    p = _probabilities(queries[:, :, :, start:stop], keys[:, :seen], scale)
+                    outputs[:, :, :, start:stop] = _split(p @ values[:, :seen], outputs[:, :, :, start:stop])
                     if keep:
                         kept.append(p)
         ctx.scale, ctx.kept = scale, keep
@@ -62,6 +65,7 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         q, k, v, *kept = ctx.saved_tensors
         probabilities = iter(kept)
+        before = k.shape[1] - q.shape[1]
         dq, dk, dv = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty_like(k), torch.empty_like(v)
         with torch.autocast(q.device.type, enabled=False):
             for rows in _groups(q, k):
@@ -69,13 +73,13 @@ class _CausalAttention(torch.autograd.Function):
                 queries, grads, dqs = (_grouped(t[rows], k.shape[2]) for t in (q, grad, dq))
                 dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
                 for start, stop in _blocks(q.shape[1]):
-                    block = queries[:, :, :, start:stop]
+                    block, seen = queries[:, :, :, start:stop], before + stop
                     qb, gb = _joined(block), _joined(grads[:, :, :, start:stop])  # [BK, Gn, d]
-                    p = next(probabilities) if ctx.kept else _probabilities(block, keys[:, :stop], ctx.scale)
-                    dvalues[:, :stop].baddbmm_(p.transpose(1, 2), gb)
-                    ds = torch._softmax_backward_data(gb @ values[:, :stop].transpose(1, 2), p, -1, p.dtype)
-                    dkeys[:, :stop].baddbmm_(ds.transpose(1, 2), qb, alpha=ctx.scale)
-                    dqb = torch.baddbmm(qb, ds, keys[:, :stop], beta=0, alpha=ctx.scale)
+                    p = next(probabilities) if ctx.kept else _probabilities(block, keys[:, :seen], ctx.scale)
+                    dvalues[:, :seen].baddbmm_(p.transpose(1, 2), gb)
+                    ds = torch._softmax_backward_data(gb @ values[:, :seen].transpose(1, 2), p, -1, p.dtype)
+                    dkeys[:, :seen].baddbmm_(ds.transpose(1, 2), qb, alpha=ctx.scale)
+                    dqb = torch.baddbmm(qb, ds, keys[:, :seen], beta=0, alpha=ctx.scale)
                     dqs[:, :, :, start:stop] = _split(dqb, block)
                 dk[rows], dv[rows] = _to_rows(dkeys, k[rows]), _to_rows(dvalues, v[rows])
         return dq, dk, dv, None
@@ -84,7 +88,7 @@ class _CausalAttention(torch.autograd.Function):
 def _groups(q: Tensor, k: Tensor) -> list[slice]:
     """Cut the batch so that a block of scores stays in the cache."""
     batch, length, heads, _ = q.shape
-    size = max(1, _CACHE_ELEMENTS // (heads * min(_BLOCK, length) * length))
+    size = max(1, _CACHE_ELEMENTS // (heads * min(_BLOCK, length) * k.shape[1]))
     return [slice(start, min(batch, start + size)) for start in range(0, batch, size)]
 
 

@@ -8,9 +8,9 @@ as a whole.
 from collections import Counter
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from haori.adapters.fused.loss_head import head_losses
+from haori.adapters.fused.loss_forward import LossForward, why_no_head
 from haori.adapters.fused.modules import (
     StandIn,
     attention_stand_in,
@@ -78,24 +78,12 @@ class Fused:
         if not found or not hasattr(base, "lm_head"):
             return
         found["loss head"] += 1
-        reason = _unusual_head(base)
+        reason = why_no_head(base)
         if reason is not None:
             reasons["loss head"] = Counter([reason])
             return
         fused["loss head"] += 1
-        stock = base.forward
-
-        def forward(*args: Any, head_targets: Tensor | None = None, **kwargs: Any) -> Any:
-            """With `head_targets` [B, T-1] (-100 where none): summed loss and loss per labelled row."""
-            if head_targets is None:
-                return stock(*args, **kwargs)
-            if skip_mask:  # rows are right-padded, so the causal mask hides padding from all that matters
-                kwargs["attention_mask"] = None
-            hidden = base.model(*args, **kwargs)[0]  # B T D
-            wanted = head_targets != -100
-            return head_losses(hidden[:, :-1][wanted], base.lm_head.weight, head_targets[wanted])
-
-        base.forward = forward
+        base.forward = LossForward(base, shares=skip_mask)
         self.patched.append(base)
 
 
@@ -125,15 +113,3 @@ def _stand_ins(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
         if stand_in is not None:
             found.append(("norms", module, stand_in))
     return found
-
-
-def _unusual_head(base: Any) -> str | None:
-    if type(base.lm_head) is not nn.Linear or base.lm_head.bias is not None or base.lm_head.weight.requires_grad:
-        return "it is adapted, trained or has a bias"
-    if not isinstance(getattr(base, "model", None), nn.Module):
-        return "the model keeps its layers elsewhere"
-    config = base.config
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            return f"the model changes its logits ({name})"
-    return None

@@ -1,0 +1,37 @@
+"""Which path a model's adapters run on while it trains: fused where they can, stock PEFT where not."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["fast_path"]
+
+
+@contextmanager
+def fast_path(model: "nn.Module", *, mixed: bool, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Let `model` run fused inside the block, and say in one line what does and what does not.
+
+    Args:
+        model: The model, with adapters or without.
+        mixed: Whether autocast is on. Layers that stay on the stock path then leave the dtype of an adapter's input
+            to autocast; PEFT would cast it to fp32, which is slower.
+        say: Receives the line.
+    """
+    from peft import PeftModel
+    from peft.helpers import disable_input_dtype_casting
+
+    from haori.adapters.fused import fuse
+
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    fused = fuse(model)
+    say(fused.report.sentence())
+    try:
+        with disable_input_dtype_casting(model, active=mixed):
+            yield
+    finally:
+        fused.remove()
