@@ -21,7 +21,11 @@ warnings.filterwarnings("ignore")
 
 def say(seconds: float, tokens: int, loss: float) -> None:
     """Report a step."""
+    import torch
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
     print(json.dumps({"seconds": seconds, "tokens": tokens, "loss": loss, "peak_bytes": peak}), flush=True)
 
 
@@ -51,7 +55,7 @@ def run_haori(spec: dict[str, Any]) -> None:
         for index, _ in enumerate(sys.stdin):
             rows = steps[index % len(steps)]
             started = time.perf_counter()
-            loop.step(rows, last_of_epoch=False)
+            loop.step(rows, last_of_epoch=False)  # ends by reading the loss, so a GPU has finished too
             seconds = time.perf_counter() - started
             line = loop.measurements.series("train")[-1]
             say(seconds, int(line["tokens"]), line["loss"])
@@ -64,6 +68,7 @@ def run_peft(spec: dict[str, Any]) -> None:
     from peft.helpers import disable_input_dtype_casting
     from transformers import (
         AutoModelForCausalLM,
+        BitsAndBytesConfig,
         DataCollatorForSeq2Seq,
         Trainer,
         TrainerCallback,
@@ -76,9 +81,14 @@ def run_peft(spec: dict[str, Any]) -> None:
     steps = [[row for micro in step for row in micro] for step in steps_of(prepared)]
     lengths = list(prepared.data.train["length"])
     options = spec["options"]
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
-        prepared.base.path, dtype=getattr(torch, options["base"]), attn_implementation=options["attention"]
-    )
+        prepared.base.path, dtype=getattr(torch, options["base"]), attn_implementation=options["attention"],
+        device_map={"": prepared.device}, quantization_config=four_bit if options.get("four_bit") else None,
+    )  # fmt: skip
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(0)
     model = get_peft_model(model, config, autocast_adapter_dtype=options["adapter"] == "float32")
@@ -107,7 +117,8 @@ def run_peft(spec: dict[str, Any]) -> None:
             return torch.utils.data.DataLoader(data, batch_sampler=steps, collate_fn=self.data_collator)
 
     arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(), max_steps=100_000, learning_rate=5e-4, use_cpu=True, report_to=[],
+        output_dir=tempfile.mkdtemp(), max_steps=100_000, learning_rate=5e-4, use_cpu=prepared.device == "cpu",
+        report_to=[],
         bf16=options["autocast"], save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0,
     )  # fmt: skip
     collator = DataCollatorForSeq2Seq(prepared.tokenizer, padding=True)

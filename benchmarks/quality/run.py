@@ -1,0 +1,91 @@
+"""What each method is worth: LoRA, DoRA, ARD-LoRA, AdaLoRA and full fine-tuning, three seeds, two tasks.
+
+Runs `haori compare` on the demo's reviews (accuracy) and on docstrings of Python's standard library (chrF and loss),
+each method with the learning rate that Haori chooses for it. Bars: the best adapter within a point of full
+fine-tuning, and forgetting at most half of full fine-tuning's. Prints tables and, as its last line, one JSON object;
+`--write` keeps it with both reports.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent)]
+from provenance import provenance, report
+from tasks import write_docstrings, write_reviews
+
+METHODS = ("lora", "dora", "ard_lora", "adalora", "full")
+SEEDS = 3
+BARS = {"points_below_full": 1.0, "forgetting_share": 0.5}
+
+
+def compare(task: str, train: Path, test: Path, home: Path) -> dict[str, Any]:
+    """Run one comparison and return its comparison.json."""
+    recipe = home / f"{task}.yaml"
+    document = {
+        "name": task, "base": "smollm2-135m-instruct", "data": {"path": str(train)}, "training": {"epochs": 1},
+        "method": {"rank": 16, "alpha": 32.0},
+    }  # fmt: skip
+    recipe.write_text(json.dumps(document))
+    out = home / f"comparison-{task}"
+    subprocess.run(
+        [
+            Path(sys.executable).with_name("haori"), "compare", recipe, "--methods", ",".join(("base", *METHODS)),
+            "--seeds", str(SEEDS), "--test", test, "--out", out,
+        ],
+        check=True, env={**os.environ, "HAORI_HOME": str(home)},
+    )  # fmt: skip
+    if "--write" in sys.argv:
+        shutil.copy(out / "comparison.html", HERE / f"{task}.html")
+    found: dict[str, Any] = json.loads((out / "comparison.json").read_text())
+    return found
+
+
+def figures(comparison: dict[str, Any], score: str) -> dict[str, Any]:
+    """Return each method's score, forgetting and cost."""
+    found = {}
+    for method in comparison["methods"]:
+        cost = method["cost"] or {}
+        forgotten = method["forgetting"].get("shipped", {}).get("whole")
+        found[method["method"]] = {
+            "score": method["scores"][score], "loss": method["scores"].get("loss"), "forgetting": forgotten,
+            "lr": method["lr"], "tokens_per_s": cost.get("tokens_per_s"),
+            "peak_memory_bytes": cost.get("peak_memory_bytes"), "size_bytes": cost.get("size_bytes"),
+            "trainable_parameters": cost.get("trainable_parameters"),
+        }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    """Run both comparisons, check the bars and report."""
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        tasks = {
+            "reviews": ("accuracy", *write_reviews(home, 640)),
+            "docstrings": ("chrf", *write_docstrings(home, 240, 80)),
+        }
+        for task, (score, train, test) in tasks.items():
+            of = figures(compare(task, train, test, home), score)
+            adapters = [name for name in METHODS if name != "full"]
+            best = max(adapters, key=lambda name: of[name]["score"]["value"])
+            unit = 100 if score == "accuracy" else 1
+            below = unit * (of["full"]["score"]["value"] - of[best]["score"]["value"])
+            share = of[best]["forgetting"]["value"] / of["full"]["forgetting"]["value"]
+            print(f"{task}: best adapter {best}, {below:+.2f} points below full (bar <= 1), forgetting {share:.2f} of")
+            print(f"  full's {of['full']['forgetting']['value']:+.4f} nats per token (bar <= 0.5)")
+            results[task] = {
+                "score": score, "best": best, "points_below_full": round(below, 3),
+                "forgetting_share": round(share, 3), "methods": of,
+            }  # fmt: skip
+    report({"benchmark": "quality", "seeds": SEEDS, "tasks": results, "bars": BARS, **provenance()}, HERE)
+
+
+if __name__ == "__main__":
+    main()
