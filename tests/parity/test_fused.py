@@ -338,3 +338,43 @@ def test_shared_prefixes_with_activation_checkpointing():
         model(input_ids=ids, attention_mask=mask, use_cache=False, head_targets=labels[:, 1:])[0].backward()
         results.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert worst(results[1], results[0]) < 1e-5
+
+
+def test_ard_lora_equals_its_slow_path():
+    from haori.adapters.ard_lora import ArdLoraConfig
+
+    torch.manual_seed(1)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(base_of("llama"), ArdLoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    draw_b(model)
+    generator = torch.Generator().manual_seed(9)
+    for name, parameter in model.named_parameters():
+        if "ard_rho" in name:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    assert_same_in_fp32(model.train())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_bases_equal_the_slow_path(bits: int, tmp_path: Any):
+    base_of("llama").save_pretrained(tmp_path)
+    quantised = transformers.BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )  # fmt: skip
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=quantised, dtype=torch.float32
+    )
+    torch.manual_seed(1)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    draw_b(model)
+    model.train()
+    stock_loss, stock = gradients(model, fused=False)
+    report = fuse(model).report
+    if bits == 8:
+        assert "LLM.int8 rounds activations" in report.sentence()
+        assert report.fused["linear layers"] == 0
+    else:
+        assert report.fused["linear layers"] == 7 * LAYERS, report.sentence()
+    loss, found = gradients(model, fused="loss head" in report.fused)
+    assert loss == pytest.approx(stock_loss, abs=1e-4)
+    assert worst(found, stock) < 1e-2

@@ -153,7 +153,9 @@ def _is_quantized_lora(layer: nn.Module) -> bool:
 
 def _why_not_frozen(layer: nn.Module) -> str | None:
     kind = type(layer).__name__
-    if type(layer).__module__.startswith("bitsandbytes") and kind in ("Linear4bit", "Linear8bitLt"):
+    if type(layer).__module__.startswith("bitsandbytes") and kind == "Linear8bitLt":
+        return "LLM.int8 rounds activations too, so its products are left to bitsandbytes"
+    if type(layer).__module__.startswith("bitsandbytes") and kind == "Linear4bit":
         return None
     if type(layer) is not nn.Linear:
         return f"{kind} is not a plain linear layer"
