@@ -1,6 +1,6 @@
 """Writes docs/guide/recipe.md from the recipe's JSON schema (`haori schema`); `--check` only compares.
 
-The descriptions stand in src/haori/core/recipe.py. A test keeps the committed page up to date.
+The descriptions stand in src/haori/core/recipe.py and methods.py. A test keeps the committed page up to date.
 """
 
 import sys
@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "guide" / "recipe.md"
 INTRODUCTION = """\
 # Recipe reference
 
-<!-- Written by tools/write_recipe_reference.py from `haori schema`; change src/haori/core/recipe.py instead. -->
+<!-- Written by tools/write_recipe_reference.py from `haori schema`; change src/haori/core/recipe.py or methods.py. -->
 
 A recipe is one YAML file with every choice of a training run. Only `name`, `base` and `data.path` are required:
 
@@ -52,7 +52,10 @@ def kind_of(field: dict[str, Any]) -> str:
     kind = field.get("type", "any")
     if kind == "array":
         return f"list of {kind_of(field['items'])}" if "items" in field else "list"
+    if kind == "object" and isinstance(field.get("additionalProperties"), dict):
+        return f"table of {kind_of(field['additionalProperties'])}"
     words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true, false", "null": "none"}
+    words["object"] = "table"
     limits = ((">=", "minimum"), (">", "exclusiveMinimum"), ("<=", "maximum"), ("<", "exclusiveMaximum"))
     bounds = [f"{sign} {field[key]:g}" for sign, key in limits if key in field]
     return " ".join([words.get(kind, str(kind)), *([", ".join(bounds)] if bounds else [])])
@@ -63,7 +66,7 @@ def default_of(name: str, field: dict[str, Any], required: list[str]) -> str:
     if name in required:
         return "required"
     value = field.get("default")
-    if value in (None, []):
+    if value in (None, [], {}):
         return "none"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
@@ -82,6 +85,9 @@ def section(title: str, schema: dict[str, Any], prefix: str, definitions: dict[s
     lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
     inside: list[str] = []
     for name, field in schema["properties"].items():
+        if "oneOf" in field:
+            inside += union(f"{prefix}{name}", field["oneOf"], definitions)
+            continue
         found = reference_of(field)
         if found is not None:
             inside += section(f"`{prefix}{name}`", definitions[found], f"{prefix}{name}.", definitions)
@@ -91,6 +97,18 @@ def section(title: str, schema: dict[str, Any], prefix: str, definitions: dict[s
         cells = (f"`{prefix}{name}`", kind_of(field), default, field.get("description", ""))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, "", *inside]
+
+
+def union(key: str, options: list[dict[str, Any]], definitions: dict[str, Any]) -> list[str]:
+    """Return a section for each variant of a field, in the order of the variants."""
+    lines: list[str] = []
+    for option in options:
+        schema = definitions[str(option["$ref"]).rpartition("/")[2]]
+        kind = schema["properties"]["kind"]
+        ordered = {"kind": kind, **{name: field for name, field in schema["properties"].items() if name != "kind"}}
+        title = f"`{key}`, kind `{kind['const']}`"
+        lines += section(title, {**schema, "properties": ordered}, f"{key}.", definitions)
+    return lines
 
 
 def page() -> str:

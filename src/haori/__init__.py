@@ -15,7 +15,7 @@ Importing this module is light; torch is loaded by the first call that needs it.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from haori.api import evaluate, resume, train
+from haori.api import compare, evaluate, resume, train
 
 if TYPE_CHECKING:
     from haori.bases import Base, find_base
@@ -34,6 +34,7 @@ __all__ = [
     "Recipe",
     "StoredAdapter",
     "TrainedRun",
+    "compare",
     "evaluate",
     "find_base",
     "import_adapter",

@@ -1,4 +1,4 @@
-"""The Python interface: the three functions a script needs. `haori.train`, `haori.resume`, `haori.evaluate`."""
+"""The Python interface, what a script needs: `haori.train`, `haori.resume`, `haori.evaluate`, `haori.compare`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from haori.core.recipe import Recipe
     from haori.evaluate import EvaluationResult
+    from haori.jobs import Comparison
     from haori.train import TrainedRun
 
-__all__ = ["evaluate", "recipe_of", "resume", "train"]
+__all__ = ["compare", "evaluate", "recipe_of", "resume", "train"]
 
 
 def train(
@@ -102,6 +103,41 @@ def evaluate(name: str, data: str, *, against_base: bool = True, **settings: Any
     from haori.evaluate import evaluate_stored
 
     return evaluate_stored(name, DataSection(path=str(data)), against_base=against_base, **settings)
+
+
+def compare(
+    recipe: "Recipe | Path | str | None" = None,
+    *,
+    base: str | None = None,
+    data: str | None = None,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> "tuple[Comparison, Path]":
+    """Train several methods on the same data, each run in a process of its own; return figures and report folder.
+
+    Args:
+        recipe: A recipe, or the path of one. Not needed with `base`, `data` and `name`.
+        base: Base model: catalogue name, folder, hub id or GGUF file.
+        data: File, folder or hub dataset id.
+        name: Name of the comparison.
+        overrides: Recipe keys to set, as `training.epochs=2`.
+        progress: Say on standard error what is being done.
+        settings: Passed to `haori.jobs.compare_methods`: methods, seeds, test, general, lr_sweep, out.
+
+    Raises:
+        HaoriError: What was given cannot be used. A method that fails is noted in `Comparison.failed` instead.
+    """
+    from haori.jobs import Watch, compare_methods
+
+    found = recipe_of(recipe, base, data, name, overrides)
+    if not progress:
+        return compare_methods(found, **settings)
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    return compare_methods(found, watch=Watch(say=lambda line: console.print(line, markup=False)), **settings)
 
 
 @contextmanager

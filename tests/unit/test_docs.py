@@ -154,7 +154,7 @@ def keys(schema: dict[str, Any], prefix: str = "") -> set[str]:
     found: set[str] = set()
     for name, field in schema["properties"].items():
         found.add(prefix + name)
-        for option in (field, *field.get("anyOf", [])):
+        for option in (field, *field.get("anyOf", []), *field.get("oneOf", [])):
             if "$ref" in option:
                 inner = recipe_schema()["$defs"][option["$ref"].rpartition("/")[2]]
                 found |= keys(inner, f"{prefix}{name}.")
@@ -223,10 +223,10 @@ def test_exit_codes_are_those_of_the_errors():
         assert listed == [0, *sorted(codes), 130, 143]
 
 
-def resolved(rows: int, parameters: float) -> Any:
+def resolved(rows: int, parameters: float, *overrides: str) -> Any:
     from haori.train.auto import DataFacts, resolve
 
-    recipe = recipe_from({"name": "a", "base": "b", "data": {"path": "c"}})
+    recipe = recipe_from({"name": "a", "base": "b", "data": {"path": "c"}}, overrides)
     return resolve(recipe, DataFacts(rows, 50.0, 80, 2048), int(parameters), "cpu", ("fp32", ""))[0]
 
 
@@ -241,16 +241,39 @@ def steps_of(heading: str) -> Iterator[tuple[float, float]]:
         yield (limit - 1 if what != "more" else limit), float(value)
 
 
+FACTORS = "Learning rate by method"
+METHOD_EXAMPLES = (
+    ["method.kind=full"],
+    ["method.init=pissa"],
+    ["method.kind=adalora"],
+    ["method.lr_ratio=16"],
+    ["method.kind=peft", "method.type=IA3"],
+)
+
+
+def test_every_kind_of_method_is_in_the_guide():
+    from haori.core.methods import METHODS
+
+    rows = table(ROOT / "docs/guide/choosing-settings.md", "Method")
+    assert [row[0].strip("`") for row in rows] == list(METHODS)
+
+
 def test_automatic_choices_are_those_of_the_guide():
     for rows, rank in steps_of("Rank"):
         method = resolved(int(rows), 1e9).method
         assert (method.rank, method.alpha) == (rank, 2 * rank)
     for parameters, lr in steps_of("Learning rate"):
         assert resolved(100, parameters).optimizer.lr == lr
+    factors = {what: factor for what, factor, _ in table(ROOT / "docs/guide/choosing-settings.md", FACTORS)}
+    assert len(factors) == len(METHOD_EXAMPLES)
+    for (what, factor), overrides in zip(factors.items(), METHOD_EXAMPLES, strict=True):
+        over, _, under = factor.partition("/")
+        lr = resolved(100, 0.1e9).optimizer.lr * int(over) / int(under or 1)
+        assert resolved(100, 0.1e9, *overrides).optimizer.lr == pytest.approx(lr), what
     for rows, epochs in steps_of("Epochs"):
         assert resolved(int(rows), 1e9).training.epochs == epochs
     assert [resolved(rows, 1e9).training.batch_tokens for rows in (40, 400, 4000)] == [200, 500, 1600]
-    assert resolved(100, 1e9).training.micro_batch_tokens == 768
+    assert resolved(100, 1e9).training.micro_batch_tokens == 2048
     assert [resolved(rows, 1e9).training.evaluations_per_epoch for rows in (100, 1000, 9000, 90000)] == [1, 2, 2, 4]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import haori
 
-PACKAGES = ["haori.bases", "haori.data", "haori.library", "haori.train", "haori.evaluate"]
+PACKAGES = ["haori.bases", "haori.data", "haori.library", "haori.train", "haori.evaluate", "haori.jobs"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)

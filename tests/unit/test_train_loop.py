@@ -6,59 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 
-from haori.adapters.lora import insert_lora
 from haori.core.errors import TrainingError
-from haori.core.recipe import Recipe, recipe_from
 from haori.train.causal_lm import CausalLM
-from haori.train.checkpoint import checkpoints_of, load_checkpoint
+from haori.train.checkpoint import checkpoints_of
 from haori.train.loop import Loop
-from haori.train.measurements import Measurements, draw_losses
+from haori.train.measurements import draw_losses
 from haori.train.signals import StopRequest
-
-TARGETS = [f"model.layers.{i}.{m}" for i in (0, 1) for m in ("self_attn.q_proj", "mlp.down_proj")]
-
-
-def rows(n: int, seed: int = 0) -> Dataset:
-    generator = torch.Generator().manual_seed(seed)
-    made = {"input_ids": [], "labels": [], "origin": [], "length": []}
-    for i in range(n):
-        length = int(torch.randint(6, 20, (), generator=generator))
-        ids = torch.randint(5, 200, (length,), generator=generator).tolist()
-        made["input_ids"].append(ids)
-        made["length"].append(length)
-        made["labels"].append([-100] * (length - 3) + [7, 9, 2])
-        made["origin"].append(f"data.jsonl:{i + 1}")
-    return Dataset.from_dict(made)
-
-
-def recipe(*overrides: str) -> Recipe:
-    fixed = [
-        "method.rank=4", "method.alpha=8", "optimizer.lr=5e-3", "training.epochs=3", "training.batch_tokens=120",
-        "training.micro_batch_tokens=60", "training.dtype=fp32",
-        "training.evaluations_per_epoch=1",
-    ]  # fmt: skip
-    return recipe_from({"name": "t", "base": "b", "data": {"path": "p"}}, [*fixed, *overrides])
-
-
-def make_loop(
-    base: Path, folder: Path, made: Recipe, train: Dataset, validation: Dataset | None, done: int = 0
-) -> Loop:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder.mkdir(exist_ok=True)
-    AcceleratorState._reset_state()  # another test's precision would be inherited
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    adapted = insert_lora(model, AutoTokenizer.from_pretrained(base), made.method, TARGETS, seed=made.training.seed)
-    torch.manual_seed(made.training.seed)
-    return Loop(
-        Accelerator(cpu=True), adapted, CausalLM(train, 0), CausalLM(validation, 0) if validation else None, made,
-        folder,
-        Measurements(folder / "metrics.jsonl", None, done), "tiny",
-    )  # fmt: skip
+from tests.training_samples import make_loop, recipe, rows
 
 
 def adapter(loop: Loop) -> dict[str, torch.Tensor]:
@@ -132,7 +88,7 @@ def test_a_run_stopped_and_resumed_ends_bit_equal(tiny_base_folder: Path, tmp_pa
     done = int(newest.name.removeprefix("step-"))
     assert done == stop_at
     second = make_loop(tiny_base_folder, tmp_path / "part", made, train, validation, done)
-    second.run(StopRequest(), load_checkpoint(newest, second.model, second.optimizer))
+    second.run(StopRequest(), second.restore(newest))
     assert_equal(adapter(whole), adapter(second))
     timeless = [
         [{k: v for k, v in line.items() if k != "seconds"} for line in loop.measurements.lines]

@@ -78,6 +78,32 @@ def test_auto_values_are_resolved_with_reasons_and_given_ones_kept():
     assert none == ()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "method", "lr"),
+    [
+        (["method.kind=dora"], {"rank": 16, "alpha": 32.0}, 5e-4),
+        (["method.kind=qlora"], {"rank": 16, "alpha": 32.0}, 5e-4),
+        (["method.kind=ard_lora"], {"rank": 16, "alpha": 32.0}, 5e-4),
+        (["method.kind=adalora"], {"rank": 16, "initial_rank": 24, "alpha": 48.0}, 5e-3),
+        (["method.kind=adalora", "method.rank=5"], {"rank": 5, "initial_rank": 8, "alpha": 16.0}, 5e-3),
+        (["method.rslora=true"], {"rank": 16, "alpha": 8.0}, 5e-4),
+        (["method.init=pissa"], {"rank": 16, "alpha": 32.0}, 1e-4),
+        (["method.lr_ratio=16"], {"rank": 16, "alpha": 32.0}, 1.25e-4),
+        (["method.kind=full"], {}, 5e-5),
+        (["method.kind=peft", "method.type=loha"], {}, 5e-4),
+        (["method.kind=peft", "method.type=ia3"], {}, 5e-3),
+    ],
+)
+def test_each_method_has_rules_of_its_own(overrides: list[str], method: dict[str, float], lr: float):
+    recipe = recipe_from({"name": "a", "base": "b", "data": {"path": "c"}}, overrides)
+    facts = DataFacts(rows=640, mean_tokens=70.0, longest_tokens=110, max_length=2048)
+    resolved, choices = resolve(recipe, facts, 134_515_008, "cpu", ("bf16", "fast here"))
+    assert {key: getattr(resolved.method, key) for key in method} == method
+    assert resolved.optimizer.lr == pytest.approx(lr)
+    assert "auto" not in str(resolved.model_dump(exclude={"data"}))
+    assert all(choice.reason for choice in choices)
+
+
 def falling(start: float, end: float, n: int = 40) -> list[float]:
     return [start + (end - start) * i / (n - 1) for i in range(n)]
 

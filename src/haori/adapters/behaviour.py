@@ -22,13 +22,23 @@ class Behaviour:
         self.model = model
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return AdamW's groups; `rate` is the factor on the schedule's learning rate."""
+        """Return AdamW's groups; `rate` is the factor on the schedule's learning rate.
+
+        A group with `lr_peak` has a peak of its own instead, on the same schedule.
+        """
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return [{"params": parameters, "weight_decay": weight_decay, "rate": 1.0}]
 
     def penalty(self) -> torch.Tensor | None:
         """Return what is added to the loss of an optimizer step (its graph included), or None."""
         return None
+
+    def settled(self, step: int) -> bool:
+        """Say whether the model after `step` is of the kind that was asked for, ranks included.
+
+        A validation before that is neither the best nor a reason to stop early.
+        """
+        return True
 
     def after_step(self, step: int) -> None:
         """Act after optimizer step `step` (from 1); the gradients are still there."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from haori.bases.find import add_base, find_base, list_bases, remove_base, show_base
     from haori.bases.fingerprint import fingerprint_folder
     from haori.bases.generation import generate, stop_tokens, stream
-    from haori.bases.loading import load_model, load_skeleton, load_tokenizer
+    from haori.bases.loading import load_model, load_skeleton, load_tokenizer, weight_bytes
     from haori.bases.targets import linear_modules, resolve_targets
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "stop_tokens",
     "stream",
     "torch_dtype",
+    "weight_bytes",
 ]
 
 _HOMES = {
@@ -48,7 +49,7 @@ _HOMES = {
     "find": ("add_base", "find_base", "list_bases", "remove_base", "show_base"),
     "fingerprint": ("fingerprint_folder",),
     "generation": ("generate", "stop_tokens", "stream"),
-    "loading": ("load_model", "load_skeleton", "load_tokenizer"),
+    "loading": ("load_model", "load_skeleton", "load_tokenizer", "weight_bytes"),
     "targets": ("linear_modules", "resolve_targets"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,16 +1,24 @@
-"""Loads the tokenizer and the frozen model of a base, quietly and without running any code from its folder."""
+"""Loads the tokenizer and the frozen model of a base, quietly and without running any code from its folder.
 
+A base in 16 or 32 bits may be quantised while it is loaded (bitsandbytes): its linear layers then hold 4 or 8 bits per
+weight; embeddings, norms and the output head keep the dtype asked for.
+"""
+
+import logging
 from typing import TYPE_CHECKING, Any
 
 from haori.bases.base import Base
 from haori.bases.dtype import choose_dtype, default_device, torch_dtype
 from haori.bases.quiet import quiet_transformers
 from haori.core.errors import BaseError, InputError
+from haori.core.out_of_memory import is_out_of_memory
+from haori.core.quantization import Quantization, require_bitsandbytes
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load_model", "load_skeleton", "load_tokenizer"]
+__all__ = ["load_model", "load_skeleton", "load_tokenizer", "weight_bytes"]
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError)
 
@@ -41,17 +49,22 @@ def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(base: Base, *, dtype: str = "auto", device: str | None = None) -> "PreTrainedModel":
+def load_model(
+    base: Base, *, dtype: str = "auto", device: str | None = None, quantization: Quantization | None = None
+) -> "PreTrainedModel":
     """Load `base` in evaluation mode with every weight frozen.
 
     Args:
         base: The base, from `find_base`.
         dtype: `auto`, `fp32`, `bf16` or `fp16`; see `choose_dtype`.
         device: `cpu`, `cuda`, `cuda:1`; None takes the GPU where there is one.
+        quantization: Quantise the linear layers to this while loading.
 
     Raises:
-        BaseError: transformers does not know the architecture, or weights are missing or of another shape.
+        BaseError: transformers does not know the architecture, weights are missing or of another shape, the base does
+            not fit into memory, or it is stored quantised and asked to be quantised again.
         InputError: The dtype is unknown, or the device is not there.
+        MissingExtraError: Quantisation is asked for without bitsandbytes.
     """
     import torch
 
@@ -64,15 +77,20 @@ def load_model(base: Base, *, dtype: str = "auto", device: str | None = None) ->
     number_format = torch_dtype(choose_dtype(dtype, place).name)
     model_class = _model_class(base)
     options: dict[str, Any] = {} if target.type == "cpu" else {"device_map": {"": place}}
+    if quantization is not None:
+        options = {"device_map": {"": place}, "quantization_config": _bitsandbytes(base, quantization, number_format)}
     try:
         with quiet_transformers():
             model, report = model_class.from_pretrained(
                 base.path, dtype=number_format, local_files_only=True, trust_remote_code=False,
                 use_safetensors=True, output_loading_info=True, **options,
             )  # fmt: skip
-    except torch.OutOfMemoryError:
-        raise BaseError(f"The base {base.name!r} does not fit into the memory of {place!r}.") from None
-    except _LOAD_ERRORS as error:
+    except (MemoryError, *_LOAD_ERRORS) as error:
+        if is_out_of_memory(error):
+            raise BaseError(
+                f"The base {base.name!r} does not fit into the memory of {place!r}: its files hold "
+                f"{base.size_bytes / 1e9:.2f} GB; free memory or take a smaller base."
+            ) from None
         raise BaseError(f"The base {base.name!r} cannot be loaded: {_first_line(error)}.") from error
     # A pooler is a head that many encoder checkpoints leave out; nothing here uses it.
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
@@ -83,7 +101,54 @@ def load_model(base: Base, *, dtype: str = "auto", device: str | None = None) ->
         )
     model.requires_grad_(False)
     model.eval()
+    if quantization is not None:
+        _compute_alike(model)
     return model
+
+
+def weight_bytes(model: "torch.nn.Module") -> int:
+    """Return the bytes that the weights of a loaded model take, those of quantised layers with their scales."""
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        state = getattr(weight, "quant_state", None)
+        nested = getattr(state, "state2", None)
+        scales = [getattr(holder, "absmax", None) for holder in (state, nested)]
+        eight_bit: Any = getattr(module, "state", None)
+        scales += [getattr(weight, "SCB", None), getattr(eight_bit, "SCB", None)]
+        total += sum(scale.numel() * scale.element_size() for scale in scales if scale is not None)
+    return total
+
+
+def _bitsandbytes(base: Base, wanted: Quantization, compute: "torch.dtype") -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if base.quantization is not None:
+        raise BaseError(
+            f"The base {base.name!r} is stored quantised ({base.quantization}) and cannot be quantised again."
+        )
+    require_bitsandbytes()
+    # It warns of kernels that are not used here, and at every 8-bit product of the cast that the method consists of.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if wanted.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=wanted.double,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _compute_alike(model: "torch.nn.Module") -> None:
+    """Keep 4-bit layers on the one kernel that training uses.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first forward in evaluation mode for a kernel
+    without a backward: scales are rounded to bf16, and training afterwards gets no gradient through these layers.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 def load_skeleton(base: Base) -> "PreTrainedModel":

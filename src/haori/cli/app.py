@@ -4,11 +4,12 @@ Exit codes: 0 done; 1 a run, verification or merge failed; 2 what was given cann
 by SIGINT or SIGTERM.
 """
 
+import logging
 import sys
 
 import typer
 
-from haori.cli import bases, data, library, measure, training, use
+from haori.cli import bases, compare, data, library, measure, sweep, training, use
 
 __all__ = ["app", "main"]
 
@@ -23,6 +24,8 @@ app = typer.Typer(
 app.command("demo")(measure.demo)
 app.command("train")(training.train)
 app.command("schema")(training.schema)
+app.command("sweep")(sweep.sweep)
+app.command("compare")(compare.compare)
 app.command("evaluate")(measure.evaluate)
 app.command("chat")(use.chat)
 app.command("generate-text")(use.generate_text)
@@ -45,6 +48,8 @@ def main() -> None:
 
         typer.echo(f"haori {version('haori')}")
         return
+    # bitsandbytes, which PEFT imports where it is installed, warns of a kernel that is not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except Exception as error:

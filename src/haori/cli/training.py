@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from haori.core.records import Advice
     from haori.train import Prepared, TrainedRun
 
 __all__ = ["schema", "show_choices", "show_run", "train"]
@@ -117,21 +118,42 @@ def show_run(run: "TrainedRun") -> None:
     from haori.cli.console import results
 
     record = run.record
-    if run.adapter is None and run.signal is None:
-        return  # one of several processes; the first one reports
-    if run.adapter is None:
+    if run.signal is not None:
         saved = "a checkpoint was saved" if record.steps else "nothing was trained yet"
         results().print(f"Stopped after step {record.steps}; {saved}. Continue with:")
         results().print(f"  haori train --resume {run.folder}", soft_wrap=True)
-        raise typer.Exit(128 + (run.signal or 0))
-    card = run.adapter.card
-    verification = card.verification
-    assert verification is not None
+        raise typer.Exit(128 + run.signal)
+    if run.verification is None:
+        return  # one of several processes; the first one reports
+    name = record.adapter or f"The model {record.name}"
+    size_bytes = run.adapter.card.size_bytes if run.adapter else _size_bytes(Path(record.model or run.folder))
     results().print(
-        f"[bold green]{record.adapter}[/] is trained and proved: {len(verification.checks)} checks passed, "
-        f"{card.size_bytes / 1e6:.1f} MB, {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 1e9:.2f} GB."
+        f"[bold green]{name}[/] is trained and proved: {len(run.verification.checks)} checks passed, "
+        f"{size_bytes / 1e6:.1f} MB, {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 1e9:.2f} GB."
     )
     for sentence in record.diagnosis:
         results().print(f"  {sentence}")
+    _show_advice(record.advice, run.folder)
     results().print(f"  Run folder with recipe, metrics and loss plot: {run.folder}", soft_wrap=True)
+    if record.model is not None:
+        results().print(f"  The model, a base like any other: {record.model}", soft_wrap=True)
+        results().print(f"Next: haori bases add {record.model} --name {record.name}", soft_wrap=True)
+        return
     results().print(f"Next: haori chat {record.adapter}")
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _show_advice(advice: "tuple[Advice, ...]", run_folder: Path) -> None:
+    from rich.markup import escape
+
+    from haori.cli.console import results
+
+    if advice:
+        results().print("What to try next, one thing at a time:")
+    for number, one in enumerate(advice, 1):
+        results().print(f"  {number}. [bold]{escape(one.action)}[/]: {escape(one.reason)}.", soft_wrap=True)
+        if (command := one.command_in(run_folder)) is not None:
+            results().print(f"     {command}", soft_wrap=True, markup=False)

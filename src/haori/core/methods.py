@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "METHODS",
     "AdaloraMethod",
+    "AdaptedMethod",
     "ArdLoraMethod",
     "Auto",
     "DoraMethod",
     "FullMethod",
     "LoraMethod",
+    "LowRankMethod",
     "Method",
     "PeftMethod",
     "Positive",
@@ -34,7 +36,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
-class _Adapted(Section):
+class AdaptedMethod(Section):
     """What every method that inserts adapters can be told about where."""
 
     target: str | tuple[str, ...] = Field(
@@ -51,7 +53,7 @@ class _Adapted(Section):
     train_norms: bool = Field(default=False, description="Train the normalisation layers (LayerNorm, RMSNorm) too.")
 
 
-class _LowRank(_Adapted):
+class LowRankMethod(AdaptedMethod):
     """What the methods of the form s B A share."""
 
     rank: Auto | Positive = Field(default="auto", description="Rank of A and B.")
@@ -72,28 +74,30 @@ class _LowRank(_Adapted):
     )
 
 
-class LoraMethod(_LowRank):
+class LoraMethod(LowRankMethod):
     """LoRA (Hu et al. 2021): y = W x + s B A x, with s = alpha/rank, or alpha/sqrt(rank) for rsLoRA."""
 
     kind: Literal["lora"] = Field(default="lora", description="LoRA.")
-    init: Literal["default", "pissa", "olora", "eva", "loftq", "orthogonal"] = Field(
+    init: Literal["default", "pissa", "olora", "eva", "orthogonal"] = Field(
         default="default", description="How A and B begin; `default` is A random and B zero."
     )
 
 
-class DoraMethod(_LowRank):
+class DoraMethod(LowRankMethod):
     """DoRA (Liu et al. 2024): magnitude and direction of each output row are trained apart."""
 
     kind: Literal["dora"] = Field(description="DoRA.")
 
 
-class AdaloraMethod(_Adapted):
+class AdaloraMethod(AdaptedMethod):
     """AdaLoRA (Zhang et al. 2023): dW = P L Q, with ranks taken from modules that need them least."""
 
     kind: Literal["adalora"] = Field(description="AdaLoRA.")
     rank: Auto | Positive = Field(default="auto", description="Mean rank that remains at the end.")
     initial_rank: Auto | Positive = Field(default="auto", description="Rank at the start; `auto` is 1.5 times rank.")
-    alpha: Auto | _PositiveNumber = Field(default="auto", description="Strength of the update.")
+    alpha: Auto | _PositiveNumber = Field(
+        default="auto", description="Strength of the update; the scale is alpha/initial_rank."
+    )
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the steps before ranks are taken away.")
     settle: float = Field(default=0.3, ge=0.0, lt=1.0, description="Share of the steps at the end with fixed ranks.")
@@ -101,7 +105,7 @@ class AdaloraMethod(_Adapted):
     orthogonality: float = Field(default=0.5, ge=0.0, description="Weight of the orthogonality penalty.")
 
 
-class ArdLoraMethod(_Adapted):
+class ArdLoraMethod(AdaptedMethod):
     """ARD-LoRA (arXiv 2506.18267): ranks learnt per layer and attention head, under a sparsity penalty."""
 
     kind: Literal["ard_lora"] = Field(description="ARD-LoRA.")
@@ -111,12 +115,12 @@ class ArdLoraMethod(_Adapted):
     per_head: bool = Field(default=True, description="A rank per attention head, not only per module.")
     sparsity: float = Field(default=0.01, ge=0.0, description="Weight of the penalty on ranks.")
     variation: float = Field(default=0.1, ge=0.0, description="Weight, within the penalty, of changes per step.")
-    gate_lr: _PositiveNumber = Field(default=0.01, description="Learning rate of the rank factors.")
+    gate_lr: _PositiveNumber = Field(default=0.03, description="Learning rate of the rank factors.")
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the steps before ranks move.")
     settle: float = Field(default=0.3, ge=0.0, lt=1.0, description="Share of the steps at the end with fixed ranks.")
 
 
-class QloraMethod(_LowRank):
+class QloraMethod(LowRankMethod):
     """QLoRA (Dettmers et al. 2023): LoRA over a base held in 4 or 8 bits."""
 
     kind: Literal["qlora"] = Field(description="QLoRA.")
@@ -131,9 +135,13 @@ class FullMethod(Section):
     """Full fine-tuning: every weight of the base is trained. For comparison with the adapters."""
 
     kind: Literal["full"] = Field(description="Full fine-tuning.")
+    weights: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Number format the weights are kept in; `auto` is fp32, or bf16 if training.dtype is set to it.",
+    )
 
 
-class PeftMethod(_Adapted):
+class PeftMethod(AdaptedMethod):
     """Any other method of PEFT, by the name of its type, with its own options."""
 
     kind: Literal["peft"] = Field(description="A method of PEFT by name.")

@@ -30,6 +30,17 @@ __all__ = [
     "recipe_to_yaml",
 ]
 
+_BOTH_ZERO = ": with A and B both zero both their gradients are zero, and nothing would ever be learnt"
+_LOFTQ = ": it makes up for the rounding of a quantised base, which method.kind=qlora has"
+_REASONS = {
+    ("method.init", "zero", "lora"): _BOTH_ZERO,
+    ("method.init", "zeros", "lora"): _BOTH_ZERO,
+    ("method.init", "zero", "qlora"): _BOTH_ZERO,
+    ("method.init", "zeros", "qlora"): _BOTH_ZERO,
+    ("method.init", "loftq", "lora"): _LOFTQ,
+}
+
+
 class Columns(Section):
     """Which columns hold what, for data in no known format."""
 
@@ -93,18 +104,14 @@ class TrainingSection(Section):
 
     epochs: Auto | Positive = Field(default="auto", description="Passes over the training data, at most.")
     max_steps: Positive | None = Field(default=None, description="Stop after this many optimizer steps.")
-    batch_tokens: Auto | Positive = Field(
-        default="auto", description="Tokens of one optimizer step, padding included."
-    )
+    batch_tokens: Auto | Positive = Field(default="auto", description="Tokens of one optimizer step, padding included.")
     micro_batch_tokens: Auto | Positive = Field(
         default="auto", description="Tokens of one forward pass; steps larger than this accumulate gradients."
     )
     seed: int = Field(default=0, ge=0, description="Seed of initialisation, order and dropout.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="Dtype of the base.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
-    evaluations_per_epoch: Auto | Positive = Field(
-        default="auto", description="How often validation loss is measured."
-    )
+    evaluations_per_epoch: Auto | Positive = Field(default="auto", description="How often validation loss is measured.")
     patience: Positive = Field(
         default=3, description="Stop after this many validations without improvement; the best is restored."
     )
@@ -221,36 +228,32 @@ def _sentence(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     # An unknown key explains more than the missing one that it was meant to be.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = [str(part) for part in problem["loc"]]
+    given = problem.get("input")
     if problem["type"] == "union_tag_invalid":
         kind = problem["input"].get("kind")
         hint = nearest(str(kind), METHODS) or "there is no such method."
         return f"The recipe's 'method.kind' cannot be {kind!r}; it is one of {', '.join(METHODS)}; {hint}"
-    kind = path.pop(1) if path[0] == "method" and len(path) > 1 else "lora"  # the tag of the union
-    section = _section_at(path[:-1], kind)
-    names = [
-        part
-        for part in path
-        if not part.startswith(("constrained-", "function-", "literal[", "tuple[", "str", "int", "float"))
-    ]
+    kind, names = _place(problem)
     dotted = ".".join(names)
-    given = problem.get("input")
     if problem["type"] == "extra_forbidden":
-        hint = nearest(path[-1], section) or f"allowed are {', '.join(sorted(section))}."
-        where = f" for the method {kind!r}" if path[0] == "method" and len(path) > 1 else ""
+        section = _section_at(names[:-1], kind or "lora")
+        hint = nearest(names[-1], section) or f"allowed are {', '.join(sorted(section))}."
+        where = f" for the method {kind!r}" if kind else ""
         return f"The recipe has no key {dotted!r}{where}; {hint}"
     if problem["type"] == "missing":
         return f"The recipe needs the key {dotted!r}."
-    allowed = "; or ".join(
-        dict.fromkeys(
-            p["msg"].replace("Input should be", "").strip() for p in problems if _dotted(p) == _dotted(problem)
-        )
-    )
-    return f"The recipe's {dotted!r} cannot be {given!r}; it should be {allowed}."
+    messages = (p["msg"].replace("Input should be", "").strip() for p in problems if _place(p) == (kind, names))
+    allowed = "; or ".join(dict.fromkeys(messages))
+    reason = _REASONS.get((dotted, str(given).lower(), kind or ""), "")
+    return f"The recipe's {dotted!r} cannot be {given!r}{reason}; it should be {allowed}."
 
 
-def _dotted(problem: Any) -> tuple[str, ...]:
-    return tuple(str(part) for part in problem["loc"])[:2]
+def _place(problem: Any) -> tuple[str | None, list[str]]:
+    """Return the kind of method that a problem is in, if any, and its key without pydantic's names of branches."""
+    path = [str(part) for part in problem["loc"]]
+    kind = path.pop(1) if path[0] == "method" and len(path) > 1 else None  # the tag of the union
+    branches = ("constrained-", "function-", "literal[", "tuple[", "str", "int", "float")
+    return kind, [part for part in path if not part.startswith(branches)]
 
 
 def _section_at(path: Sequence[str], kind: str) -> list[str]:

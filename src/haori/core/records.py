@@ -3,7 +3,9 @@
 A record never holds a tensor or an open file, and says nothing about where it is stored.
 """
 
+import shlex
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +15,7 @@ from haori.core.recipe import Recipe
 
 __all__ = [
     "AdapterCard",
+    "Advice",
     "BaseReference",
     "Check",
     "DataReference",
@@ -133,6 +136,23 @@ class Evaluation(Record):
     time: str
 
 
+class Advice(Record):
+    """One next step after a run: what to do, why, and the command that does it."""
+
+    action: str = Field(description="What to do, as a sentence.")
+    reason: str = Field(description="Why, with the figures of the run.")
+    changes: dict[str, int | float | str] = Field(
+        default_factory=dict, description="Recipe keys with the values to give them."
+    )
+    command: str | None = Field(default=None, description="What to type; RUN stands for the run folder.")
+
+    def command_in(self, run_folder: Path) -> str | None:
+        """Return the command with the run folder in it, ready to be pasted into a shell."""
+        if self.command is None:
+            return None
+        return self.command.replace("RUN/recipe.yaml", shlex.quote(str(run_folder / "recipe.yaml")))
+
+
 class RunRecord(Record):
     """What a training run did, kept in its folder as `run.json`."""
 
@@ -153,8 +173,13 @@ class RunRecord(Record):
     processes: int = 1
     trainable_parameters: int = 0
     total_parameters: int = 0
+    ranks: dict[str, int | tuple[int, ...]] = Field(
+        default_factory=dict, description="Final rank by module, or by its heads, where the method learnt ranks."
+    )
     adapter: str | None = Field(default=None, description="Library name with version, once stored.")
+    model: str | None = Field(default=None, description="Folder of the model, once proved, after full fine-tuning.")
     diagnosis: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = Field(default=(), description="What to try next, the most promising first.")
 
 
 class AdapterCard(Record):

@@ -24,6 +24,9 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_data_dir("haori", appauthor=False)),
         description="Folder that holds bases, the library and runs.",
     )
+    workspace: Path | None = Field(
+        default=None, description="Folder that holds the library and runs, where they are kept apart from home."
+    )
     offline: bool = Field(default=False, description="Never ask a model hub or package index.")
 
     @property
@@ -34,12 +37,12 @@ class Settings(BaseSettings):
     @property
     def library(self) -> Path:
         """Folder of adapters."""
-        return self.home / "library"
+        return (self.workspace or self.home) / "library"
 
     @property
     def runs(self) -> Path:
         """Folder of training runs."""
-        return self.home / "runs"
+        return (self.workspace or self.home) / "runs"
 
     @property
     def cache(self) -> Path:
@@ -60,4 +63,7 @@ def settings() -> Settings:
         problem = error.errors(include_url=False)[0]
         name = f"HAORI_{'_'.join(map(str, problem['loc'])).upper()}"
         raise InputError(f"The environment variable {name} cannot be {problem['input']!r}: {problem['msg']}.") from None
-    return found.model_copy(update={"home": found.home.expanduser().absolute()})
+    folders = {"home": found.home, "workspace": found.workspace}
+    return found.model_copy(
+        update={name: path.expanduser().absolute() for name, path in folders.items() if path is not None}
+    )

@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from haori.evaluate.evaluation import MetricGroup, evaluate_adapter
+    from haori.evaluate.forgetting import (
+        Forgetting,
+        GeneralText,
+        TextLosses,
+        forgetting_between,
+        general_texts,
+        own_texts,
+        text_losses,
+    )
     from haori.evaluate.labels import detect_labels
     from haori.evaluate.report import write_report
     from haori.evaluate.result import Answer, Confusion, EvaluationResult, RowResult, Sample
@@ -20,16 +29,23 @@ __all__ = [
     "Answer",
     "Confusion",
     "EvaluationResult",
+    "Forgetting",
+    "GeneralText",
     "MetricGroup",
     "RowResult",
     "Sample",
+    "TextLosses",
     "detect_labels",
     "evaluate_adapter",
     "evaluate_opened",
     "evaluate_stored",
+    "forgetting_between",
+    "general_texts",
     "metrics_table",
+    "own_texts",
     "sample_panels",
     "show_result",
+    "text_losses",
     "write_report",
 ]
 
@@ -37,16 +53,23 @@ _HOMES = {
     "Answer": "result",
     "Confusion": "result",
     "EvaluationResult": "result",
+    "Forgetting": "forgetting",
+    "GeneralText": "forgetting",
     "MetricGroup": "evaluation",
     "RowResult": "result",
     "Sample": "result",
+    "TextLosses": "forgetting",
     "detect_labels": "labels",
     "evaluate_adapter": "evaluation",
     "evaluate_opened": "stored",
     "evaluate_stored": "stored",
+    "forgetting_between": "forgetting",
+    "general_texts": "forgetting",
     "metrics_table": "show",
+    "own_texts": "forgetting",
     "sample_panels": "show",
     "show_result": "show",
+    "text_losses": "forgetting",
     "write_report": "report",
 }
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-__all__ = ["Dot", "DotRow", "difference_histogram", "dot_plot"]
+__all__ = ["Dot", "DotRow", "difference_histogram", "dot_plot", "svg", "ticks"]
 
 _DOT_WIDTH = 460
 _BAR_WIDTH = 960
@@ -75,7 +75,7 @@ def dot_plot(
         parts.append(name.format(axis.left - 14, middle + 4, row.title))
         shifts = (0,) if len(row.dots) == 1 else (-10, 10)
         parts += [_whisker(dot, middle + shift, axis) for dot, shift in zip(row.dots, shifts, strict=True)]
-    return _svg(label, _DOT_WIDTH, height, parts)
+    return svg(label, _DOT_WIDTH, height, parts)
 
 
 def difference_histogram(differences: Sequence[float], label: str) -> Markup:
@@ -101,7 +101,7 @@ def difference_histogram(differences: Sequence[float], label: str) -> Markup:
     parts.append(_upright("zero", middle, axis.bottom))
     for anchor, at, words in (("end", middle - 10, "adapter better"), ("start", middle + 10, "base better")):
         parts.append(Markup('<text x="{}" y="16" text-anchor="{}">{}</text>').format(at, anchor, words))
-    return _svg(label, _BAR_WIDTH, _BAR_HEIGHT, parts)
+    return svg(label, _BAR_WIDTH, _BAR_HEIGHT, parts)
 
 
 def _whisker(dot: Dot, y: float, axis: _Axis) -> Markup:
@@ -116,7 +116,7 @@ def _whisker(dot: Dot, y: float, axis: _Axis) -> Markup:
 
 def _grid(axis: _Axis) -> Markup:
     lines = Markup("")
-    for tick in _ticks(axis.low, axis.high):
+    for tick in ticks(axis.low, axis.high):
         x = axis.x(tick)
         lines += _upright("grid", x, axis.bottom)
         lines += Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(x, axis.bottom + 18, f"{tick:g}")
@@ -127,7 +127,8 @@ def _upright(kind: str, x: float, bottom: float) -> Markup:
     return Markup('<line class="{}" x1="{}" x2="{}" y1="4" y2="{}"/>').format(kind, x, x, bottom)
 
 
-def _svg(label: str, width: float, height: float, parts: Sequence[Markup]) -> Markup:
+def svg(label: str, width: float, height: float, parts: Sequence[Markup]) -> Markup:
+    """Return a figure of these parts, as wide as its place on the page."""
     head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, round(height), label)
     return head + Markup("").join(parts) + Markup("</svg>")
 
@@ -141,7 +142,7 @@ def _ends(rows: Sequence[DotRow], zero: bool, limits: tuple[float, float] | None
     return (max(low, limits[0]), min(high, limits[1])) if limits else (low, high)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Return three to seven round numbers between the ends."""
     raw = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(raw))

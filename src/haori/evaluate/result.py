@@ -17,7 +17,9 @@ __all__ = [
     "RowResult",
     "Sample",
     "Turn",
+    "figure",
     "headline",
+    "interval_of",
     "metric_lines",
 ]
 
@@ -180,17 +182,18 @@ def _line(result: EvaluationResult, name: str) -> MetricLine:
     return MetricLine(
         kind=kind,
         name=name,
-        base=_figure(kind, metric.base),
-        base_interval=_range(kind, *result.base_intervals.get(name, (None, None))),
-        adapter=_figure(kind, metric.value),
-        adapter_interval=_range(kind, metric.low, metric.high),
-        difference=_figure(kind, metric.difference, signed=True),
-        difference_interval=_range(kind, metric.difference_low, metric.difference_high, signed=True),
+        base=figure(kind, metric.base),
+        base_interval=interval_of(kind, *result.base_intervals.get(name, (None, None))),
+        adapter=figure(kind, metric.value),
+        adapter_interval=interval_of(kind, metric.low, metric.high),
+        difference=figure(kind, metric.difference, signed=True),
+        difference_interval=interval_of(kind, metric.difference_low, metric.difference_high, signed=True),
         verdict=_verdict(kind, metric),
     )
 
 
-def _figure(kind: Kind, value: float | None, *, signed: bool = False) -> str:
+def figure(kind: Kind, value: float | None, *, signed: bool = False) -> str:
+    """Return a figure of a metric as people read it, with its unit; nothing for None."""
     if value is None:
         return ""
     shown = 100 * value if kind.scale == "share" else value
@@ -198,7 +201,8 @@ def _figure(kind: Kind, value: float | None, *, signed: bool = False) -> str:
     return f"{_number(kind, shown, signed)}{unit}"
 
 
-def _range(kind: Kind, low: float | None, high: float | None, *, signed: bool = False) -> str:
+def interval_of(kind: Kind, low: float | None, high: float | None, *, signed: bool = False) -> str:
+    """Return an interval of a metric as people read it; nothing where there is none."""
     if low is None or high is None:
         return ""
     factor = 100 if kind.scale == "share" else 1

@@ -12,7 +12,17 @@ import numpy.typing as npt
 
 from haori.evaluate.metrics import bleu_metric, chrf_metric
 
-__all__ = ["Array", "Sums", "bleu_sums", "chrf_sums", "f1_sums", "mean_sums", "perplexity_sums"]
+__all__ = [
+    "Array",
+    "Sums",
+    "bleu_sums",
+    "chrf_sums",
+    "f1_sums",
+    "loss_sums",
+    "mean_of",
+    "mean_sums",
+    "perplexity_sums",
+]
 
 Array = npt.NDArray[np.float64]
 _ORDERS = 4  # BLEU's n-gram orders
@@ -44,6 +54,30 @@ def perplexity_sums(nll: npt.ArrayLike, tokens: npt.ArrayLike) -> Sums:
             return np.asarray(np.exp(sums[..., 0] / sums[..., 1]))
 
     return Sums(np.stack([np.asarray(nll, float), np.asarray(tokens, float)], axis=1), score)
+
+
+def loss_sums(nll: npt.ArrayLike, tokens: npt.ArrayLike) -> Sums:
+    """Loss in nats per token from (NLL, tokens) per row: sum NLL / sum tokens."""
+    rows = np.stack([np.asarray(nll, float), np.asarray(tokens, float)], axis=1)
+
+    def score(sums: Array) -> Array:
+        return np.asarray(
+            np.divide(sums[..., 0], sums[..., 1], out=np.zeros_like(sums[..., 0]), where=sums[..., 1] > 0)
+        )
+
+    return Sums(rows, score)
+
+
+def mean_of(parts: Sequence[Sums]) -> Sums:
+    """The mean of one metric of several systems on the same rows, such as one method trained with several seeds."""
+    widths = [part.rows.shape[1] for part in parts]
+    ends = np.cumsum(widths)
+
+    def score(sums: Array) -> Array:
+        split = (sums[..., end - width : end] for end, width in zip(ends, widths, strict=True))
+        return np.asarray(np.mean([part.score(own) for part, own in zip(parts, split, strict=True)], axis=0))
+
+    return Sums(np.concatenate([part.rows for part in parts], axis=1), score)
 
 
 def mean_sums(values: npt.ArrayLike) -> Sums:

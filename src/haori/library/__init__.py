@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         live_probe_logits,
     )
     from haori.library.merge import Merged, merge_adapter
+    from haori.library.model_proof import verify_model
     from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
     from haori.library.show import card_table, list_table, verification_table
     from haori.library.store import Library, Rebuilt, StoredAdapter, adapter_id, check_name, draft_card
@@ -42,6 +43,7 @@ _HOMES = {
         "live_probe_logits",
     ),
     "merge": ("Merged", "merge_adapter"),
+    "model_proof": ("verify_model",),
     "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
     "show": ("card_table", "list_table", "verification_table"),
     "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
@@ -82,6 +84,7 @@ __all__ = [
     "require_passed",
     "verification_table",
     "verify_adapter",
+    "verify_model",
     "verify_stored",
 ]
 

@@ -13,7 +13,7 @@ from typing import Any
 from haori.core.errors import FileFormatError, nearest
 from haori.core.safetensors_header import TensorEntry, read_safetensors_header
 
-__all__ = ["CONFIG_NAME", "PEFT_TYPES", "PICKLE_NAME", "WEIGHTS_NAME", "AdapterFiles", "inspect_adapter"]
+__all__ = ["CONFIG_NAME", "OWN_TYPES", "PEFT_TYPES", "PICKLE_NAME", "WEIGHTS_NAME", "AdapterFiles", "inspect_adapter"]
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -28,6 +28,8 @@ PEFT_TYPES = frozenset({
     "P_TUNING", "RANDLORA", "ROAD", "SHADOW", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA",
     "VBLORA", "VERA", "WAVEFT", "XLORA",
 })  # fmt: skip
+OWN_TYPES = frozenset({"ARD_LORA"})  # methods that `adapters` adds to PEFT
+_KNOWN_TYPES = PEFT_TYPES | OWN_TYPES
 _REFUSED_KEYS = {
     "arrow_config": "it routes between other adapters, which its folder does not hold",
     "megatron_config": "it was trained inside Megatron, whose layers this project does not build",
@@ -140,8 +142,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _check_method(folder: Path, config: dict[str, Any]) -> str:
     peft_type = config.get("peft_type")
-    if not isinstance(peft_type, str) or peft_type not in PEFT_TYPES:
-        hint = nearest(str(peft_type).upper()[:40], sorted(PEFT_TYPES)) or "such as LORA."
+    if not isinstance(peft_type, str) or peft_type not in _KNOWN_TYPES:
+        hint = nearest(str(peft_type).upper()[:40], sorted(_KNOWN_TYPES)) or "such as LORA."
         raise FileFormatError(
             f"The adapter in {str(folder)!r} has peft_type {str(peft_type)[:40]!r}, which PEFT does not know; {hint}"
         )

@@ -103,6 +103,8 @@ def attach_files(
 
     from haori.bases.quiet import quiet_transformers
 
+    if files.peft_type == "ARD_LORA":
+        import haori.adapters.ard_lora  # noqa: F401 - makes it known to PEFT
     check_keys(model, files, base_name=base_name)
     where = f"The adapter in {str(files.folder)!r} does not load on {base_name!r}"
     try:

@@ -119,8 +119,10 @@ def base_of(card: AdapterCard, spec: str | None = None) -> "Base":
 def verify_stored(library: Library, name: str, *, base_spec: str | None = None) -> Verification:
     """Verify a stored adapter again and keep the result on its card.
 
-    Besides what `verify_adapter` checks, the chat template must be the one trained with.
+    Besides what `verify_adapter` checks, the chat template must be the one trained with. An adapter trained over a
+    quantised base is verified over the same.
     """
+    from haori.adapters.loading import loading_of
     from haori.bases import load_tokenizer
     from haori.data import template_hash
     from haori.library.attaching import check_base
@@ -131,7 +133,13 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
     base = base_of(stored.card, base_spec)
     check_base(stored.card, base.reference())
     tokenizer = load_tokenizer(base)
-    found = verify_adapter(base, stored.path, probes=default_probes(tokenizer))
+    recipe = stored.card.recipe
+    found = verify_adapter(
+        base,
+        stored.path,
+        probes=default_probes(tokenizer),
+        quantization=loading_of(recipe.method, recipe.training.dtype).quantization if recipe is not None else None,
+    )
     if stored.card.template_hash is not None:
         same = stored.card.template_hash == template_hash(tokenizer)
         said = "is the one trained with" if same else "is not the one trained with, so answers would differ"

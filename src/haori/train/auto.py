@@ -3,20 +3,30 @@
 The rules (docs/guide/choosing-settings.md explains them):
 
     rank         8 under 500 rows, 16 under 5,000, else 32: more data can fill more capacity
-    alpha        twice the rank, so the scale alpha/rank stays 2 and the learning rate carries over
-    lr           5e-4 under 0.5B parameters, 2e-4 under 14B, else 1e-4: about ten times a full fine-tuning's
+    initial rank 1.5 times the rank (AdaLoRA): what is spread over modules at first is more than what remains
+    alpha        twice the (initial) rank, so the scale alpha/rank stays 2 and the learning rate carries over;
+                 8 with rsLoRA, whose scale alpha/sqrt(rank) is then 2 at rank 16
+    lr           5e-4 under 0.5B parameters, 2e-4 under 14B, else 1e-4: about ten times a full fine-tuning's;
+                 a tenth of it for full fine-tuning, a fifth for PiSSA and OLoRA, ten times for AdaLoRA and
+                 for methods that train few numbers, divided by sqrt(lr_ratio) for LoRA+
+    weights      fp32 in full fine-tuning, or bf16 if training.dtype is set to it
     epochs       10 under 200 rows, 3 under 2,000, 2 under 20,000, else 1; early stopping ends them sooner
     validations  at least four over the run: 4 / epochs per epoch, rounded up
     batch        rows/40 rows per step, between 4 and 32, so that an epoch has enough steps to learn from
-    micro batch  768 tokens on a CPU, 8,192 on a GPU, never less than the longest row
+    micro batch  2,048 tokens on a CPU, 8,192 on a GPU, never less than the longest row
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from haori.core.methods import AdaloraMethod, FullMethod, LoraMethod, LowRankMethod, Method, PeftMethod
 from haori.core.recipe import Recipe
 
 __all__ = ["Choice", "DataFacts", "resolve"]
+
+_Choose = Callable[[str, Any, Any, str], Any]
+_FEW_NUMBERS = frozenset({"IA3", "LN_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "VERA"})
 
 
 class DataFacts(NamedTuple):
@@ -50,19 +60,19 @@ def resolve(
     """
     choices: list[Choice] = []
 
-    def choose(key: str, given: object, value: int | float | str, reason: str) -> object:
+    def choose(key: str, given: Any, value: Any, reason: str) -> Any:
         if given != "auto":
             return given
         choices.append(Choice(key, value, reason))
         return value
 
-    method, training = recipe.method, recipe.training
-    rank = choose("method.rank", method.rank, *_rank(facts.rows))
-    assert isinstance(rank, int)
-    alpha = choose("method.alpha", method.alpha, 2.0 * rank, "twice the rank")
-    lr = choose("optimizer.lr", recipe.optimizer.lr, *_lr(parameters))
+    training = recipe.training
+    method = _method(recipe.method, facts.rows, choose)
+    if isinstance(method, FullMethod):
+        weights = choose("method.weights", method.weights, *_weights(training.dtype))
+        method = method.model_copy(update={"weights": weights})
+    lr = choose("optimizer.lr", recipe.optimizer.lr, *_lr(parameters, method))
     epochs = choose("training.epochs", training.epochs, *_epochs(facts.rows))
-    assert isinstance(epochs, int)
     validations = choose("training.evaluations_per_epoch", training.evaluations_per_epoch, *_validations(epochs))
     batch = choose("training.batch_tokens", training.batch_tokens, *_batch_tokens(facts))
     micro = choose("training.micro_batch_tokens", training.micro_batch_tokens, *_micro_batch_tokens(facts, device))
@@ -73,7 +83,7 @@ def resolve(
     resolved = recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update={"max_length": max_length}),
-            "method": method.model_copy(update={"rank": rank, "alpha": alpha}),
+            "method": method,
             "optimizer": recipe.optimizer.model_copy(update={"lr": lr}),
             "training": training.model_copy(
                 update={
@@ -94,12 +104,50 @@ def _rank(rows: int) -> tuple[int, str]:
     return rank, f"{rows:,} training rows (8 under 500, 16 under 5,000, else 32)"
 
 
-def _lr(parameters: int) -> tuple[float, str]:
+def _method(method: Method, rows: int, choose: _Choose) -> Method:
+    """Resolve rank and alpha of the methods that have them."""
+    if isinstance(method, FullMethod | PeftMethod):
+        return method
+    rank = choose("method.rank", method.rank, *_rank(rows))
+    if isinstance(method, AdaloraMethod):
+        first = math.ceil(1.5 * rank)
+        initial = choose("method.initial_rank", method.initial_rank, first, "1.5 times the rank that remains")
+        alpha = choose("method.alpha", method.alpha, 2.0 * initial, "twice the initial rank")
+        return method.model_copy(update={"rank": rank, "initial_rank": initial, "alpha": alpha})
+    if isinstance(method, LowRankMethod) and method.rslora:
+        found = 8.0, "with alpha/sqrt(rank) the scale is 2 at rank 16, and falls slowly with the rank"
+    else:
+        found = 2.0 * rank, "twice the rank"
+    return method.model_copy(update={"rank": rank, "alpha": choose("method.alpha", method.alpha, *found)})
+
+
+def _weights(dtype: str) -> tuple[str, str]:
+    """Return the number format of fully trained weights; `dtype` is the run's, as it was asked for."""
+    if dtype == "bf16":
+        return "bf16", "as training.dtype; steps under 1/256 of a weight are lost, which fp32 would keep"
+    return "fp32", "small steps would be lost in 16 bits; products are computed in training.dtype all the same"
+
+
+def _lr(parameters: int, method: Method) -> tuple[float, str]:
+    """Return LoRA's rate for this size of base, times the factor of the method."""
     lr = 5e-4 if parameters < 0.5e9 else 2e-4 if parameters < 14e9 else 1e-4
-    return (
-        lr,
-        f"the base has {parameters / 1e6:,.0f}M parameters (5e-4 under 0.5B, 2e-4 under 14B, else 1e-4)",
-    )
+    reason = f"the base has {parameters / 1e6:,.0f}M parameters (5e-4 under 0.5B, 2e-4 under 14B, else 1e-4)"
+    factor, why = _lr_factor(method)
+    return float(f"{lr * factor:.3g}"), f"{reason}{why}"
+
+
+def _lr_factor(method: Method) -> tuple[float, str]:
+    if isinstance(method, FullMethod):
+        return 0.1, "; a tenth of it, since every weight moves"
+    if isinstance(method, AdaloraMethod):
+        return 10.0, "; ten times it, since P and Q start small and L at zero: a step moves W little"
+    if isinstance(method, LoraMethod) and method.init in {"pissa", "olora"}:
+        return 0.2, f"; a fifth of it, since the factors of {method.init} start large"
+    if isinstance(method, PeftMethod) and method.type.upper() in _FEW_NUMBERS:
+        return 10.0, f"; ten times it, since {method.type.upper()} trains few numbers"
+    if isinstance(method, LowRankMethod) and method.lr_ratio != 1.0:
+        return method.lr_ratio**-0.5, f"; divided by sqrt({method.lr_ratio:g}), so that A and B straddle it"
+    return 1.0, ""
 
 
 def _epochs(rows: int) -> tuple[int, str]:
@@ -114,7 +162,7 @@ def _batch_tokens(facts: DataFacts) -> tuple[int, str]:
 
 
 def _micro_batch_tokens(facts: DataFacts, device: str) -> tuple[int, str]:
-    limit, where = (768, "a CPU") if device == "cpu" else (8192, "a GPU")
+    limit, where = (2048, "a CPU") if device == "cpu" else (8192, "a GPU")
     reason = f"{limit:,} tokens at once keep {where} busy; never less than the longest row ({facts.longest_tokens})"
     return max(limit, facts.longest_tokens), reason
 

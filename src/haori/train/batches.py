@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["Step", "fixed_batches", "plan_epoch", "share_of_process"]
+from haori.core.recipe import TrainingSection
+
+__all__ = ["Step", "count_steps", "epoch_steps", "fixed_batches", "plan_epoch", "share_of_process"]
 
 Step = list[list[int]]
 """One optimizer step: micro-batches of row numbers."""
@@ -39,6 +41,25 @@ def plan_epoch(
         for rows in _cut(part.tolist(), sizes, batch_tokens):
             steps.append(_split_evenly(rows, int(sizes[rows[0]]), micro_batch_tokens))
     return [steps[i] for i in random.permutation(len(steps))]
+
+
+def epoch_steps(lengths: Sequence[int], training: TrainingSection, epoch: int) -> list[Step]:
+    """Return the optimizer steps of an epoch, as a resolved recipe wants them."""
+    assert training.batch_tokens != "auto" and training.micro_batch_tokens != "auto"
+    return plan_epoch(
+        lengths,
+        batch_tokens=training.batch_tokens,
+        micro_batch_tokens=training.micro_batch_tokens,
+        seed=training.seed,
+        epoch=epoch,
+    )
+
+
+def count_steps(lengths: Sequence[int], training: TrainingSection) -> int:
+    """Return the optimizer steps of a whole run that nothing ends early."""
+    assert training.epochs != "auto"
+    planned = sum(len(epoch_steps(lengths, training, epoch)) for epoch in range(training.epochs))
+    return min(planned, training.max_steps or planned)
 
 
 def fixed_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -2,8 +2,10 @@
 
 A checkpoint is a folder `step-00000042` in the run's `checkpoints`:
 
-    adapter_model.safetensors, adapter_config.json   the adapter as PEFT saves it
+    adapter_model.safetensors, adapter_config.json   the adapter as PEFT saves it,
+    model.safetensors                                 or every weight in full fine-tuning
     optimizer.safetensors                             AdamW's moments, `<parameter>.exp_avg` and so on
+    method.safetensors                                what the method keeps besides, where it keeps anything
     random.safetensors                                torch's random states
     position.json                                     step, epoch, best so far, counters
 
@@ -12,6 +14,7 @@ It appears whole or not at all. What is loaded is checked against what is expect
 
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +22,12 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 
+from haori.adapters.behaviour import Behaviour
 from haori.core.errors import FileFormatError, VerificationError
 from haori.core.records import Record
 from haori.core.safetensors_header import read_safetensors_header
 from haori.core.storage import staged_folder
+from haori.train.whole_model import load_parameters, save_parameters
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,12 +36,16 @@ __all__ = [
     "Position",
     "checkpoints_of",
     "load_adapter",
+    "load_behaviour",
     "load_checkpoint",
+    "load_trained",
     "prune",
     "save_adapter",
     "save_checkpoint",
+    "save_trained",
 ]
 
+_METHOD = "method.safetensors"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -66,10 +75,13 @@ def save_adapter(model: "PeftModel", folder: Path, base_name: str) -> None:
 
     config = model.peft_config[model.active_adapter]
     config.base_model_name_or_path = base_name
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        # A module from which AdaLoRA took every rank has empty factors; what is on disk is compared below.
+        warnings.filterwarnings("ignore", ".*LoRA tensor.s. have invalid shape")
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        live = get_peft_model_state_dict(model, save_embedding_layers=False)
     for extra in folder.glob("README.md"):
         extra.unlink()
-    live = get_peft_model_state_dict(model, save_embedding_layers=False)
     saved = load_file(folder / "adapter_model.safetensors")
     if set(live) != set(saved):
         raise VerificationError(
@@ -84,21 +96,54 @@ def save_adapter(model: "PeftModel", folder: Path, base_name: str) -> None:
             raise VerificationError(f"The saved adapter tensor {name!r} differs from the live one.")
 
 
+def save_trained(model: torch.nn.Module, folder: Path, base_name: str) -> None:
+    """Write what is trained, an adapter or every weight, and check it bit for bit; see `save_adapter`."""
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        save_adapter(model, folder, base_name)
+    else:
+        save_parameters(model, folder)
+
+
+def load_trained(folder: Path, model: torch.nn.Module) -> None:
+    """Copy what `save_trained` wrote into the live model.
+
+    Raises:
+        FileFormatError: It was made by another recipe.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        load_adapter(folder, model)
+    else:
+        load_parameters(folder, model)
+
+
 def save_checkpoint(
-    root: Path, model: "PeftModel", optimizer: torch.optim.Optimizer, position: Position, base_name: str
+    root: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    behaviour: Behaviour,
+    position: Position,
+    base_name: str,
 ) -> Path:
     """Write a checkpoint for `position` under `root` and return its folder."""
     final = root / f"step-{position.step:08d}"
     with staged_folder(final) as stage:
-        save_adapter(model, stage, base_name)
+        save_trained(model, stage, base_name)
         save_file(_optimizer_tensors(model, optimizer), stage / "optimizer.safetensors")
+        if state := behaviour.state():
+            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, stage / _METHOD)
         save_file(_random_state(), stage / "random.safetensors")
         (stage / "position.json").write_text(position.model_dump_json(indent=1))
     return final
 
 
-def load_checkpoint(folder: Path, model: "PeftModel", optimizer: torch.optim.Optimizer) -> Position:
-    """Restore model, optimizer and random state from a checkpoint and return its position.
+def load_checkpoint(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, behaviour: Behaviour
+) -> Position:
+    """Restore model, optimizer, method and random state from a checkpoint and return its position.
 
     Raises:
         FileFormatError: The checkpoint is incomplete or belongs to another model.
@@ -107,7 +152,8 @@ def load_checkpoint(folder: Path, model: "PeftModel", optimizer: torch.optim.Opt
         position = Position.model_validate_json((folder / "position.json").read_text())
     except (OSError, ValueError) as error:
         raise FileFormatError(f"The checkpoint {str(folder)!r} has no readable position.json.") from error
-    load_adapter(folder, model)
+    load_trained(folder, model)
+    load_behaviour(folder, behaviour)
     tensors = _load(folder / "optimizer.safetensors")
     for name, parameter in _trained(model):
         optimizer.state[parameter] = {
@@ -133,6 +179,16 @@ def load_adapter(folder: Path, model: "PeftModel") -> None:
     set_peft_model_state_dict(model, saved)
 
 
+def load_behaviour(folder: Path, behaviour: Behaviour) -> None:
+    """Restore what a method keeps besides its parameters.
+
+    Raises:
+        FileFormatError: The checkpoint lacks it.
+    """
+    if behaviour.state() or (folder / _METHOD).is_file():
+        behaviour.load_state(_load(folder / _METHOD))
+
+
 def checkpoints_of(run_folder: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
     root = run_folder / "checkpoints"
@@ -155,11 +211,11 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-def _trained(model: "PeftModel") -> list[tuple[str, torch.nn.Parameter]]:
+def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _optimizer_tensors(model: "PeftModel", optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     state: Any = optimizer.state
     return {
         f"{name}.{key}": value.detach().cpu().contiguous()

@@ -22,6 +22,7 @@ def fast_path(model: "nn.Module", *, mixed: bool, say: Callable[[str], None] = l
     """
     from peft import PeftModel
     from peft.helpers import disable_input_dtype_casting
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     from haori.adapters.fused import fuse
 
@@ -30,8 +31,10 @@ def fast_path(model: "nn.Module", *, mixed: bool, say: Callable[[str], None] = l
         return
     fused = fuse(model)
     say(fused.report.sentence())
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    switchable = all(hasattr(layer, "cast_input_dtype_enabled") for layer in layers)  # not in IA3 and others
     try:
-        with disable_input_dtype_casting(model, active=mixed):
+        with disable_input_dtype_casting(model, active=mixed and switchable):
             yield
     finally:
         fused.remove()

@@ -17,11 +17,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from haori.adapters.behaviour import Behaviour
+from haori.adapters.methods import behaviour_of
 from haori.core.errors import TrainingError
 from haori.core.recipe import Recipe
-from haori.train.batches import Step, fixed_batches, plan_epoch, share_of_process
+from haori.train.batches import Step, count_steps, epoch_steps, fixed_batches, share_of_process
 from haori.train.causal_lm import Batch, CausalLM
-from haori.train.checkpoint import Position, load_adapter, prune, save_checkpoint
+from haori.train.checkpoint import (
+    Position,
+    load_behaviour,
+    load_checkpoint,
+    load_trained,
+    prune,
+    save_checkpoint,
+)
 from haori.train.measurements import Measurements
 from haori.train.memory import peak_memory_bytes, release_free_memory
 from haori.train.schedule import rate_at
@@ -29,7 +38,6 @@ from haori.train.signals import StopRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from peft import PeftModel
 
 __all__ = ["Loop", "Progress"]
 
@@ -49,12 +57,12 @@ class Progress(NamedTuple):
 
 
 class Loop:
-    """Trains one adapter; `run` returns where it ended, with the best weights in the model."""
+    """Trains one adapter, or a whole model; `run` returns where it ended, with the best weights in the model."""
 
     def __init__(
         self,
         accelerator: "Accelerator",
-        model: "PeftModel",
+        model: torch.nn.Module,
         train: CausalLM,
         validation: CausalLM | None,
         recipe: Recipe,
@@ -65,7 +73,12 @@ class Loop:
     ) -> None:
         self.accelerator = accelerator
         self.model = model
-        self.optimizer = build_optimizer(model, recipe)
+        self.total_steps = count_steps(train.lengths, recipe.training)
+        self.behaviour = behaviour_of(model, recipe.method, self.total_steps)
+        self.optimizer = build_optimizer(self.behaviour, recipe)
+        self.trainable_parameters = sum(
+            p.numel() for p in self._parameters()
+        )  # a method may cut or add some at the end
         self.wrapped: Any
         self.wrapped, self.prepared_optimizer = accelerator.prepare(model, self.optimizer)
         self.train, self.validation = train, validation
@@ -77,23 +90,16 @@ class Loop:
         settings = recipe.training
         assert settings.epochs != "auto"
         self.epochs = settings.epochs
-        planned = sum(len(self.plan(epoch)) for epoch in range(self.epochs))
-        self.total_steps = min(planned, settings.max_steps or planned)
 
     def plan(self, epoch: int) -> list[Step]:
         """Return the steps of an epoch (the last one asked for is remembered)."""
         if self._plan[0] != epoch:
-            settings = self.recipe.training
-            assert settings.batch_tokens != "auto" and settings.micro_batch_tokens != "auto"
-            steps = plan_epoch(
-                self.train.lengths,
-                batch_tokens=settings.batch_tokens,
-                micro_batch_tokens=settings.micro_batch_tokens,
-                seed=settings.seed,
-                epoch=epoch,
-            )
-            self._plan = (epoch, steps)
+            self._plan = (epoch, epoch_steps(self.train.lengths, self.recipe.training, epoch))
         return self._plan[1]
+
+    def restore(self, checkpoint: Path) -> Position:
+        """Bring model, optimizer, method and random state to those of a checkpoint, and return its position."""
+        return load_checkpoint(checkpoint, self.model, self.optimizer, self.behaviour)
 
     def run(self, stop: StopRequest, position: Position | None = None) -> Position:
         """Train from `position` (already restored into model and optimizer) or from the start.
@@ -119,21 +125,22 @@ class Loop:
                     break
         if not stop:
             self._restore_best()
+            self.behaviour.finish()
         return self.position
 
     def step(self, step: Step, *, last_of_epoch: bool) -> None:
         """Do one optimizer step and move the position."""
         started = time.perf_counter()
         before = self.position
-        rate = rate_at(before.step, self.total_steps, self._peak_rate(), self.recipe.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss, trained, tokens = self._forward_backward(step)
+            group["lr"] = self._rate_of(group)
+        loss, trained, tokens, penalty = self._forward_backward(step)
         norm = float(self.accelerator.clip_grad_norm_(self._parameters(), self.recipe.optimizer.max_grad_norm))
         if not math.isfinite(norm) and self.accelerator.mixed_precision != "fp16":
             rows = [row for micro in step for row in micro]
             raise TrainingError(self._not_finite("gradient norm", norm, rows))
         self.prepared_optimizer.step()
+        self.behaviour.after_step(before.step + 1)
         self.prepared_optimizer.zero_grad()
         if self.accelerator.device.type == "cpu":
             release_free_memory()
@@ -148,9 +155,10 @@ class Loop:
             epoch_tokens=before.epoch_tokens + trained,
         )
         mean = loss / max(1, trained)
+        rate = rate_at(before.step, self.total_steps, self._peak_rate(), self.recipe.schedule)
         self.measurements.add(
             "train", self.position.step, epoch=self.epochs_done(), loss=mean, lr=rate, grad_norm=norm, tokens=tokens,
-            trained_tokens=trained, seconds=seconds,
+            trained_tokens=trained, seconds=seconds, **({} if penalty is None else {"penalty": penalty}),
         )  # fmt: skip
         self._report(mean, None, tokens / seconds)
 
@@ -165,10 +173,11 @@ class Loop:
         else:
             figures = {} if train_loss is None else {"train_loss": train_loss}
             self.measurements.add("validation", before.step, epoch=self.epochs_done(), loss=loss, **figures)
-            if not first and (before.best_loss is None or loss < before.best_loss):
+            counts = not first and self.behaviour.settled(before.step)
+            if counts and (before.best_loss is None or loss < before.best_loss):
                 changes |= {"best_loss": loss, "best_step": before.step, "bad_validations": 0}
                 changes |= {"best_epoch": math.ceil(self.epochs_done())}
-            elif not first:
+            elif counts:
                 changes |= {"bad_validations": before.bad_validations + 1}
             self._report(None, loss, 0.0)
         self.position = before.with_fields(**changes)
@@ -176,7 +185,8 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of the present position."""
         if self.accelerator.is_main_process:
-            save_checkpoint(self.run_folder / "checkpoints", self.model, self.optimizer, self.position, self.base_name)
+            root = self.run_folder / "checkpoints"
+            save_checkpoint(root, self.model, self.optimizer, self.behaviour, self.position, self.base_name)
             prune(self.run_folder, self.recipe.training.keep_checkpoints, self.position.best_step)
         self.accelerator.wait_for_everyone()
 
@@ -185,8 +195,11 @@ class Loop:
         position = self.position
         return position.epoch + position.step_in_epoch / max(1, len(self.plan(position.epoch)))
 
-    def _forward_backward(self, step: Step) -> tuple[float, int, int]:
-        """Accumulate the gradient of a step; return its summed loss, labelled tokens and tokens."""
+    def _forward_backward(self, step: Step) -> tuple[float, int, int, float | None]:
+        """Accumulate the gradient of a step; return its summed loss, labelled tokens, tokens and penalty.
+
+        Every process computes the same penalty, and exchanging gradients takes their mean: it counts once.
+        """
         accelerator = self.accelerator
         turns = share_of_process(step, accelerator.process_index, accelerator.num_processes)
         batches = [self._batch(turn, step) for turn in turns]
@@ -197,6 +210,7 @@ class Loop:
         trained, tokens = (int(n) for n in accelerator.reduce(counts, "sum"))
         self.wrapped.train()
         summed = torch.zeros((), device=accelerator.device)
+        penalty: torch.Tensor | None = None
         for index, batch in enumerate(batches):
             last = index + 1 == len(batches)
             context = nullcontext() if last else accelerator.no_sync(self.wrapped)
@@ -207,9 +221,13 @@ class Loop:
                     raise TrainingError(
                         self._not_finite("loss", float(loss.total.detach()), [batch.rows[i] for i in bad])
                     )
-                accelerator.backward(loss.total * accelerator.num_processes / max(1, trained))
+                goal = loss.total * accelerator.num_processes / max(1, trained)
+                if index == 0 and (penalty := self.behaviour.penalty()) is not None:
+                    goal = goal + penalty
+                accelerator.backward(goal)
             summed += loss.total.detach()
-        return float(accelerator.reduce(summed, "sum")), trained, tokens
+        extra = None if penalty is None else float(penalty.detach())
+        return float(accelerator.reduce(summed, "sum")), trained, tokens, extra
 
     def _batch(self, rows: list[int] | None, step: Step) -> Batch:
         batch = self.train.batch(rows or step[0], self.accelerator.device)
@@ -251,10 +269,17 @@ class Loop:
     def _restore_best(self) -> None:
         best = self.position.best_step
         if best is not None and best != self.position.step:
-            load_adapter(self.run_folder / "checkpoints" / f"step-{best:08d}", self.model)
+            folder = self.run_folder / "checkpoints" / f"step-{best:08d}"
+            load_trained(folder, self.model)
+            load_behaviour(folder, self.behaviour)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _rate_of(self, group: dict[str, Any]) -> float:
+        """Return a group's learning rate: of its own peak, or of a factor on the recipe's."""
+        peak = group["lr_peak"] if "lr_peak" in group else self._peak_rate() * group["rate"]
+        return rate_at(self.position.step, self.total_steps, peak, self.recipe.schedule)
 
     def _peak_rate(self) -> float:
         rate = self.recipe.optimizer.lr
@@ -284,12 +309,12 @@ class Loop:
         )
 
 
-def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW over the parameters that are trained."""
+def build_optimizer(behaviour: Behaviour, recipe: Recipe) -> torch.optim.AdamW:
+    """Return AdamW over the parameter groups of a method."""
     section = recipe.optimizer
     assert section.lr != "auto"
     return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        behaviour.parameter_groups(section.weight_decay),
         lr=section.lr,
         betas=(section.beta1, section.beta2),
         eps=section.eps,

@@ -4,9 +4,11 @@ import time
 from typing import NamedTuple
 
 from haori.train.auto import Choice
-from haori.train.batches import plan_epoch
+from haori.train.batches import epoch_steps
+from haori.train.fast_path import fast_path
 from haori.train.memory import peak_memory_bytes
-from haori.train.preparation import Prepared, adapted_model
+from haori.train.out_of_memory import explaining_memory
+from haori.train.preparation import Prepared, adapted_model, planned_steps, total_parameters
 
 __all__ = ["Plan", "make_plan"]
 
@@ -34,46 +36,38 @@ def make_plan(prepared: Prepared) -> Plan:
     Leaves nothing on disk besides caches.
     """
     import torch
-    from peft.helpers import disable_input_dtype_casting
 
     from haori.train.causal_lm import CausalLM
 
     training = prepared.recipe.training
-    assert training.epochs != "auto" and training.batch_tokens != "auto" and training.micro_batch_tokens != "auto"
-    model = adapted_model(prepared, prepared.device)
+    assert training.epochs != "auto"
     task = CausalLM(prepared.data.train, prepared.tokenizer.pad_token_id)
-    steps = plan_epoch(
-        task.lengths,
-        batch_tokens=training.batch_tokens,
-        micro_batch_tokens=training.micro_batch_tokens,
-        seed=training.seed,
-        epoch=0,
-    )
+    steps = epoch_steps(task.lengths, training, 0)
     largest = max(
         (micro for step in steps for micro in step),
         key=lambda rows: len(rows) * max(task.lengths[r] for r in rows),
     )
     batch = task.batch(largest, prepared.device)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training.dtype)
-    model.train()
     seconds = 0.0
-    for _ in range(2):  # the first pass also pays for what torch prepares once
-        started = time.perf_counter()
-        with (
-            disable_input_dtype_casting(model, active=dtype is not None),
-            torch.autocast(prepared.device, dtype=dtype, enabled=dtype is not None),
-        ):
-            loss = task.loss(model, batch)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        seconds = time.perf_counter() - started
+    with explaining_memory(prepared) as watched:
+        watched.model = model = adapted_model(prepared, prepared.device)
+        model.train()
+        with fast_path(model, mixed=dtype is not None):
+            for _ in range(2):  # the first pass also pays for what torch prepares once
+                started = time.perf_counter()
+                with torch.autocast(prepared.device, dtype=dtype, enabled=dtype is not None):
+                    loss = task.loss(model, batch)
+                loss.total.backward()  # type: ignore[no-untyped-call]
+                seconds = time.perf_counter() - started
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokens = sum(task.lengths)
-    total_steps = min(len(steps) * training.epochs, training.max_steps or len(steps) * training.epochs)
+    total_steps = planned_steps(prepared)
     share = total_steps / max(1, len(steps))
     return Plan(
         choices=prepared.choices,
         trainable_parameters=trainable,
-        total_parameters=prepared.base.parameters + trainable,
+        total_parameters=total_parameters(prepared, trainable),
         target_modules=len(prepared.targets),
         steps=total_steps,
         tokens_per_epoch=tokens,

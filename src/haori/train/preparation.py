@@ -4,17 +4,24 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import BaseError, MissingExtraError, RecipeError
+from haori.core.methods import FullMethod, LoraMethod, LowRankMethod, Method, QloraMethod
 from haori.core.recipe import Recipe
 from haori.train.auto import Choice, DataFacts, resolve
+from haori.train.batches import count_steps, epoch_steps
+from haori.train.memory import size_in_words
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from haori.bases import Base
     from haori.data import TextData
 
-__all__ = ["Prepared", "adapted_model", "prepare"]
+_RESIDUAL = ("pissa", "olora")
+
+__all__ = ["Prepared", "adapted_model", "planned_steps", "prepare", "total_parameters"]
 
 
 class Prepared(NamedTuple):
@@ -35,13 +42,15 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises:
         HaoriError: Anything that would make the run fail or be worthless.
     """
-    from haori.adapters.lora import check_lora
+    from haori.adapters.insertion import in_layers
+    from haori.adapters.methods import check_method, check_plan
     from haori.bases import choose_dtype, default_device, find_base, load_skeleton, load_tokenizer, resolve_targets
     from haori.data import load_text
 
     device = default_device()
     if recipe.training.dtype == "fp16" and device == "cpu":
         raise RecipeError("'training.dtype' cannot be 'fp16' on a CPU; use bf16, fp32 or auto.")
+    _check_residual(recipe)
     _check_trackers(recipe)
     base = find_base(recipe.base, revision=recipe.revision)
     if base.quantization:
@@ -54,9 +63,12 @@ def prepare(recipe: Recipe) -> Prepared:
             "generates text, such as smollm2-135m-instruct."
         )
     skeleton = load_skeleton(base)
-    targets = tuple(resolve_targets(skeleton, recipe.method.target))
+    method = recipe.method
+    targets: tuple[str, ...] = ()
+    if not isinstance(method, FullMethod):
+        targets = in_layers(resolve_targets(skeleton, method.target), method.layers)
     tokenizer = load_tokenizer(base)
-    check_lora(skeleton, tokenizer, recipe.method)
+    check_method(skeleton, tokenizer, method, targets)
     data = load_text(recipe.data, tokenizer, context_length=base.context_length)
     lengths = list(data.train["length"])
     facts = DataFacts(
@@ -66,24 +78,103 @@ def prepare(recipe: Recipe) -> Prepared:
         max_length=min(2048, base.context_length),
     )
     dtype = choose_dtype(recipe.training.dtype, device)
-    if recipe.training.dtype == "auto" and (recipe.method.modules_to_save or recipe.method.trainable_tokens):
-        # PEFT keeps these in the base's dtype, and AdamW's small steps would be rounded away in 16 bits.
-        dtype = dtype._replace(name="fp32", reason="modules and tokens trained in full need 32 bits")
+    if recipe.training.dtype == "auto" and (reason := _reason_for_32_bits(method)):
+        dtype = dtype._replace(name="fp32", reason=reason)
     resolved, choices = resolve(recipe, facts, base.parameters, device, (dtype.name, dtype.reason))
+    check_plan(skeleton, resolved.method, targets, count_steps(lengths, resolved.training))
+    _check_calibration(resolved, lengths)
+    if isinstance(resolved.method, QloraMethod):
+        choices = (*choices, _quantised(resolved.method, skeleton, resolved.training.dtype))
     return Prepared(resolved, choices, base, tokenizer, data, targets, device)
 
 
-def adapted_model(prepared: Prepared, device: str) -> "PeftModel":
-    """Load the base with fresh adapters inserted, as the recipe says."""
-    from haori.adapters.lora import insert_lora
+def adapted_model(prepared: Prepared, device: str) -> "nn.Module":
+    """Load the base and turn it into the model to train, as the recipe says."""
+    from haori.adapters.insertion import Start
+    from haori.adapters.loading import loading_of
+    from haori.adapters.methods import insert_method
     from haori.bases import load_model
 
     recipe = prepared.recipe
-    base = load_model(prepared.base, dtype=recipe.training.dtype, device=device)
-    model = insert_lora(base, prepared.tokenizer, recipe.method, prepared.targets, seed=recipe.training.seed)
+    loading = loading_of(recipe.method, recipe.training.dtype)
+    base = load_model(prepared.base, dtype=loading.dtype, device=device, quantization=loading.quantization)
+    start = Start(recipe.training.seed, planned_steps(prepared), _FirstBatches(prepared, device))
+    model = insert_method(base, prepared.tokenizer, recipe.method, prepared.targets, start)
     if recipe.training.gradient_checkpointing:
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def total_parameters(prepared: Prepared, trainable: int) -> int:
+    """Return the weights of the base and, where others than its own are trained, those."""
+    return prepared.base.parameters + (0 if isinstance(prepared.recipe.method, FullMethod) else trainable)
+
+
+def planned_steps(prepared: Prepared) -> int:
+    """Return the number of optimizer steps of a run that nothing ends early."""
+    return count_steps(list(prepared.data.train["length"]), prepared.recipe.training)
+
+
+class _FirstBatches:
+    """The micro-batches of the first epoch, collated anew at every iteration."""
+
+    def __init__(self, prepared: Prepared, device: str) -> None:
+        self.prepared, self.device = prepared, device
+
+    def __iter__(self) -> "Iterator[dict[str, Tensor]]":
+        from haori.train.causal_lm import CausalLM
+
+        task = CausalLM(self.prepared.data.train, self.prepared.tokenizer.pad_token_id)
+        for step in epoch_steps(task.lengths, self.prepared.recipe.training, 0):
+            for rows in step:
+                batch = task.batch(rows, self.device)
+                yield {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
+def _reason_for_32_bits(method: Method) -> str | None:
+    """Say why the base must not be in 16 bits, if so.
+
+    PEFT keeps what is trained of the base itself in the base's dtype, where AdamW's small steps would be rounded away.
+    """
+    if isinstance(method, FullMethod):
+        return None
+    if method.modules_to_save or method.trainable_tokens or method.train_norms:
+        return "modules and tokens trained in full need 32 bits"
+    if isinstance(method, LowRankMethod) and method.bias != "none":
+        return "biases trained in full need 32 bits"
+    if isinstance(method, LoraMethod) and method.init in _RESIDUAL:
+        return "what the start takes out of the base's weights must be put back without rounding"
+    return None
+
+
+def _check_residual(recipe: Recipe) -> None:
+    method, dtype = recipe.method, recipe.training.dtype
+    if isinstance(method, LoraMethod) and method.init in _RESIDUAL and dtype not in {"auto", "fp32"}:
+        raise RecipeError(
+            f"The start {method.init!r} takes a part out of the base's weights, and in {dtype} what is left would be "
+            "rounded: the stored adapter would not be what was trained. Use training.dtype=fp32 or another start."
+        )
+
+
+def _check_calibration(recipe: Recipe, lengths: list[int]) -> None:
+    """Check that the batches a start is computed from are large enough."""
+    from haori.adapters.lora_starts import eva_tokens, too_few_tokens
+
+    method = recipe.method
+    if isinstance(method, LoraMethod) and method.init == "eva":
+        micros = [rows for step in epoch_steps(lengths, recipe.training, 0) for rows in step]
+        if max(sum(lengths[row] for row in rows) for rows in micros) < eva_tokens(method):
+            raise RecipeError(too_few_tokens(eva_tokens(method)))
+
+
+def _quantised(method: QloraMethod, skeleton: "PreTrainedModel", dtype: str) -> Choice:
+    """Say what quantising saves."""
+    from haori.adapters.qlora import base_bytes
+
+    before, after, label = base_bytes(skeleton, method, dtype)
+    sizes = f"{size_in_words(after)} instead of {size_in_words(before)} in {dtype}"
+    reason = f"{label}: the base's weights take {sizes}"
+    return Choice("method.bits", method.bits, reason)
 
 
 def _check_trackers(recipe: Recipe) -> None:

@@ -52,7 +52,8 @@ def export_peft(folder: Path, card: "AdapterCard", out: Path) -> Path:
     """Write a stored adapter as a new stock PEFT folder.
 
     `base_model_name_or_path` is set to the hub id of the base where it has one, and to its name otherwise, since a
-    path on this machine means nothing elsewhere. The card stays in the library: it may name private files.
+    path on this machine means nothing elsewhere. The card stays in the library: it may name private files. ARD-LoRA,
+    which stock PEFT does not know, is written as the plain LoRA that it equals.
 
     Raises:
         InputError: `out` exists and is not empty.
@@ -61,6 +62,8 @@ def export_peft(folder: Path, card: "AdapterCard", out: Path) -> Path:
     check_new_folder(out)
     with staged_folder(out) as stage:
         copy_adapter(folder, stage)
+        if card.method == "ard_lora":
+            _write_as_lora(folder, stage)
         try:
             config = json.loads((stage / CONFIG_NAME).read_text(encoding="utf-8"))
         except ValueError:
@@ -70,3 +73,14 @@ def export_peft(folder: Path, card: "AdapterCard", out: Path) -> Path:
         config["revision"] = card.base.revision if kind == "hub" else None
         (stage / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return out
+
+
+def _write_as_lora(folder: Path, out: Path) -> None:
+    """Write an ARD-LoRA adapter's weights and configuration as plain LoRA, over those in `out`."""
+    from safetensors.torch import save_file
+
+    from haori.adapters.ard_lora import to_lora
+
+    config, tensors = to_lora(folder)
+    save_file(tensors, out / WEIGHTS_NAME, metadata={"format": "pt"})
+    config.save_pretrained(str(out))

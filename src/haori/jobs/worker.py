@@ -1,0 +1,81 @@
+"""The child's side of `process.py`: `python -m haori.jobs.worker SPEC.json`.
+
+Standard output carries events alone, one JSON object a line: `{"say": text}`, `{"show": fields}`, and at the end
+`{"result": JobResult}`. Whatever else is printed, by Python or below it, goes to standard error.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from haori.jobs.process import JobResult, JobSpec
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Do the job that the first argument describes, and send its result."""
+    channel = _own_channel()
+    _end_with_parent()
+    from haori.jobs.process import JobSpec
+
+    spec = JobSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+    result = _work(spec, channel)
+    _send(channel, result=json.loads(result.model_dump_json()))
+    channel.close()
+
+
+def _work(spec: "JobSpec", channel: TextIO) -> "JobResult":
+    from haori.core.errors import HaoriError
+    from haori.jobs.process import JobResult
+
+    module, _, function = spec.task.partition(":")
+    try:
+        value = getattr(import_module(module), function)(
+            spec.arguments,
+            lambda line: _send(channel, say=line),
+            lambda progress: _send(channel, show=progress._asdict() if hasattr(progress, "_asdict") else progress),
+        )
+    except HaoriError as error:
+        return JobResult(error=str(error), kind=type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - the boundary of the process: the log keeps the trace
+        traceback.print_exc()
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return JobResult(error="Memory ran out; lower training.micro_batch_tokens.", kind="TrainingError")
+        first = (str(error).strip() or "no message").splitlines()[0][:300].rstrip(".")
+        where = str(spec.folder / "log.txt")
+        return JobResult(error=f"{type(error).__name__}: {first}; the trace is in {where!r}.", kind="HaoriError")
+    return JobResult(value=value)
+
+
+def _own_channel() -> TextIO:
+    """Keep standard output for events and send what others print there to standard error."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    return channel
+
+
+def _end_with_parent() -> None:
+    """Kill this process as soon as the parent is gone, however it went: its end of the pipe is then closed."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _send(channel: TextIO, **event: Any) -> None:
+    channel.write(json.dumps(event) + "\n")
+
+
+if __name__ == "__main__":
+    main()

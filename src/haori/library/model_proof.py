@@ -1,0 +1,76 @@
+"""The proof of a fully fine-tuned model: its folder is read back and must compute what the live model did.
+
+The model and the base it came from are loaded one after the other, never both at once.
+"""
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from haori.core.errors import InputError
+from haori.core.records import Check, Verification
+from haori.library.checks import check_effect, check_prompts, check_reloaded, failed, passed, verification_of
+from haori.library.logits import default_probes, live_probe_logits
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from haori.bases import Base
+
+__all__ = ["verify_model"]
+
+
+def verify_model(
+    base: "Base",
+    folder: Path,
+    *,
+    dtype: str,
+    device: str | None = None,
+    probes: Sequence[Sequence[int]] = (),
+    live_logits: "Sequence[Tensor] | None" = None,
+    prompt_pair: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> Verification:
+    """Reload the model in `folder`, which was trained from `base`, and check it.
+
+    Args:
+        base: The base it was trained from.
+        folder: Its folder in Hugging Face layout.
+        dtype: Number format its weights were trained and saved in.
+        device: Where to load.
+        probes: Token ids of a few prompts; none given means `default_probes`.
+        live_logits: What `live_probe_logits` gave for the same probes on the model still in memory.
+        prompt_pair: Ids of one prompt as training rendered it and as inference renders it.
+
+    Returns:
+        The checks; it never raises for a model that is wrong. See `require_passed`.
+    """
+    from haori.bases import find_base, load_model, load_tokenizer
+
+    try:
+        found = find_base(str(folder))
+        probes = probes or default_probes(load_tokenizer(found))
+        model = load_model(found, dtype=dtype, device=device)
+    except InputError as error:
+        return verification_of([failed("files", str(error).rstrip("."))], dtype)
+    checks = [
+        passed("files", f"{found.fingerprint.architecture}, {found.parameters:,} weights, {found.size_bytes:,} bytes"),
+        _check_finite(model),
+    ]
+    of_model = live_probe_logits(model, probes)
+    del model
+    gc.collect()
+    of_base = live_probe_logits(load_model(base, dtype=dtype, device=device), probes)
+    checks += [
+        check_effect(of_model, of_base, subject="training"),
+        check_reloaded(of_model, live_logits, dtype),
+        check_prompts(prompt_pair),
+    ]
+    return verification_of(checks, dtype)
+
+
+def _check_finite(model: "nn.Module") -> Check:
+    broken = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
+    if broken:
+        return failed("finite", f"{len(broken)} weights hold NaN or infinity, first {broken[0]!r}")
+    return passed("finite", "no NaN and no infinity")
