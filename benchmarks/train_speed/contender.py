@@ -4,7 +4,6 @@ Both get the same rows in the same steps. A step is measured from taking its row
 """
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -23,9 +22,9 @@ def say(seconds: float, tokens: int, loss: float) -> None:
     """Report a step."""
     import torch
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
+    from haori.train.memory import peak_memory_bytes
+
+    peak = peak_memory_bytes("cuda" if torch.cuda.is_available() else "cpu")
     print(json.dumps({"seconds": seconds, "tokens": tokens, "loss": loss, "peak_bytes": peak}), flush=True)
 
 

@@ -63,7 +63,7 @@ LIMIT = 200_000_000
 SETTINGS = ["training.max_steps=2", "training.batch_tokens=20000", "training.dtype=fp32", "method.rank=4"]
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_an_exhausted_memory_is_a_sentence_whose_advice_works(haori_home, tiny_base_folder, long_data, kind):
     settings = [*SETTINGS, f"method.kind={kind}"] if kind == "lora" else [*SETTINGS[:-1], f"method.kind={kind}"]
     failed = child(haori_home, tiny_base_folder, long_data, LIMIT, *settings, "training.micro_batch_tokens=20000")

@@ -113,7 +113,7 @@ def test_loftq_is_closer_to_the_base_at_the_start_than_a_random_start(tiny_base_
     assert abs(losses["loftq"] - exact.initial_validation_loss) < abs(losses["default"] - exact.initial_validation_loss)
 
 
-@pytest.mark.parametrize("overrides", [(), ("method.init=loftq",), ("method.bits=8", "method.dropout=0.1")])
+@pytest.mark.parametrize("overrides", [("method.init=loftq",), ("method.bits=8", "method.dropout=0.1")])
 def test_a_stopped_run_resumes_to_the_same_bytes(tiny_base_folder, data, overrides):
     settings = [*SETTINGS, *overrides, "training.save_every=1", "training.max_steps=5"]
     recipe = haori.api.recipe_of(None, str(tiny_base_folder), str(data), "x", settings)

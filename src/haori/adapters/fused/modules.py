@@ -182,15 +182,16 @@ def _tried(
     args, kwargs = arguments(x)
     state = torch.get_rng_state()  # dropout must neither spoil the comparison nor use up the run's random numbers
     results = []
-    for call in (forward, stock):
-        torch.set_rng_state(state)
-        try:
+    try:
+        for call in (forward, stock):
+            torch.set_rng_state(state)
             with torch.no_grad():
                 found = call(*args, **kwargs)
-        except (TypeError, ValueError, RuntimeError, AttributeError) as problem:
-            return StandIn(None, f"it takes other arguments ({type(problem).__name__})")
-        results.append((found[0] if isinstance(found, tuple) else found).float())
-    torch.set_rng_state(state)
+            results.append((found[0] if isinstance(found, tuple) else found).float())
+    except (TypeError, ValueError, RuntimeError, AttributeError) as problem:
+        return StandIn(None, f"it takes other arguments ({type(problem).__name__})")
+    finally:
+        torch.set_rng_state(state)
     error = float((results[0] - results[1]).norm() / results[1].norm().clamp_min(1e-30))
     limit = 1e-4 if dtype == torch.float32 else 0.1  # 16 bits round; another formula is off by far more
     if not error <= limit:
