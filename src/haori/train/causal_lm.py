@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Batch", "CausalLM", "LossSum"]
+__all__ = ["Batch", "CausalLM", "LossSum", "forms_its_loss"]
 
 _IGNORED = -100
 
@@ -71,7 +71,7 @@ class CausalLM:
         targets = batch.labels[:, 1:]  # B T-1
         wanted = targets != _IGNORED
         known = _arguments_of(model)
-        if "head_targets" in known:  # the fused path (adapters/fused) forms the loss itself
+        if "head_targets" in known:
             total, each = model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, head_targets=targets
             )
@@ -89,6 +89,11 @@ class CausalLM:
     def origins(self, rows: Sequence[int]) -> list[str]:
         """Return where rows come from, as file:row."""
         return [str(origin) for origin in self.data.select(list(rows))["origin"]]
+
+
+def forms_its_loss(model: torch.nn.Module) -> bool:
+    """Say whether a model runs on the fused path (adapters/fused) as a whole, and forms its loss itself."""
+    return "head_targets" in _arguments_of(model)
 
 
 def _arguments_of(model: torch.nn.Module) -> Iterable[str]:

@@ -31,6 +31,7 @@ from haori.train.checkpoint import (
     prune,
     save_checkpoint,
 )
+from haori.train.lanes import Lanes, lanes_for
 from haori.train.measurements import Measurements
 from haori.train.memory import peak_memory_bytes, release_free_memory
 from haori.train.schedule import rate_at
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 __all__ = ["Loop", "Progress"]
 
 _NO_LABEL = -100
+_STEPS_BETWEEN_RELEASES = (
+    8  # what is given back must be asked for again, page by page: after each step that takes a tenth
+)
 
 
 class Progress(NamedTuple):
@@ -87,6 +91,8 @@ class Loop:
         self.position = Position()
         self.stopped_early = False
         self._plan: tuple[int, list[Step]] = (-1, [])
+        self._found_lanes: Lanes | None = None
+        self._lanes_decided = False
         settings = recipe.training
         assert settings.epochs != "auto"
         self.epochs = settings.epochs
@@ -142,7 +148,7 @@ class Loop:
         self.prepared_optimizer.step()
         self.behaviour.after_step(before.step + 1)
         self.prepared_optimizer.zero_grad()
-        if self.accelerator.device.type == "cpu":
+        if self.accelerator.device.type == "cpu" and self.position.step % _STEPS_BETWEEN_RELEASES == 0:
             release_free_memory()
         seconds = time.perf_counter() - started
         self.position = before.with_fields(
@@ -211,23 +217,37 @@ class Loop:
         self.wrapped.train()
         summed = torch.zeros((), device=accelerator.device)
         penalty: torch.Tensor | None = None
+        lanes = self._lanes()
         for index, batch in enumerate(batches):
             last = index + 1 == len(batches)
             context = nullcontext() if last else accelerator.no_sync(self.wrapped)
             with context:
-                loss = CausalLM.loss(self.wrapped, batch)
+                share = accelerator.num_processes / max(1, trained)
+                if lanes is not None and len(batch.rows) > 1:
+                    loss = lanes.backward(self.wrapped, batch, share)
+                else:
+                    loss = CausalLM.loss(self.wrapped, batch)
                 if not torch.isfinite(loss.each).all():
                     bad = sorted(set(loss.row_of[~torch.isfinite(loss.each)].tolist()))
                     raise TrainingError(
                         self._not_finite("loss", float(loss.total.detach()), [batch.rows[i] for i in bad])
                     )
-                goal = loss.total * accelerator.num_processes / max(1, trained)
+                goals = [loss.total * share] if loss.total.requires_grad else []
                 if index == 0 and (penalty := self.behaviour.penalty()) is not None:
-                    goal = goal + penalty
-                accelerator.backward(goal)
+                    goals.append(penalty)
+                if goals:
+                    accelerator.backward(sum(goals[1:], goals[0]))
             summed += loss.total.detach()
         extra = None if penalty is None else float(penalty.detach())
         return float(accelerator.reduce(summed, "sum")), trained, tokens, extra
+
+    def _lanes(self) -> Lanes | None:
+        """Return the lanes of this run; decided at its first step, when the model is on the path it trains on."""
+        if not self._lanes_decided:
+            recomputes = self.recipe.training.gradient_checkpointing
+            self._found_lanes = lanes_for(self.accelerator, self.model, recomputes=recomputes)
+            self._lanes_decided = True
+        return self._found_lanes
 
     def _batch(self, rows: list[int] | None, step: Step) -> Batch:
         batch = self.train.batch(rows or step[0], self.accelerator.device)
