@@ -23,6 +23,11 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/cli_start/run.py
 	$(BIN)/python benchmarks/demo/run.py
+	$(BIN)/python benchmarks/train_speed/run.py
+	$(BIN)/python benchmarks/methods/run.py
+	$(BIN)/python benchmarks/length_scaling/run.py
+	$(BIN)/python benchmarks/gpu_train/run.py
+	$(BIN)/python benchmarks/quality/run.py
 
 format: $(STAMP)
 	$(BIN)/ruff format src tests tools benchmarks

@@ -7,7 +7,6 @@ line, one JSON object; `--write` keeps it as results.json and puts the figures i
 
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -18,27 +17,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+sys.path[:0] = [str(HERE.parent)]
+from provenance import ROOT, commit, processor
+
 HAORI = Path(sys.executable).with_name("haori")
 BARS = {"points": 8.0, "peak_gb": 3.0, "seconds": 480.0}
-
-
-def processor() -> str:
-    """Return the processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def commit() -> str:
-    """Return the commit that was measured, with + when files were changed."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
 
 
 def measure(home: Path) -> dict[str, Any]:

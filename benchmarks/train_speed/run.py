@@ -7,7 +7,8 @@ SmolLM2-135M-Instruct, rank 16 on all linear layers, bf16 base, on this machine'
 
 Each contender is a process of its own (so that its peak memory is its own); they take turns, step by step. First a
 search finds PEFT's best setting. The floor is what 4 P T operations take at the rate of this machine's bf16 matrix
-products, measured in the same run. Prints tables and, as its last line, one JSON object; `--write` keeps it.
+products, measured in the same run. Prints tables and, as its last line, one JSON object; `--write` keeps it, draws the
+chart and puts it into the READMEs.
 """
 
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+from chart import draw, write_readmes
 from dense_data import recipe, write_data
 from provenance import Contender, median, provenance, report
 
@@ -150,14 +152,15 @@ def main() -> None:
         bar = BARS.get(key)
         sign = "" if bar is None else (f"<= {bar}" if key.startswith("memory") else f">= {bar}")
         print(f"{key:24} {value:6.2f}  {sign}")
-    report(
-        {
-            "benchmark": "train_speed", **{key: round(value, 3) for key, value in figures.items()},
-            "gemm_gflops": round(rate / 1e9, 1), "peft_best": best, "peft_search": rates, "dense": dense, "real": real,
-            "bars": BARS, **provenance(),
-        },
-        HERE,
-    )  # fmt: skip
+    result = {
+        "benchmark": "train_speed", **{key: round(value, 3) for key, value in figures.items()},
+        "gemm_gflops": round(rate / 1e9, 1), "peft_best": best, "peft_search": rates, "dense": dense, "real": real,
+        "bars": BARS, **provenance(),
+    }  # fmt: skip
+    if "--write" in sys.argv:
+        draw(result)
+        write_readmes(result)
+    report(result, HERE)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The documentation says what the code does: commands, flags, keys, rules, limits, links and paths."""
 
 import ast
+import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -355,3 +357,11 @@ def test_the_documentation_tells_nothing_about_this_machine():
         text = page.read_text("utf-8")
         assert not re.search(r"/(home|root|tmp|work|Users)/", text), page
         assert not re.search(r"TODO|FIXME|XXX", text), page
+
+
+def test_the_speed_in_the_readmes_is_that_of_the_benchmark(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "train_speed"))
+    chart = importlib.import_module("chart")
+    result = json.loads((ROOT / "benchmarks" / "train_speed" / "results.json").read_text())
+    for name, block in chart.sentences(result).items():
+        assert f"{chart.BEGIN}{block}{chart.END}" in (ROOT / name).read_text(encoding="utf-8")
