@@ -10,6 +10,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for one another only cost time
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+# A busy machine makes the first examples slow; what is tested is not how fast they are made.
+hypothesis_settings.register_profile("haori", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("haori")
 
 CHATML = (
     "{% for message in messages %}"
