@@ -204,3 +204,10 @@ def test_a_run_that_learns_its_rows_by_heart_is_advised_so(capsys, haori_home, t
     assert f"haori train {run / 'recipe.yaml'} --set training.epochs={best}" in done.out
     assert load_recipe(run / "recipe.yaml", [f"training.epochs={best}"]).training.epochs == best
     assert haori.Library().get("heart").card.run.advice == record.advice
+
+
+def test_rows_held_out_that_fare_better_than_training_rows_are_no_over_fitting():
+    from haori.train.diagnosis import Validation, read_curves
+
+    validations = [Validation(0.75, 0.036, 0.141), Validation(1.0, 0.039, 0.074)]
+    assert read_curves(2.356, validations, [1.0] * 8 + [0.1] * 8, 0.0).fit == "levelled off"

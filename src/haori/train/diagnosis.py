@@ -113,7 +113,10 @@ def diagnose(
 
 def _fit(initial_loss: float, validations: Sequence[Validation], best: Validation, last: Validation) -> Fit:
     if last.loss > best.loss * _RISE:
-        return "over-fitting" if last.train_loss <= best.train_loss else "unstable"
+        if last.train_loss > best.train_loss:
+            return "unstable"
+        if last.loss > last.train_loss:  # else rows held out are still answered better than those trained on
+            return "over-fitting"
     if len(validations) > 1 and best is last and last.loss < validations[-2].loss * _STILL_FALLING:
         return "under-fitting"
     if best.loss > initial_loss * _STILL_FALLING:
