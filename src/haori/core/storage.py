@@ -9,14 +9,16 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from haori.core.errors import StorageError
 
-__all__ = ["explain_os_errors", "make_folder", "staged_folder", "sweep", "write_text"]
+__all__ = ["explain_os_errors", "make_folder", "make_stamped_folder", "staged_folder", "sweep", "write_text"]
 
+_NAMES_TRIED = 1000
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
@@ -57,6 +59,22 @@ def make_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     return path
+
+
+def make_stamped_folder(root: Path, name: str) -> Path:
+    """Make the empty folder `<name>-<local time>` under `root`, with a number behind it where that one exists.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    make_folder(root)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1, _NAMES_TRIED):
+        folder = root / f"{name}-{stamp}{'' if attempt == 1 else f'-{attempt}'}"
+        with explain_os_errors(folder), suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise StorageError(f"No free folder {name}-{stamp} could be made in {str(root)!r}; remove old ones.")
 
 
 def write_text(path: Path, text: str) -> None:

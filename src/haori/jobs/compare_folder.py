@@ -11,7 +11,6 @@ comparison.html   the same as a page
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +18,16 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from haori.core import errors
-from haori.core.errors import InputError, MissingExtraError, StorageError
+from haori.core.errors import InputError, MissingExtraError
 from haori.core.recipe import Recipe
 from haori.core.settings import settings
-from haori.core.storage import make_folder, write_text
+from haori.core.storage import make_folder, make_stamped_folder, write_text
 from haori.jobs.compare_records import BaseMeasured, Measured, Plan, Trained
 from haori.jobs.process import JobResult, JobSpec, run_job
 
 __all__ = ["ComparisonFolder", "RunOutcome", "Watch", "new_folder", "read_plan"]
 
 _PLAN, _WORKSPACE = "plan.json", "workspace"
-_NAMES_TRIED = 100
 _GIVEN = (InputError, MissingExtraError)
 
 
@@ -63,16 +61,7 @@ def new_folder(name: str, out: Path | None) -> Path:
     if out is not None:
         check_new_folder(out)
         return make_folder(out.absolute())
-    root = make_folder(settings().home / "comparisons")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1, _NAMES_TRIED):
-        folder = root / f"{name}-{stamp}{'' if attempt == 1 else f'-{attempt}'}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise StorageError(f"No free folder for the comparison could be made in {str(root)!r}.")
+    return make_stamped_folder(settings().home / "comparisons", name)
 
 
 def read_plan(folder: Path) -> Plan:

@@ -21,8 +21,8 @@ from pydantic import Field
 from haori.core.errors import TrainingError
 from haori.core.recipe import Recipe
 from haori.core.records import Record
-from haori.core.storage import explain_os_errors, write_text
-from haori.jobs.sweep import new_sweep_folder
+from haori.core.settings import settings
+from haori.core.storage import explain_os_errors, make_stamped_folder, write_text
 
 if TYPE_CHECKING:
     from haori.train import Prepared
@@ -67,7 +67,7 @@ def range_test(
     from haori.train import prepare
 
     prepared = _for_climbing(prepare(recipe), steps)
-    folder = new_sweep_folder(f"{recipe.name}-range-test")
+    folder = make_stamped_folder(settings().home / "sweeps", f"{recipe.name}-range-test")
     try:
         points, diverged_at = _climb(prepared, folder, steps, say)
     except BaseException:

@@ -18,17 +18,17 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from haori.core import errors
-from haori.core.errors import HaoriError, InputError, MismatchError, RecipeError, StorageError, TrainingError
+from haori.core.errors import HaoriError, InputError, MismatchError, RecipeError, TrainingError
 from haori.core.lock import file_lock
 from haori.core.recipe import Recipe, recipe_from
 from haori.core.records import Record, now
 from haori.core.settings import settings
-from haori.core.storage import make_folder, write_text
+from haori.core.storage import make_folder, make_stamped_folder, write_text
 from haori.jobs.sweep_space import Range, overrides_of, parse_space
 from haori.jobs.sweep_study import Proposal, Search, SweepTrial, open_search
 from haori.jobs.sweep_trial import TrialOutcome, run_trial
 
-__all__ = ["SweepPlan", "SweepResult", "new_sweep_folder", "resume_sweep", "start_sweep"]
+__all__ = ["SweepPlan", "SweepResult", "resume_sweep", "start_sweep"]
 
 _PLAN = "sweep.json"
 _MOST_REPEATS = 20  # values proposed again in a row: the estimator has nothing new to say
@@ -97,7 +97,7 @@ def start_sweep(
     if storage is not None:
         storage = storage.absolute()
         make_folder(storage.parent)
-    folder = new_sweep_folder(recipe.name)
+    folder = make_stamped_folder(settings().home / "sweeps", recipe.name)
     plan = SweepPlan(recipe=document, over=tuple(over), trials=trials, storage=storage, started=now())
     write_text(folder / _PLAN, plan.model_dump_json(indent=1))
     try:
@@ -131,20 +131,6 @@ def resume_sweep(
         plan = plan.with_fields(trials=trials)
         write_text(folder / _PLAN, plan.model_dump_json(indent=1))
     return _run(folder, plan, timeout_s, say)
-
-
-def new_sweep_folder(name: str) -> Path:
-    """Make an empty folder `<name>-<time>` under `HAORI_HOME/sweeps`."""
-    root = make_folder(settings().home / "sweeps")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1, 1000):
-        folder = root / f"{name}-{stamp}{'' if attempt == 1 else f'-{attempt}'}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise StorageError(f"No free sweep folder could be made in {str(root)!r}.")
 
 
 def _run(folder: Path, plan: SweepPlan, timeout_s: float | None, say: Callable[[str], None]) -> SweepResult:

@@ -15,18 +15,17 @@ verification.json   the proof of either
 """
 
 import shutil
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from haori.core.errors import InputError, StorageError, TrainingError
+from haori.core.errors import InputError, StorageError
 from haori.core.recipe import recipe_to_yaml
 from haori.core.records import Record, RunRecord, now
 from haori.core.settings import settings
-from haori.core.storage import make_folder, write_text
+from haori.core.storage import make_stamped_folder, write_text
 from haori.train.checkpoint import checkpoints_of
 from haori.train.preparation import Prepared
 
@@ -43,7 +42,7 @@ def new_run_folder(prepared: Prepared) -> Path:
     state = PartialState(cpu=prepared.device == "cpu")
     made: list[str | None] = [None]
     if state.is_main_process:
-        folder = _free_folder(make_folder(settings().runs), prepared.recipe.name)
+        folder = make_stamped_folder(settings().runs, prepared.recipe.name)
         write_text(folder / "recipe.yaml", recipe_to_yaml(prepared.recipe))
         write_text(folder / "data.json", prepared.data.reference().model_dump_json(indent=1))
         write_text(folder / "base.json", prepared.base.reference().model_dump_json(indent=1))
@@ -78,15 +77,3 @@ def note_failure(folder: Path, record: RunRecord, error: BaseException) -> None:
         return
     with suppress(StorageError):
         write_record(folder, record.with_fields(status="failed", ended=now()))
-
-
-def _free_folder(root: Path, name: str) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1, 1000):
-        folder = root / f"{name}-{stamp}{'' if attempt == 1 else f'-{attempt}'}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise TrainingError(f"No free run folder could be made in {str(root)!r}.")
