@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
     from haori.library import StoredAdapter
 
-__all__ = ["app"]
+__all__ = ["app", "print_meaning"]
 
-app = typer.Typer(help="Adapters: list, show, search, add, verify, export, remove.", no_args_is_help=True)
+app = typer.Typer(help="Adapters: list, show, search, add, verify, promote, export, remove.", no_args_is_help=True)
 _Name = Annotated[str, typer.Argument(help="Name, name@version, or the first digits of an id.")]
 
 
@@ -63,6 +63,7 @@ def add(
     assert stored.card.verification is not None
     checks = len(stored.card.verification.checks)
     results().print(f"[bold green]{stored.name}[/] is in the library: {checks} checks passed.")
+    print_meaning(stored.name)
 
 
 @app.command()
@@ -80,6 +81,29 @@ def verify(
 
 
 @app.command()
+def promote(name: Annotated[str, typer.Argument(help="Name with version, such as support@3.")]) -> None:
+    """Make a bare name mean this version, until another is promoted."""
+    from haori.cli.console import results
+    from haori.library import Library
+
+    stored = Library().promote(name)
+    results().print(
+        f"[bold]{stored.name.partition('@')[0]}[/] means [bold green]{stored.name}[/] from now on. New versions do not "
+        "take its place until they are promoted."
+    )
+
+
+@app.command()
+def rollback(name: Annotated[str, typer.Argument(help="Name without version.")]) -> None:
+    """Make a bare name mean what it did before its last promotion."""
+    from haori.cli.console import results
+    from haori.library import Library
+
+    stored = Library().rollback(name)
+    results().print(f"[bold]{name}[/] means [bold green]{stored.name}[/] again.")
+
+
+@app.command()
 def export(name: _Name, out: Annotated[Path, typer.Option(help="New folder to write to.")]) -> None:
     """Write an adapter as a stock PEFT folder."""
     from haori.cli.console import results
@@ -94,7 +118,10 @@ def remove(name: _Name) -> None:
     from haori.cli.console import results
     from haori.library import Library
 
-    results().print(f"Removed: {', '.join(Library().remove(name))}.")
+    removed = Library().remove(name)
+    results().print(f"Removed: {', '.join(removed)}.")
+    for full in removed:
+        print_meaning(full)
 
 
 @app.command()
@@ -107,6 +134,20 @@ def rebuild() -> None:
     for problem in rebuilt.problems:
         results().print(f"[yellow]{problem}[/]")
     results().print(f"The index holds {rebuilt.adapters} adapters.")
+
+
+def print_meaning(full: str) -> None:
+    """Say what a bare name means, if it is another version than `full`, which was added or removed."""
+    from haori.cli.console import results
+    from haori.library import Library
+
+    name = full.partition("@")[0]
+    names = Library().names()
+    held = {f"{name}@{row.version}" for row in names.versions(name)}
+    if not held or (meant := f"{name}@{names.find(name).version}") == full:
+        return
+    change = f"; `haori library promote {full}` makes it mean the new one" if full in held else ""
+    results().print(f"[bold]{name}[/] means {meant}{change}.")
 
 
 def _print_table(adapters: "Iterable[StoredAdapter]") -> None:

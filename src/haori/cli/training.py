@@ -116,6 +116,7 @@ def show_run(run: "TrainedRun") -> None:
         typer.Exit: The run was stopped by a signal.
     """
     from haori.cli.console import results
+    from haori.cli.library import print_meaning
 
     record = run.record
     if run.signal is not None:
@@ -139,6 +140,8 @@ def show_run(run: "TrainedRun") -> None:
         results().print(f"  The model, a base like any other: {record.model}", soft_wrap=True)
         results().print(f"Next: haori bases add {record.model} --name {record.name}", soft_wrap=True)
         return
+    if record.adapter is not None:
+        print_meaning(record.adapter)
     results().print(f"Next: haori chat {record.adapter}")
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from haori.library.model_proof import verify_model
     from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
     from haori.library.show import card_table, list_table, verification_table
+    from haori.library.specs import Names
     from haori.library.store import Library, Rebuilt, StoredAdapter, adapter_id, check_name, draft_card
     from haori.library.verify import require_passed, verify_adapter
 
@@ -46,6 +47,7 @@ _HOMES = {
     "model_proof": ("verify_model",),
     "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
     "show": ("card_table", "list_table", "verification_table"),
+    "specs": ("Names",),
     "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
     "verify": ("require_passed", "verify_adapter"),
 }
@@ -58,6 +60,7 @@ __all__ = [
     "LicenceVerdict",
     "LogitDifference",
     "Merged",
+    "Names",
     "OpenAdapter",
     "Rebuilt",
     "StoredAdapter",

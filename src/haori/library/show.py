@@ -23,7 +23,7 @@ def list_table(adapters: Iterable[StoredAdapter]) -> "Table":
     for stored in adapters:
         card = stored.card
         table.add_row(
-            stored.name,
+            f"{stored.name} [green](promoted)[/]" if stored.promoted else stored.name,
             card.base.name,
             card.method + (f" r{card.rank}" if card.rank else ""),
             f"{card.size_bytes / 1e6:.1f}",
@@ -42,6 +42,7 @@ def card_table(stored: StoredAdapter) -> "Table":
     table = Table("", Column(overflow="fold"), title=stored.name, show_header=False, title_justify="left")
     rows = [
         ("names", ", ".join(card.names)),
+        ("promoted", _promoted(stored)),
         ("id", short(card.id)),
         ("folder", str(stored.path)),
         ("base", f"{card.base.name} ({card.base.source}), fingerprint {card.base.fingerprint.id}"),
@@ -72,6 +73,10 @@ def verification_table(verification: Verification) -> "Table":
         mark = "[green]passed[/]" if check.passed else "[bold red]failed[/]"
         table.add_row(check.name, mark, check.detail)
     return table
+
+
+def _promoted(stored: StoredAdapter) -> str:
+    return f"{stored.name.partition('@')[0]} means this version since {stored.promoted}" if stored.promoted else ""
 
 
 def _method(card: AdapterCard) -> str:

@@ -1,6 +1,7 @@
 """The library on disk: one adapter is one folder, named by its content, with a card that names it for people.
 
     <root>/adapters/<first 2 hex>/<64 hex>/   stock PEFT files and card.json
+    <root>/promoted.json                      which version a bare name means, where one was promoted
     <root>/index.sqlite                       made again from the cards when missing, damaged or out of step
     <root>/.lock  <root>/.changing            held during a change; there during a change
 
@@ -13,13 +14,13 @@ carry versions: the next one is one above the highest in use.
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from haori.core.errors import HaoriError, LibraryError, StorageError, nearest
+from haori.core.errors import HaoriError, LibraryError, StorageError
 from haori.core.lock import file_lock
 from haori.core.records import AdapterCard
 from haori.core.settings import settings
@@ -28,11 +29,12 @@ from haori.library.adapter_files import inspect_adapter
 from haori.library.cards import CARD_NAME, adapter_id, draft_card, read_card
 from haori.library.formats.peft import copy_adapter, export_peft
 from haori.library.index import Index, IndexRow, IndexUnusableError, rows_of
+from haori.library.promotion import PROMOTIONS_NAME, History, PromotionFile, promote, roll_back
+from haori.library.specs import Names
 
 __all__ = ["Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
 _FIXED = frozenset({"id", "names", "base", "schema_version"})
 
 
@@ -44,11 +46,13 @@ class StoredAdapter:
         path: Its folder: stock PEFT files and the card.
         card: What is known about it.
         name: The name with version that it was found or stored under, e.g. `support@2`.
+        promoted: Since when the bare name means this version because it was promoted, as ISO 8601; else None.
     """
 
     path: Path
     card: AdapterCard
     name: str
+    promoted: str | None = None
 
 
 class Rebuilt(NamedTuple):
@@ -75,13 +79,21 @@ def check_name(name: str) -> str:
 class Library:
     """The adapters under `root` (by default the library of this machine).
 
-    An adapter is asked for by a spec: `support` (its newest version), `support@1`, or 6 or more digits of its id.
+    An adapter is asked for by a spec: `support` (its promoted version, or else its newest), `support@1`, or 6 or more
+    digits of its id.
+
+    Attributes:
+        root: Its folder.
+        mark: There while something is changed, and after a change that was killed.
+        watched: Files of which one changes whenever `names` does; the index is the first.
     """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = settings().library if root is None else root
         self._index = Index(self.root / "index.sqlite")
-        self._mark = self.root / ".changing"
+        self.mark = self.root / ".changing"
+        self._promotions = PromotionFile(self.root / PROMOTIONS_NAME)
+        self.watched = (self._index.path, self.root / "index.sqlite-wal", self._promotions.path)
 
     def add(self, folder: Path, name: str, card: AdapterCard) -> StoredAdapter:
         """Store the adapter in `folder` as the next version of `name`.
@@ -111,7 +123,7 @@ class Library:
             if held is not None:
                 return self._add_name(held, name, card, cards)
             card = card.with_fields(names=(_next_name(name, cards),))
-            place = self._place(card.id)
+            place = self.folder(card.id)
             with staged_folder(place) as stage:
                 copy_adapter(folder, stage)
                 (stage / CARD_NAME).write_text(_card_text(card), encoding="utf-8")
@@ -124,7 +136,8 @@ class Library:
         Raises:
             LibraryError: There is none, or the id digits fit several; near names are given.
         """
-        return self._stored(_find(spec, self._rows()))
+        names = self.names()
+        return self._stored(names.find(spec), names)
 
     def list(self) -> tuple[StoredAdapter, ...]:
         """Return every name of every adapter, by name and version."""
@@ -132,7 +145,46 @@ class Library:
 
     def search(self, query: str) -> tuple[StoredAdapter, ...]:
         """Return the adapters in whose names, base, method, licences, description or data every word occurs."""
-        return tuple(self._stored(row) for row in self._rows(query.split()) if self._place(row.adapter).is_dir())
+        names = self.names()
+        rows = self._rows(query.split()) if query else names.rows
+        return tuple(self._stored(row, names) for row in rows if self.folder(row.adapter).is_dir())
+
+    def names(self, *, wait: bool = True) -> Names:
+        """Return every name and what was promoted, without reading a card.
+
+        Args:
+            wait: Wait for a change that is going on, and mend what a killed one left behind. Otherwise what the index
+                holds now is taken, if it can be read.
+
+        Raises:
+            LibraryError: The history of promotions is damaged.
+        """
+        history = self._promotions.read()
+        if not wait:
+            with suppress(IndexUnusableError):
+                return Names(self._index.rows(), history)
+        return Names(self._rows(), history)
+
+    def promote(self, spec: str) -> StoredAdapter:
+        """Make a bare name mean one of its versions, given as `support@3`, until another is promoted.
+
+        Raises:
+            LibraryError: There is no such version, or none was given.
+        """
+        return self._change_history(promote, spec)
+
+    def rollback(self, name: str) -> StoredAdapter:
+        """Make a bare name mean what it did before its last promotion, which stays in the history as withdrawn.
+
+        Raises:
+            LibraryError: There is no such name, or nothing to go back to.
+        """
+        return self._change_history(roll_back, name)
+
+    def folder(self, adapter: str) -> Path:
+        """Return where the adapter of this content id is kept, whether it is there or not."""
+        digits = adapter.removeprefix("sha256:")
+        return self.root / "adapters" / digits[:2] / digits
 
     def remove(self, spec: str) -> tuple[str, ...]:
         """Take a name away; an adapter without names is deleted. An id takes away all of its names.
@@ -144,8 +196,9 @@ class Library:
             LibraryError: There is no such adapter.
         """
         with self._change() as cards:
-            row = _find(spec, _rows_of_all(cards))
-            stored = self._stored(row)
+            names = Names(_rows_of_all(cards), self._promotions.read())
+            row = names.find(spec)
+            stored = self._stored(row, names)
             by_name = "@" in spec or spec == row.name
             gone = (stored.name,) if by_name else stored.card.names
             card = stored.card.with_fields(names=tuple(name for name in stored.card.names if name not in gone))
@@ -165,13 +218,14 @@ class Library:
         if fixed := _FIXED & set(fields):
             raise LibraryError(f"The card's {min(fixed)!r} cannot be changed.")
         with self._change() as cards:
-            stored = self._stored(_find(spec, _rows_of_all(cards)))
+            names = Names(_rows_of_all(cards), self._promotions.read())
+            stored = self._stored(names.find(spec), names)
             if "evaluations" in fields:
                 fields["evaluations"] = (*stored.card.evaluations, *fields["evaluations"])
             card = stored.card.with_fields(**fields)
             write_text(stored.path / CARD_NAME, _card_text(card))
             self._remember(card)
-        return StoredAdapter(stored.path, card, stored.name)
+        return replace(stored, card=card)
 
     def export(self, spec: str, out: Path) -> Path:
         """Write one adapter as a new stock PEFT folder.
@@ -194,7 +248,7 @@ class Library:
             return self._refill()
 
     def _add_name(self, held: AdapterCard, name: str, new: AdapterCard, cards: Sequence[AdapterCard]) -> StoredAdapter:
-        place = self._place(held.id)
+        place = self.folder(held.id)
         if held.base.fingerprint.compare(new.base.fingerprint) != "same":
             raise LibraryError(
                 f"The same files are in the library as {held.names[-1]!r}, made for the base {held.base.name!r} "
@@ -215,18 +269,28 @@ class Library:
             # The change is on disk and complete; without an index the next reader makes one from the cards.
             self._index.drop()
 
-    def _stored(self, row: IndexRow) -> StoredAdapter:
-        place = self._place(row.adapter)
+    def _change_history(self, change: Callable[[Names, str], History], spec: str) -> StoredAdapter:
+        """Write the history that `change` makes and return the adapter that the bare name means then."""
+        with self._lock():
+            names = Names(_rows_of_all(self._cards()), self._promotions.read())
+            after = Names(names.rows, change(names, spec))
+            if after.history != names.history:
+                self._promotions.write(after.history)
+            return self._stored(after.find(spec.partition("@")[0]), after)
+
+    def _stored(self, row: IndexRow, names: Names) -> StoredAdapter:
+        place = self.folder(row.adapter)
         name = f"{row.name}@{row.version}"
         card = read_card(place)
         if card is None:
             raise LibraryError(f"The folder of {name!r} is gone: {str(place)!r}. Run `haori library rebuild`.")
-        return StoredAdapter(place, card, name)
+        promoted = names.promoted(row.name)
+        return StoredAdapter(place, card, name, promoted[1].time if promoted and promoted[0] == row else None)
 
     def _rows(self, words: Sequence[str] = ()) -> Sequence[IndexRow]:
         if not (self.root / "adapters").is_dir():
             return ()
-        if not self._mark.exists():
+        if not self.mark.exists():
             with suppress(IndexUnusableError):
                 return self._index.rows(words)
         try:
@@ -244,22 +308,22 @@ class Library:
     def _change(self) -> Iterator[Sequence[AdapterCard]]:
         """Hold the lock and yield every card; the mark stays behind if the change does not come to its end."""
         with self._lock():
-            was_stale = self._mark.exists()
-            with explain_os_errors(self._mark):
-                self._mark.touch()
+            was_stale = self.mark.exists()
+            with explain_os_errors(self.mark):
+                self.mark.touch()
             try:
-                yield [card for place in self._places() if (card := _card_or_none(place)) is not None]
+                yield self._cards()
             except LibraryError:
                 if not was_stale:
-                    self._mark.unlink()  # refused before anything was written
+                    self.mark.unlink()  # refused before anything was written
                 raise
             if not was_stale:
-                self._mark.unlink()
+                self.mark.unlink()
 
     def _refill(self) -> Rebuilt:
         cards, problems = self._checked_cards()
         self._index.fill(_rows_of_all(cards))
-        self._mark.unlink(missing_ok=True)
+        self.mark.unlink(missing_ok=True)
         return Rebuilt(len(cards), tuple(problems))
 
     def _lock(self) -> AbstractContextManager[None]:
@@ -279,7 +343,7 @@ class Library:
             clash = next((full for full in card.names if full in taken), None) if card is not None else None
             if card is None:
                 problems.append(f"{str(place)!r} holds no {CARD_NAME}.")
-            elif actual != card.id or place != self._place(card.id):
+            elif actual != card.id or place != self.folder(card.id):
                 problems.append(f"The files in {str(place)!r} are not those its card describes: they were changed.")
             elif clash is not None:
                 problems.append(f"{str(place)!r} is called {clash!r}, as is {taken[clash]!r}; remove one of them.")
@@ -288,40 +352,14 @@ class Library:
                 cards[card.id] = card
         return list(cards.values()), problems
 
+    def _cards(self) -> Sequence[AdapterCard]:
+        return [card for place in self._places() if (card := _card_or_none(place)) is not None]
+
     def _places(self) -> Iterator[Path]:
         """Yield the folders of adapters; names with a dot are unfinished or discarded."""
         for place in sorted(self.root.glob("adapters/[0-9a-f][0-9a-f]/*")):
             if not place.name.startswith(".") and place.is_dir():
                 yield place
-
-    def _place(self, identity: str) -> Path:
-        digits = identity.removeprefix("sha256:")
-        return self.root / "adapters" / digits[:2] / digits
-
-
-def _find(spec: str, rows: Sequence[IndexRow]) -> IndexRow:
-    """Choose the row that a spec means: name@version, name (its newest), or digits of an id."""
-    name, _, version = spec.partition("@")
-    named = [row for row in rows if row.name == name]
-    if named and not version:
-        return max(named, key=lambda row: row.version)
-    for row in named:
-        if version == str(row.version):
-            return row
-    if named:
-        held = ", ".join(str(row.version) for row in named)
-        raise LibraryError(f"{name!r} has no version {version!r}; it has {held}.")
-    if _ID_PREFIX.fullmatch(spec):
-        digits = spec.removeprefix("sha256:")
-        fitting = {row.adapter: row for row in rows if row.adapter.removeprefix("sha256:").startswith(digits)}
-        if len(fitting) > 1:
-            raise LibraryError(f"The digits {digits!r} fit {len(fitting)} adapters; give more of them.")
-        if fitting:
-            return next(iter(fitting.values()))
-    if not rows:
-        raise LibraryError(f"The library has no adapter {spec!r}: it is empty. Train one, or add one that you have.")
-    hint = nearest(name, {row.name for row in rows}) or "`haori library list` shows what it holds."
-    raise LibraryError(f"The library has no adapter {spec!r}; {hint}")
 
 
 def _next_name(name: str, cards: Sequence[AdapterCard]) -> str:
