@@ -12,6 +12,7 @@
     ├── DownloadError           exit code 2: offline, not found, or not the expected content
     ├── MissingExtraError       exit code 2: an optional dependency is not installed
     ├── TrainingError           exit code 1: training ran and could not go on
+    ├── OverloadedError         exit code 1: more requests wait than are allowed to; try again later
     └── VerificationError       exit code 1: the saved adapter is not what was trained
 
 A message is one sentence or two: what was given, what is allowed, what to do next.
@@ -30,6 +31,7 @@ __all__ = [
     "LibraryError",
     "MismatchError",
     "MissingExtraError",
+    "OverloadedError",
     "RecipeError",
     "StorageError",
     "TrainingError",
@@ -94,6 +96,14 @@ class MissingExtraError(HaoriError):
 
 class TrainingError(HaoriError):
     """Training started and could not go on (a loss that is not finite, say)."""
+
+
+class OverloadedError(HaoriError):
+    """A server has as much work waiting as it takes; `retry_after_s` says when to ask again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class VerificationError(HaoriError):

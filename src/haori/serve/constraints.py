@@ -1,0 +1,148 @@
+"""Keeps an answer to a JSON schema, with llguidance: which tokens may come next, at every step.
+
+The tokenizer is read once, a schema is compiled once; each answer then has its own cheap matcher. Knows nothing
+about sampling or models.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from torch import Tensor
+
+__all__ = ["Constraints", "Matcher"]
+
+_COMPILED_SCHEMAS = 64
+_SPACE = r"[ \n\t]{1,32}"
+"""Between the parts of the JSON: enough to indent it, and an end, for a model might go on with spaces for ever."""
+
+
+class Constraints:
+    """The schemas that answers of one tokenizer are kept to. May be used from several threads.
+
+    Args:
+        tokenizer: A fast transformers tokenizer.
+        vocabulary: Width of the model's logits, which may be more than the tokenizer's.
+        stop_tokens: Ids that end an answer; the tokenizer's end token if none is given.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int | None = None, stop_tokens: Iterable[int] = ()) -> None:
+        self._source = tokenizer
+        self._vocabulary = vocabulary or len(tokenizer)
+        self._stop_tokens = sorted(stop_tokens) or [tokenizer.eos_token_id]
+        self._lock = threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def compile(self, schema: dict[str, Any]) -> "Matcher":
+        """Return a fresh matcher for answers that fit the schema; an empty schema allows any object.
+
+        The first call reads the tokenizer, which takes about half a second.
+
+        Raises:
+            InputError: The schema is no JSON schema, asks for what cannot be kept to, or fits nothing; or the
+                tokenizer is of a kind that cannot be constrained.
+            MissingExtraError: llguidance is not installed.
+        """
+        try:
+            text = json.dumps(schema or {"type": "object"}, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"The JSON schema cannot be written as JSON ({error}); give an object of plain values.") \
+                from error  # fmt: skip
+        with self._lock:
+            if text not in self._compiled:
+                self._compiled[text] = _compiled(self._read_tokenizer(), text)
+                if len(self._compiled) > _COMPILED_SCHEMAS:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(text)
+            return Matcher(self._compiled[text].deep_copy(), self._vocabulary)
+
+    def _read_tokenizer(self) -> "LLTokenizer":
+        if self._tokenizer is None:
+            try:
+                from llguidance.hf import from_tokenizer
+            except ImportError as error:
+                raise MissingExtraError(
+                    "Answers that fit a JSON schema need llguidance, which is not installed; run "
+                    "`pip install 'haori[structured]'`."
+                ) from error
+            width = max(self._vocabulary, len(self._source))
+            try:
+                self._tokenizer = from_tokenizer(self._source, n_vocab=width, eos_token=self._stop_tokens)
+            except ValueError as error:
+                raise InputError(
+                    f"Answers of this model cannot be kept to a JSON schema, for its tokenizer is of another kind "
+                    f"({_first_line(error)}); ask without a schema."
+                ) from error
+        return self._tokenizer
+
+
+class Matcher:
+    """Where one answer stands in its schema."""
+
+    def __init__(self, matcher: "LLMatcher", vocabulary: int) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+
+    @property
+    def finished(self) -> bool:
+        """Say whether the answer is complete and nothing but an end token can follow."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+    def allowed(self) -> "Tensor":
+        """Return (V,) bool on the CPU: the tokens that may come next; end tokens where the answer may end.
+
+        Raises:
+            InputError: The schema turned out too complex to follow.
+        """
+        import numpy
+        import torch
+
+        bits = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
+        self._check()
+        flags = numpy.unpackbits(bits, bitorder="little")[: self._vocabulary]
+        return torch.from_numpy(flags).bool()
+
+    def accept(self, token: int) -> None:
+        """Go on by a token of the answer.
+
+        Raises:
+            InputError: The schema does not allow it here.
+        """
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise InputError(f"The answer cannot be kept to its JSON schema: {_first_line(self._matcher.get_error())}.")
+
+
+def _compiled(tokenizer: "LLTokenizer", schema: str) -> "LLMatcher":
+    """Compile a schema and take a first step on trial, for some that fit nothing are only then found out."""
+    from llguidance import LLMatcher
+
+    try:
+        # A schema may carry options of its own, of which one silently drops what is not supported.
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"lenient": False, "whitespace_pattern": _SPACE})
+        matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        trial = matcher.deep_copy()
+        trial.compute_bitmask()
+        problem = _first_line(trial.get_error()) if trial.is_error() else ""
+    except ValueError as error:
+        problem = _first_line(error)
+    if problem:
+        raise InputError(f"This JSON schema cannot be used ({problem}); change it, or ask without a schema.")
+    return matcher
+
+
+def _first_line(message: object) -> str:
+    """Return the part of a parser's message that says what is wrong; its state may follow."""
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()] or ["no reason given"]
+    whole = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]
+    return whole.rstrip(".")

@@ -1,0 +1,101 @@
+"""What a caller asks of the text engine and what comes back. Knows nothing about HTTP, models or tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from haori.core.records import Record
+
+__all__ = ["BASE", "AdapterMix", "Deliver", "Delta", "Finish", "Sampling", "TextRequest", "TokenLogprob"]
+
+AdapterMix = tuple[tuple[str, float], ...]
+"""Adapters that act on a request: (content id, strength) each; none for the bare base."""
+
+BASE: AdapterMix = ()
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+class Sampling(Record):
+    """How the next token is chosen, and when to stop. `temperature` 0 always takes the likeliest token."""
+
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer; by default what the context holds.")
+    temperature: float = Field(default=1.0, ge=0.0, le=100.0, description="0 takes the likeliest token.")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Only the likeliest tokens of this total share.")
+    top_k: int = Field(default=0, ge=0, description="Only so many of the likeliest tokens; 0 for all.")
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="Only tokens at least so likely as this share of the "
+                         "likeliest one.")  # fmt: skip
+    repetition_penalty: float = Field(default=1.0, gt=0.0, le=10.0, description="Divides the logits of tokens in "
+                                      "prompt and answer (CTRL, arXiv 1909.05858).")  # fmt: skip
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0, description="Taken off tokens in the answer.")
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0, description="Taken off per occurrence.")
+    logit_bias: dict[int, float] = Field(default_factory=dict, max_length=1024, description="Added to logits by id.")
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1, description="Makes sampling repeatable.")
+    stop: tuple[str, ...] = Field(default=(), max_length=16, description="The answer ends before any of these.")
+    ignore_eos: bool = Field(default=False, description="Go on after tokens that end an answer.")
+    min_tokens: int = Field(default=0, ge=0, description="No end token before so many tokens.")
+    logprobs: int | None = Field(default=None, ge=0, le=20, description="Report log-probabilities, and of so many of "
+                                 "the likeliest tokens.")  # fmt: skip
+    json_schema: dict[str, Any] | None = Field(default=None, description="The answer is JSON that fits this schema; an "
+                                               "empty schema allows any object.")  # fmt: skip
+
+    @model_validator(mode="after")
+    def _no_empty_stop(self) -> "Sampling":
+        if not all(self.stop):
+            raise ValueError("a stop string cannot be empty")
+        return self
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """One answer wanted.
+
+    Attributes:
+        id: Unique name, for logs and cancellation.
+        prompt: Token ids.
+        adapters: Which adapters act, and how strongly.
+        sampling: How tokens are chosen.
+        queue: Requests of one queue wait for one another; queues take turns. The model's name as the caller gave it.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    adapters: AdapterMix = BASE
+    sampling: Sampling = field(default_factory=Sampling)
+    queue: str = ""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probability (nats, before temperature and filters) of a token, and of the likeliest ones at its place."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A further piece of an answer; the last one has `finish` set.
+
+    Attributes:
+        text: New text; may be empty while bytes of a character or a possible stop string are held back.
+        tokens: New token ids (more than one when text was held back).
+        logprobs: One for each of `tokens`, where asked for.
+        finish: Why the answer ended: an end token or stop string, its length, cancelled, or an error.
+        error: A sentence, when `finish` is `error`.
+        cached_tokens: Prompt tokens that were taken from the prefix cache; on the last piece.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: Finish | None = None
+    error: str | None = None
+    cached_tokens: int = 0
+
+
+Deliver = Callable[[Delta], None]
+"""Takes pieces as they are made, on the engine's thread: it must return at once."""
