@@ -1,0 +1,225 @@
+"""Reads an adapter into the factors that the engine multiplies, without building a model.
+
+    y = output_scale * (W x) + B A x + bias          W: D_in -> D_out, R rank
+
+Whatever the method, this is what it computes: the scale, AdaLoRA's singular values, ARD-LoRA's gates and DoRA's ratio
+(arXiv 2402.09353) are multiplied into B, in fp32, and rounded once. An adapter at strength c adds c (output_scale - 1)
+to the factor on W x, c B A x to the update and c times the other differences.
+
+The file is read, not mapped: a folder outside the library may be written over while it is read, and a mapped file that
+shrinks kills the process.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from haori.core.errors import FileFormatError, InputError
+from haori.core.hashing import short
+from haori.serve.adapter_plan import AdapterPlan, ModuleTensors, plan_adapter
+from haori.serve.adapter_refusals import not_applied
+
+if TYPE_CHECKING:
+    from haori.library import AdapterFiles
+
+__all__ = ["AdapterWeights", "BaseTensors", "ModuleUpdate", "read_adapter_weights"]
+
+_ROUNDING = 1e-6  # an untouched magnitude differs from the norm it was taken from by so much at most
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+class BaseTensors(Protocol):
+    """What reading an adapter asks of the base."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Full names of all parameters, that of a tied output head included."""
+
+    def linear(self, name: str) -> tuple[int, int] | None:
+        """Return (D_out, D_in) of the linear module `name`; None if it is none, or takes no update."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the parameter `name`, in the base's dtype or as a copy in fp32."""
+
+
+@dataclass(frozen=True)
+class ModuleUpdate:
+    """What an adapter does to one linear module.
+
+    Attributes:
+        a: A, [R, D_in]; R is the true rank of this module.
+        b: B transposed, [R, D_out], with every scale multiplied in.
+        output_scale: DoRA's m / ||W + s B A|| by output row, [D_out] in fp32: rounded to 16 bits it would be mostly 1.
+        bias: Added to the base's bias, [D_out] in fp32.
+    """
+
+    a: Tensor | None = None
+    b: Tensor | None = None
+    output_scale: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """An adapter in memory.
+
+    Attributes:
+        id: Its content id.
+        updates: By full module name in the base, such as `model.layers.0.self_attn.q_proj`.
+        vectors: Difference of each changed norm weight to the base's, by full parameter name, in fp32.
+        token_rows: Of each embedding with trained tokens, by full parameter name: ids [K] and the difference of their
+            rows to the base's [K, D]. On a base with tied embeddings the rows of the input embedding hold for the
+            output head too, unless the head has rows of its own.
+        size_bytes: Memory of all tensors.
+    """
+
+    id: str
+    updates: Mapping[str, ModuleUpdate]
+    vectors: Mapping[str, Tensor]
+    token_rows: Mapping[str, tuple[Tensor, Tensor]]
+    size_bytes: int
+
+
+def read_adapter_weights(
+    files: "AdapterFiles", base: BaseTensors, *, adapter: str, dtype: torch.dtype
+) -> AdapterWeights:
+    """Read the adapter in a PEFT folder for serving over `base`.
+
+    Args:
+        files: What `inspect_adapter` found in the folder.
+        base: The base.
+        adapter: Its content id; hashing the file here would take longer than reading it.
+        dtype: Dtype of A, B and token rows.
+
+    Raises:
+        InputError: It holds what the engine cannot apply per request, or does nothing.
+        MismatchError: It does not fit the base, or is not complete.
+        FileFormatError: The file changed since it was inspected, or holds NaN or infinity.
+    """
+    label = repr(short(adapter))
+    try:
+        plan = plan_adapter(files, base, label)
+    except (KeyError, ValueError, TypeError, ZeroDivisionError, re.error) as error:
+        raise FileFormatError(f"The configuration of the adapter {label} is damaged ({error!r}).") from None
+    with torch.no_grad():
+        tensors = _read_tensors(files, label)
+        if any(module.rho is not None for module in plan.modules.values()):
+            tensors = _without_gates(files, tensors, label)
+        return _Reader(plan, tensors, base, dtype).read(adapter, label)
+
+
+class _Reader:
+    """Turns the tensors of a file into what the engine multiplies."""
+
+    def __init__(self, plan: AdapterPlan, tensors: Mapping[str, Tensor], base: BaseTensors, dtype: torch.dtype) -> None:
+        self.plan = plan
+        self.tensors = tensors
+        self.base = base
+        self.dtype = dtype
+
+    def read(self, adapter: str, label: str) -> AdapterWeights:
+        for name, key in self.plan.copies.items():
+            stored = self.tensors[key]
+            if not torch.equal(stored, self.base.tensor(name).to(stored.dtype)):
+                raise InputError(not_applied(label, f"the whole of {name!r}, changed,"))
+        updates = {}
+        for name, module in self.plan.modules.items():
+            if (update := self._update(name, module)) is not None:
+                updates[name] = update
+        vectors = {name: self._difference(key, name) for name, key in self.plan.vectors.items()}
+        vectors = {name: vector for name, vector in vectors.items() if vector.any()}
+        rows = {name: self._token_rows(name) for name in self.plan.tokens}
+        rows = {name: pair for name, pair in rows.items() if pair[1].any()}
+        if not updates and not vectors and not rows:
+            raise InputError(f"The adapter {label} does nothing: every update in its file is zero. Train it again.")
+        held = [t for u in updates.values() for t in (u.a, u.b, u.output_scale, u.bias) if t is not None]
+        held += [*vectors.values(), *(t for pair in rows.values() for t in pair)]
+        return AdapterWeights(adapter, updates, vectors, rows, sum(tensor.nbytes for tensor in held))
+
+    def _update(self, name: str, module: ModuleTensors) -> ModuleUpdate | None:
+        """Return what is done to a module, without the parts that change nothing; None if none is left."""
+        factor, bias = self.plan.scales[name], None
+        if module.lora_bias is not None:
+            bias = self.tensors[module.lora_bias].float() * factor
+        if module.base_bias is not None:
+            difference = self._difference(module.base_bias, f"{name}.bias")
+            bias = difference if bias is None else bias + difference
+        if bias is not None and not bias.any():
+            bias = None
+        if module.a is None or module.b is None:
+            return None if bias is None else ModuleUpdate(bias=bias)
+        a, b = self.tensors[module.a], self.tensors[module.b].float() * factor  # R D_in, D_out R
+        if module.e is not None:
+            values = self.tensors[module.e].float().flatten()
+            kept = values != 0  # AdaLoRA takes a rank away by making its singular value zero
+            a, b = a[kept], b[:, kept] * values[kept]
+        scale = None
+        if module.magnitude is not None:
+            weight = self.base.tensor(f"{name}.weight").float()
+            norm = torch.linalg.vector_norm(torch.addmm(weight, b, a.float()), dim=1)  # D_out
+            scale = self.tensors[module.magnitude].float() / norm
+            b = b * scale[:, None]
+            if (scale - 1).abs().max() < _ROUNDING:
+                scale = None
+        if not b.any() or not a.any():
+            return None if scale is None and bias is None else ModuleUpdate(output_scale=scale, bias=bias)
+        return ModuleUpdate(a.to(self.dtype, copy=True), b.T.contiguous().to(self.dtype), scale, bias)
+
+    def _difference(self, key: str, name: str) -> Tensor:
+        return self.tensors[key].float() - self.base.tensor(name).float()
+
+    def _token_rows(self, name: str) -> tuple[Tensor, Tensor]:
+        key, ids = self.plan.tokens[name]
+        tokens = torch.tensor(ids)
+        rows = self.tensors[key].float() - self.base.tensor(name)[tokens].float()  # K D
+        return tokens, rows.to(self.dtype)
+
+
+def _read_tensors(files: "AdapterFiles", label: str) -> dict[str, Tensor]:
+    """Read the data of a file whose header was checked before; return views of one buffer."""
+    length = max(entry.end for entry in files.tensors.values())
+    buffer = bytearray(length)
+    place = memoryview(buffer)
+    try:
+        with files.weights.open("rb", buffering=0) as file:
+            file.seek(files.size_bytes - length)
+            while place and (count := file.readinto(place)):
+                place = place[count:]
+            is_changed = bool(place) or bool(file.read(1))
+    except OSError as error:
+        raise FileFormatError(f"The file of the adapter {label} cannot be read: {error.strerror}.") from None
+    if is_changed:
+        raise FileFormatError(f"The file of the adapter {label} was changed while it was read; try again.")
+    tensors = {}
+    for key, entry in files.tensors.items():
+        dtype = _DTYPES[entry.dtype]
+        count = (entry.end - entry.start) // dtype.itemsize
+        empty = torch.empty(0, dtype=dtype)
+        flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=entry.start) if count else empty
+        tensors[key] = flat.view(entry.shape)
+    _check_finite(tensors, label)
+    return tensors
+
+
+def _check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
+    # NaN and infinity survive a sum, which is the quickest look at every number; a sum may also overflow.
+    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()])
+    for key, is_finite in zip(tensors, sums.isfinite().tolist(), strict=True):
+        if not is_finite and not tensors[key].isfinite().all():
+            raise FileFormatError(f"The adapter {label} holds NaN or infinity in {key!r}, so it cannot be served.")
+
+
+def _without_gates(files: "AdapterFiles", tensors: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+    """Multiply the gates of an ARD-LoRA adapter into its factors; one that was pruned has none."""
+    from haori.adapters.ard_lora import to_lora
+
+    try:
+        return {**tensors, **to_lora(files.folder)[1]}
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise FileFormatError(
+            f"The rank factors of the adapter {label} do not fit its modules ({str(error).splitlines()[0][:200]})."
+        ) from None

@@ -1,0 +1,270 @@
+"""The names that one served base answers to: its own, adapters of the library, those registered at run time, blends.
+
+What a name means is decided anew for each request, so a new, retrained, promoted or removed adapter counts from the
+next one on; a request under way keeps the content ids that it was given.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from haori.core.errors import InputError, LibraryError, MismatchError
+from haori.core.hashing import short
+from haori.core.records import BaseReference, now
+from haori.core.settings import settings
+from haori.library import AdapterFiles, Library, adapter_id, check_base, check_name, inspect_adapter
+from haori.library.cards import read_card
+from haori.library.index import IndexRow
+from haori.serve.blend import check_strength, parse_blend
+from haori.serve.library_watch import LibraryWatch, View
+from haori.serve.registered import Registered, RegisteredFile, folder_inside, registered_files, stamp_of
+from haori.serve.request import BASE, AdapterMix
+
+__all__ = ["AdapterDirectory", "ModelEntry", "Resolved"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a model name means now.
+
+    Attributes:
+        mix: Content ids and strengths; the same adapter in two places counts once, with the sum.
+        label: The same with full names, such as `support@2` or `support@2:0.4+poet@1:0.6`.
+        names: The name of each adapter asked for, without version; the base's for the base. Of an id, its first name.
+    """
+
+    mix: AdapterMix
+    label: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One name that can be asked for.
+
+    Attributes:
+        id: The name.
+        created_unix_s: When the adapter was made, or the server began, in seconds since 1970.
+        root: Folder of the adapter; None for the base.
+        parent: Name of the base; None for the base itself.
+        adapter: Content id; None for the base.
+    """
+
+    id: str
+    created_unix_s: int
+    root: Path | None = None
+    parent: str | None = None
+    adapter: str | None = None
+
+
+class _Meaning(NamedTuple):
+    """The adapter that one part of a model name means."""
+
+    adapter: str
+    name: str
+    full: str
+
+
+class AdapterDirectory:
+    """Names to adapters for one base; every method may be called from any thread.
+
+    Args:
+        library: Where the adapters are.
+        base: The base that is served.
+        base_names: What the base answers to, the first one being shown; names of adapters never hide one of these.
+        roots: Folders that adapters may be registered from, besides the library.
+
+    Raises:
+        InputError: No name of the base was given.
+    """
+
+    def __init__(
+        self, library: Library, base: BaseReference, *, base_names: Sequence[str], roots: Sequence[Path] = ()
+    ) -> None:
+        if not base_names:
+            raise InputError("The base needs at least one name to be asked for by.")
+        self.base = base
+        self.base_names = tuple(dict.fromkeys(base_names))
+        self._library = library
+        self._roots = tuple(root.absolute() for root in roots)
+        self._file = RegisteredFile(settings().home / "serving" / f"{base.fingerprint.id}.json")
+        self._watch = LibraryWatch(library, self._file, self._roots)
+        self._began = int(time.time())
+        self._listed: tuple[View | None, tuple[ModelEntry, ...]] = (None, ())
+
+    def resolve(self, model: str) -> Resolved:
+        """Say what a model name means now.
+
+        Raises:
+            InputError: It is no name, or a strength is out of bounds.
+            LibraryError: There is no such adapter; near names are given.
+            MismatchError: It was made for another base.
+        """
+        if model in self.base_names:
+            return Resolved(BASE, self.base_names[0], (self.base_names[0],))
+        view = self._view()
+        strengths: dict[str, float] = {}
+        found: dict[str, _Meaning] = {}
+        names: dict[str, None] = {}
+        for spec, strength in parse_blend(model):
+            meaning = self._meaning(spec, view)
+            found.setdefault(meaning.adapter, meaning)
+            names[meaning.name] = None
+            strengths[meaning.adapter] = strengths.get(meaning.adapter, 0.0) + strength
+            check_strength(spec, strengths[meaning.adapter])
+        mix = tuple(sorted((adapter, strength) for adapter, strength in strengths.items() if strength))
+        if not mix:
+            return Resolved(BASE, self.base_names[0], tuple(names))
+        if len(mix) == 1 and mix[0][1] == 1.0:
+            return Resolved(mix, found[mix[0][0]].full, tuple(names))
+        label = "+".join(f"{found[adapter].full}:{strengths[adapter]:g}" for adapter in found if strengths[adapter])
+        return Resolved(mix, label, tuple(names))
+
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """Return every name that can be asked for: the base's, then each adapter's, bare and with every version."""
+        view = self._view()
+        listed, entries = self._listed
+        if listed is not view:
+            entries = self._entries_of(view)
+            self._listed = view, entries
+        return entries
+
+    def folder(self, adapter: str) -> Path:
+        """Return the folder of the adapter with this content id.
+
+        Raises:
+            LibraryError: It is not here, or not any more.
+        """
+        found = self._find(adapter)
+        return self._library.folder(adapter) if found is None else found.folder
+
+    def files(self, adapter: str) -> AdapterFiles:
+        """Inspect the adapter with this content id, for the engine to read.
+
+        Raises:
+            LibraryError: It is not here, or not any more.
+            FileFormatError: Its files are unusable, or were changed since it was registered.
+        """
+        found = self._find(adapter)
+        if found is None:
+            return inspect_adapter(self._library.folder(adapter))
+        return registered_files(found, self._roots)
+
+    def register(self, name: str, folder: str | Path, *, replace: bool = False) -> None:
+        """Give an adapter a name of its own, now and after a restart.
+
+        Args:
+            name: The name, without version.
+            folder: A spec of the library, or a folder inside the roots.
+            replace: Let a registered name mean this adapter from now on.
+
+        Raises:
+            LibraryError: There is no such adapter, or its folder is not one to load from.
+            InputError: The name cannot be given, or is taken.
+            FileFormatError: The files are unusable.
+            MismatchError: It was made for another base.
+        """
+        view = self._view()
+        if name in self.base_names:
+            raise InputError(f"{name!r} is a name of the base; choose another.")
+        try:
+            check_name(name)
+        except LibraryError as error:
+            raise InputError(str(error)) from None
+        if view.names.versions(name):
+            raise InputError(f"{name!r} is a name in the library already; choose another, or promote a version of it.")
+        entry = self._entry(str(folder), view)
+
+        def add(held: Mapping[str, Registered]) -> Mapping[str, Registered]:
+            if name in held and not replace:
+                raise InputError(f"{name!r} is registered already; unload it first, or load it in place.")
+            return {**held, name: entry}
+
+        self._file.change(add)
+
+    def unregister(self, name: str) -> None:
+        """Take a registered name away. Requests under way are not concerned.
+
+        Raises:
+            LibraryError: It was not registered.
+        """
+
+        def without(held: Mapping[str, Registered]) -> Mapping[str, Registered]:
+            if name not in held:
+                where = " It is in the library; remove it there." if self._view().names.versions(name) else ""
+                raise LibraryError(f"No adapter is registered as {name[:120]!r}.{where}")
+            return {other: entry for other, entry in held.items() if other != name}
+
+        self._file.change(without)
+
+    def _entries_of(self, view: View) -> tuple[ModelEntry, ...]:
+        parent = self.base_names[0]
+        entries = [ModelEntry(name, self._began) for name in self.base_names]
+        for name, given in view.registered.items():
+            entries.append(ModelEntry(name, _unix_s(given.time), given.folder, parent, given.adapter))
+        taken = {*self.base_names, *view.registered}
+        for name in view.names.bare:
+            rows = [] if name in taken else [(name, view.names.find(name))]
+            rows += [(f"{name}@{row.version}", row) for row in view.names.versions(name)]
+            for full, row in rows:
+                if row.base == self.base.fingerprint.id:
+                    folder = self._library.folder(row.adapter)
+                    entries.append(ModelEntry(full, _unix_s(row.created), folder, parent, row.adapter))
+        return tuple(entries)
+
+    def _entry(self, given: str, view: View) -> Registered:
+        """Check an adapter that is to be registered, and describe it."""
+        if "/" not in given and "\\" not in given:
+            try:
+                row = self._check_row(view.names.find(given))
+            except LibraryError:
+                if not self._roots:
+                    raise
+            else:
+                folder = self._library.folder(row.adapter)
+                return Registered(adapter=row.adapter, folder=folder, time=now(), stamp=None)
+        folder = folder_inside(given, self._roots)
+        stamp = stamp_of(folder, self._roots)  # before the files are read: a later change must show
+        files = inspect_adapter(folder)
+        if (card := read_card(folder)) is not None:
+            check_base(card, self.base)
+        return Registered(adapter=adapter_id(files), folder=folder, time=now(), stamp=stamp)
+
+    def _meaning(self, spec: str, view: View) -> _Meaning:
+        if spec in self.base_names:
+            raise InputError(f"The base {spec!r} is part of every blend; leave it out.")
+        if given := view.registered.get(spec):
+            return _Meaning(given.adapter, spec, spec)
+        row = self._check_row(view.names.find(spec))
+        return _Meaning(row.adapter, row.name, f"{row.name}@{row.version}")
+
+    def _check_row(self, row: IndexRow) -> IndexRow:
+        """Return a row of an adapter that was made for the served base."""
+        if row.base != self.base.fingerprint.id:
+            card = read_card(self._library.folder(row.adapter))
+            if card is not None:
+                check_base(card, self.base)
+            raise MismatchError(
+                f"The adapter {row.name}@{row.version} was made for another base than {self.base.name!r}."
+            )
+        return row
+
+    def _find(self, adapter: str) -> Registered | None:
+        """Return the registered folder that an adapter is read from; None if that is the library's."""
+        view = self._view()
+        if adapter in view.ids:
+            return None
+        for entry in view.registered.values():
+            if entry.adapter == adapter:
+                return entry
+        raise LibraryError(f"The adapter {short(adapter)!r} is not here, or not any more.")
+
+    def _view(self) -> View:
+        return self._watch.view()
+
+
+def _unix_s(time: str) -> int:
+    return int(datetime.fromisoformat(time).timestamp())
