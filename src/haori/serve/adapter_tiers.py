@@ -1,0 +1,163 @@
+"""Which adapters are in memory: read from disk in the background, kept by last use within a budget, pinned on demand.
+
+Only the engine's thread calls this; files are read on threads of their own, so a step never waits for a disk.
+"""
+
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from haori.core.errors import HaoriError, InputError, StorageError
+from haori.serve.request import AdapterMix
+from haori.serve.runner import AdapterBank
+
+if TYPE_CHECKING:
+    from haori.serve.adapter_weights import AdapterWeights
+
+__all__ = ["AdapterTiers", "ReadAdapter"]
+
+ReadAdapter = Callable[[str], "AdapterWeights"]
+"""Reads an adapter, given its content id."""
+
+_READERS = 2
+
+
+@dataclass
+class _Resident:
+    size_bytes: int
+    users: int = 0
+    used: int = 0
+
+
+class AdapterTiers:
+    """Adapters in memory and on disk.
+
+    Args:
+        bank: Where adapters in memory are.
+        read: Reads one from disk.
+        budget_bytes: Memory they may take together.
+        landed: Called on a reader's thread when an adapter has been read.
+        pinned: Adapters that are never put out.
+    """
+
+    def __init__(
+        self,
+        bank: AdapterBank,
+        read: ReadAdapter,
+        budget_bytes: int,
+        *,
+        landed: Callable[[], None] = lambda: None,
+        pinned: Collection[str] = (),
+    ) -> None:
+        self._bank = bank
+        self._read = read
+        self.budget_bytes = budget_bytes
+        self._landed = landed
+        self.pinned = frozenset(pinned)
+        self._resident: dict[str, _Resident] = {}
+        self._coming: dict[str, Future[AdapterWeights]] = {}
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="haori-adapter")
+        self._clock = 0
+        self.loads = 0
+        self.evictions = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the adapters in memory."""
+        return sum(resident.size_bytes for resident in self._resident.values())
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Content ids of the adapters in memory."""
+        return tuple(self._resident)
+
+    def prepare(self, mix: AdapterMix) -> bool:
+        """Say whether all adapters of a mix are in memory; those that are not begin to be read.
+
+        Raises:
+            HaoriError: One of them cannot be read or applied, or they do not fit into the budget together.
+        """
+        self._clock += 1
+        for adapter, _ in mix:
+            if adapter in self._resident:
+                self._resident[adapter].used = self._clock
+        ready = True
+        for adapter, _ in mix:
+            if adapter not in self._resident and not self._arrive(adapter, mix):
+                ready = False
+        return ready
+
+    def acquire(self, mix: AdapterMix) -> None:
+        """Keep the adapters of a mix, which are in memory, until `release`."""
+        for adapter, _ in mix:
+            self._resident[adapter].users += 1
+
+    def release(self, mix: AdapterMix) -> None:
+        """Let go of the adapters of a mix."""
+        for adapter, _ in mix:
+            self._resident[adapter].users -= 1
+
+    def close(self) -> None:
+        """End the readers."""
+        self._readers.shutdown(wait=True, cancel_futures=True)
+
+    def _arrive(self, adapter: str, mix: AdapterMix) -> bool:
+        """Begin to read an adapter, or take in what has been read; True once it is in memory."""
+        future = self._coming.get(adapter)
+        if future is None:
+            if len(self._coming) < 2 * _READERS:
+                future = self._coming[adapter] = self._readers.submit(self._read, adapter)
+                future.add_done_callback(lambda _: self._landed())
+            return False
+        if not future.done():
+            return False
+        try:
+            weights = future.result()
+            size = self._bank.size_of(weights)
+            others = sum(self._resident[name].size_bytes for name, _ in mix if name in self._resident)
+            if size + others > self.budget_bytes:
+                raise InputError(
+                    f"The adapters of this request take {(size + others) / 1e6:,.0f} MB; all adapters in memory may "
+                    f"take {self.budget_bytes / 1e6:,.0f} MB (--adapter-memory)."
+                )
+            if not self._make_room(size, {name for name, _ in mix}):
+                return False
+            self._bank.put(weights)
+        except HaoriError:
+            del self._coming[adapter]
+            raise
+        except OSError as error:
+            del self._coming[adapter]
+            raise StorageError(f"The adapter {adapter[:19]} cannot be read: {error}.") from error
+        del self._coming[adapter]
+        self._resident[adapter] = _Resident(size, used=self._clock)
+        self.loads += 1
+        return True
+
+    def forget_unwanted(self, wanted: Collection[str]) -> None:
+        """Drop what was read for requests that no longer wait."""
+        for adapter in [name for name, future in self._coming.items() if future.done() and name not in wanted]:
+            del self._coming[adapter]
+
+    def _make_room(self, size: int, keep: Collection[str]) -> bool:
+        """Put adapters out, the one used longest ago first; False if those in use leave no room."""
+        idle = sorted(
+            (resident.used, name)
+            for name, resident in self._resident.items()
+            if not resident.users and name not in keep and name not in self.pinned
+        )
+        free = self.budget_bytes - self.used_bytes
+        going = []
+        for _, name in idle:
+            if free >= size:
+                break
+            going.append(name)
+            free += self._resident[name].size_bytes
+        if free < size:
+            return False
+        for name in going:
+            self._bank.drop(name)
+            del self._resident[name]
+            self.evictions += 1
+        return True

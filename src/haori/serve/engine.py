@@ -1,0 +1,250 @@
+"""The text engine: requests join and leave a running batch at every step.
+
+One thread owns the model. Each step it takes in what came since the last one, admits waiting requests in fair turn,
+lets every running sequence go on by a token while prompts are read in chunks beside them, and hands out what was
+said. Other threads only leave requests and cancellations. It knows nothing about HTTP.
+"""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import InputError, OverloadedError
+from haori.serve.adapter_tiers import AdapterTiers, ReadAdapter
+from haori.serve.request import AdapterMix, Deliver, TextRequest
+from haori.serve.runner import Runner
+from haori.serve.sampling import Constraint, SamplerState
+from haori.serve.scheduler import EngineLimits, Scheduler
+from haori.serve.sequence import Sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from haori.bases import Base
+    from haori.serve.constraints import Constraints
+
+__all__ = ["EngineStatus", "TextEngine"]
+
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """How busy the engine is, and what it has done since it began."""
+
+    running: int
+    waiting: int
+    running_adapters: tuple[str, ...]
+    waiting_adapters: tuple[str, ...]
+    resident_adapters: tuple[str, ...]
+    adapter_used_bytes: int
+    adapter_total_bytes: int
+    kv_used_bytes: int
+    kv_total_bytes: int
+    prefix_queries: int
+    prefix_hits: int
+    prompt_tokens: int
+    generated_tokens: int
+    steps: int
+    preemptions: int
+    adapter_loads: int
+    adapter_evictions: int
+
+
+class TextEngine:
+    """Answers requests with one base and any of its adapters.
+
+    Args:
+        base: What is served.
+        tokenizer: Its tokenizer.
+        runner: Computes logits.
+        read_adapter: Reads an adapter from disk, given its content id.
+        stop_tokens: Ids that end an answer.
+        limits: What it takes on.
+        vocabulary: Width of the logits.
+    """
+
+    def __init__(
+        self,
+        base: "Base",
+        tokenizer: "PreTrainedTokenizerBase",
+        runner: Runner,
+        read_adapter: ReadAdapter,
+        *,
+        stop_tokens: frozenset[int],
+        limits: EngineLimits,
+        vocabulary: int,
+    ) -> None:
+        self.base = base
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.context_length = limits.context_length
+        self._runner = runner
+        self._stop_tokens = stop_tokens
+        self._vocabulary = vocabulary
+        self._tiers = AdapterTiers(runner.bank, read_adapter, limits.adapter_bytes, landed=self._wake)
+        self._scheduler = Scheduler(runner, self._tiers, limits, self._forget)
+        self._constraints: Constraints | None = None
+        self._constraints_lock = threading.Lock()
+        self._condition = threading.Condition()
+        self._arrived: list[Sequence] = []
+        self._cancelled: set[str] = set()
+        self._known: dict[str, Sequence] = {}
+        self._woken = False
+        self._closing = False
+        self._status = self._look()
+        self._thread = threading.Thread(target=self._work, name="haori-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: TextRequest, deliver: Deliver) -> None:
+        """Queue a request. `deliver` is called on the engine's thread, the last time with `finish` set.
+
+        Raises:
+            InputError: The prompt is empty or too long, a token id is none of the model's, or the request's id is in
+                use.
+            OverloadedError: Too many requests wait.
+        """
+        self._check(request)
+        constraint = None
+        if request.sampling.json_schema is not None:
+            constraint = self._constraint(request.sampling.json_schema)
+        sampler = SamplerState(
+            request.sampling, request.prompt, self._vocabulary, self._stop_tokens, constraint=constraint
+        )
+        sequence = Sequence(request, deliver, sampler, self.tokenizer, self.limits.context_length, self._stop_tokens)
+        with self._condition:
+            if self._closing:
+                raise OverloadedError("The engine is shutting down.", retry_after_s=5.0)
+            if request.id in self._known:
+                raise InputError(f"A request {request.id!r} is under way already; choose another id.")
+            waiting = len(self._known) - self._status.running
+            if waiting >= self.limits.waiting:
+                raise OverloadedError(
+                    f"{waiting} requests are waiting, which is as many as may (--max-queue); try again later.",
+                    retry_after_s=max(1.0, round(waiting / max(self.limits.running, 1))),
+                )
+            self._known[request.id] = sequence
+            self._arrived.append(sequence)
+            self._woken = True
+            self._condition.notify_all()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before the next step; one that has ended is no error."""
+        with self._condition:
+            if request_id in self._known:
+                self._cancelled.add(request_id)
+                self._woken = True
+                self._condition.notify_all()
+
+    def status(self) -> EngineStatus:
+        """Return how busy the engine is, as of its last step."""
+        with self._condition:
+            return replace(self._status, waiting=max(len(self._known) - self._status.running, 0))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until every request has ended; False if some have not after `timeout_s`."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._known, timeout_s)
+
+    def close(self) -> None:
+        """Cancel what runs and free everything."""
+        with self._condition:
+            self._closing = True
+            self._woken = True
+            self._condition.notify_all()
+        self._thread.join()
+        self._tiers.close()
+
+    def _check(self, request: TextRequest) -> None:
+        count = len(request.prompt)
+        if not count:
+            raise InputError("The prompt is empty; give at least one token.")
+        if count >= self.limits.context_length:
+            raise InputError(
+                f"The prompt has {count:,} tokens, which leaves no room for an answer in a context of "
+                f"{self.limits.context_length:,}; shorten it."
+            )
+        strange = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
+        if strange is not None:
+            raise InputError(
+                f"The token id {strange} is not in the vocabulary; ids go from 0 to {self._vocabulary - 1}."
+            )
+
+    def _constraint(self, schema: dict[str, Any]) -> Constraint:
+        from haori.serve.constraints import Constraints
+
+        with self._constraints_lock:
+            if self._constraints is None:
+                self._constraints = Constraints(self.tokenizer, self._vocabulary, self._stop_tokens)
+        return self._constraints.compile(schema)
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._woken = True
+            self._condition.notify_all()
+
+    def _work(self) -> None:
+        while self._take_in():
+            try:
+                self._scheduler.step()
+            except Exception as error:  # noqa: BLE001 - whatever it was, callers must hear of it and the engine go on
+                for sequence in list(self._scheduler.running):
+                    self._scheduler.end(sequence, "error", f"The engine could not go on with this request: {error}")
+        for sequence in self._scheduler:
+            self._scheduler.end(sequence, "cancelled")
+
+    def _take_in(self) -> bool:
+        """Wait for work if there is none; take new requests and cancellations. False when it is time to end."""
+        scheduler = self._scheduler
+        with self._condition:
+            self._status = self._look()
+            if not scheduler.running:
+                # A request whose adapter is being read is looked at again when one has landed.
+                self._condition.wait_for(lambda: self._woken, _POLL_S if len(scheduler.waiting) else None)
+            self._woken = False
+            arrived, self._arrived = self._arrived, []
+            cancelled, self._cancelled = self._cancelled, set()
+            gone = [self._known[name] for name in cancelled if name in self._known]
+        for sequence in arrived:
+            scheduler.add(sequence)
+        for sequence in gone:
+            scheduler.end(sequence, "cancelled")
+        if gone:
+            scheduler.forget_unwanted_adapters()
+        return not self._closing
+
+    def _forget(self, sequence: Sequence) -> None:
+        with self._condition:
+            self._known.pop(sequence.request.id, None)
+            if not self._known:
+                self._condition.notify_all()
+
+    def _look(self) -> EngineStatus:
+        """Say how busy the engine is; on its own thread."""
+        scheduler, tiers, cache = self._scheduler, self._tiers, self._runner.cache
+        counts, prefixes = scheduler.counts, scheduler.prefixes
+        return EngineStatus(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            running_adapters=_adapters(scheduler.running),
+            waiting_adapters=_adapters(scheduler.waiting),
+            resident_adapters=tiers.resident,
+            adapter_used_bytes=tiers.used_bytes,
+            adapter_total_bytes=tiers.budget_bytes,
+            kv_used_bytes=cache.used_bytes,
+            kv_total_bytes=cache.budget_bytes,
+            prefix_queries=prefixes.queries,
+            prefix_hits=prefixes.hits,
+            prompt_tokens=counts["prompt"],
+            generated_tokens=counts["generated"],
+            steps=counts["steps"],
+            preemptions=counts["preemptions"],
+            adapter_loads=tiers.loads,
+            adapter_evictions=tiers.evictions,
+        )
+
+
+def _adapters(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+    mixes: set[AdapterMix] = {sequence.request.adapters for sequence in sequences}
+    return tuple(sorted({adapter for mix in mixes for adapter, _ in mix}))

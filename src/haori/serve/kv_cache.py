@@ -1,0 +1,238 @@
+"""Keys and values of the sequences under way, one contiguous row for each, never concatenated.
+
+Rows of like capacity (128 tokens, 192, 256, 384, 512 ... up to the context length) stand in one shelf, without gaps,
+so that all sequences of a shelf are attended to by one batched product, over whole rows: what is not yet written is
+masked, for a view of less than the row is not contiguous and would be copied.
+
+    keys, values   [rows, Hkv, capacity, d]
+
+A sequence that outgrows its row moves to the next shelf; it is copied twice per doubling. When a sequence ends, the
+last row of its shelf moves into the gap. Sequences that decode stand before those whose prompt is still being read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["CacheShape", "KVCache", "Shelf"]
+
+_SMALLEST_ROW = 128
+_FIRST_ROWS = 4
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """Sizes that a model gives its cache."""
+
+    layers: int
+    kv_heads: int
+    head_width: int
+    context_length: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token."""
+        return 2 * self.layers * self.kv_heads * self.head_width * self.dtype.itemsize
+
+
+class Shelf:
+    """The rows of one capacity. `order` names the sequence in each row; the first `decoding` of them decode."""
+
+    def __init__(self, shape: CacheShape, capacity: int) -> None:
+        self.shape = shape
+        self.capacity = capacity
+        self.order: list[int] = []
+        self.decoding = 0
+        self.rows = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row over all layers."""
+        return self.capacity * self.shape.token_bytes
+
+    def grow(self, rows: int) -> None:
+        """Have `rows` rows, keeping what the present ones hold."""
+        s, held = self.shape, len(self.order)
+        for name in ("keys", "values"):
+            old: list[Tensor] = getattr(self, name)
+            new = []
+            for layer in range(s.layers):
+                # Zeros: a masked place must hold a finite number, for zero times NaN is NaN.
+                tensor = torch.zeros(rows, s.kv_heads, self.capacity, s.head_width, dtype=s.dtype, device=s.device)
+                if held:
+                    tensor[:held] = old[layer][:held]
+                    old[layer] = tensor  # layer by layer, so that at most one is held twice
+                new.append(tensor)
+            setattr(self, name, new)
+        self.rows = rows
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one row over another."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target] = tensor[source]
+
+    def swap(self, one: int, other: int) -> None:
+        """Let two rows change places."""
+        for tensor in (*self.keys, *self.values):
+            held = tensor[one].clone()
+            tensor[one] = tensor[other]
+            tensor[other] = held
+
+
+class KVCache:
+    """The cache of one model.
+
+    Args:
+        shape: Sizes.
+        budget_bytes: The rows may take so much memory together.
+    """
+
+    def __init__(self, shape: CacheShape, budget_bytes: int) -> None:
+        self.shape = shape
+        self._budget = budget_bytes
+        self._shelves: dict[int, Shelf] = {}
+        self._shelf_of: dict[int, Shelf] = {}
+        self._row_of: dict[int, int] = {}
+        self._next = 0
+
+    @property
+    def budget_bytes(self) -> int:
+        """Memory that rows may take together."""
+        return self._budget
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the rows in use."""
+        return sum(len(shelf.order) * shelf.row_bytes for shelf in self._shelves.values())
+
+    @property
+    def shelves(self) -> Sequence[Shelf]:
+        """The shelves with rows in use, smallest rows first."""
+        return [self._shelves[size] for size in sorted(self._shelves) if self._shelves[size].order]
+
+    def open(self, tokens: int) -> int | None:
+        """Begin a sequence with room for so many tokens; None when memory does not allow it now."""
+        shelf = self._shelf(tokens)
+        if not self._add_row(shelf):
+            return None
+        sequence = self._next
+        self._next += 1
+        self._place(sequence, shelf)
+        return sequence
+
+    def extend(self, sequence: int, tokens: int) -> bool:
+        """See to it that so many tokens fit into a sequence; False when memory does not allow it now."""
+        old = self._shelf_of[sequence]
+        if tokens <= old.capacity:
+            return True
+        new = self._shelf(tokens)
+        if not self._add_row(new, leaving=old.row_bytes):
+            return False
+        row, was_decoding = self._row_of[sequence], self._row_of[sequence] < old.decoding
+        target = len(new.order)
+        for layer in range(self.shape.layers):
+            new.keys[layer][target, :, : old.capacity] = old.keys[layer][row]
+            new.values[layer][target, :, : old.capacity] = old.values[layer][row]
+        self._remove(sequence)
+        self._place(sequence, new)
+        if was_decoding:
+            self.decode(sequence)
+        return True
+
+    def close(self, sequence: int) -> None:
+        """Forget a sequence."""
+        self._remove(sequence)
+
+    def decode(self, sequence: int) -> None:
+        """Let a sequence whose prompt has been read stand with those that decode."""
+        shelf, row = self._shelf_of[sequence], self._row_of[sequence]
+        if row >= shelf.decoding:
+            self._exchange(shelf, row, shelf.decoding)
+            shelf.decoding += 1
+
+    def place(self, sequence: int) -> tuple[Shelf, int]:
+        """Return the shelf and the row of a sequence."""
+        return self._shelf_of[sequence], self._row_of[sequence]
+
+    def take(self, sequence: int, start: int, stop: int) -> Tensor:
+        """Copy some tokens' keys and values out: shape [2, layers, Hkv, stop - start, d]."""
+        shelf, row = self.place(sequence)
+        return torch.stack(
+            [torch.stack([layer[row, :, start:stop] for layer in kind]) for kind in (shelf.keys, shelf.values)]
+        )
+
+    def put(self, sequence: int, start: int, block: Tensor) -> None:
+        """Copy what `take` gave into a sequence, from the token `start` on."""
+        shelf, row = self.place(sequence)
+        stop = start + block.shape[3]
+        for layer in range(self.shape.layers):
+            shelf.keys[layer][row, :, start:stop] = block[0, layer]
+            shelf.values[layer][row, :, start:stop] = block[1, layer]
+
+    def _shelf(self, tokens: int) -> Shelf:
+        capacity = _SMALLEST_ROW
+        while capacity < tokens:
+            capacity = capacity * 3 // 2 if capacity.bit_count() == 1 else capacity // 3 * 4
+        capacity = max(min(capacity, self.shape.context_length), tokens)
+        if capacity not in self._shelves:
+            self._shelves[capacity] = Shelf(self.shape, capacity)
+        return self._shelves[capacity]
+
+    def _add_row(self, shelf: Shelf, leaving: int = 0) -> bool:
+        """See to it that the shelf has a free row; False when the budget does not allow it."""
+        if self.used_bytes + shelf.row_bytes - leaving > self._budget:
+            if not shelf.order:
+                self._shelves.pop(shelf.capacity, None)
+            return False
+        if len(shelf.order) == shelf.rows:
+            wanted = shelf.rows * 2 or _FIRST_ROWS
+            if wanted * shelf.row_bytes > self._free_beside(shelf):
+                for other in self._shelves.values():
+                    if other is not shelf and other.rows > len(other.order):
+                        other.grow(len(other.order))
+            shelf.grow(max(len(shelf.order) + 1, min(wanted, self._free_beside(shelf) // shelf.row_bytes)))
+        return True
+
+    def _free_beside(self, shelf: Shelf) -> int:
+        """Return the bytes that other shelves leave to this one."""
+        return self._budget - sum(
+            other.rows * other.row_bytes for other in self._shelves.values() if other is not shelf
+        )
+
+    def _place(self, sequence: int, shelf: Shelf) -> None:
+        self._shelf_of[sequence] = shelf
+        self._row_of[sequence] = len(shelf.order)
+        shelf.order.append(sequence)
+
+    def _remove(self, sequence: int) -> None:
+        shelf, row = self._shelf_of.pop(sequence), self._row_of[sequence]
+        if row < shelf.decoding:
+            shelf.decoding -= 1
+            self._move(shelf, shelf.decoding, row)
+            row = shelf.decoding
+        self._move(shelf, len(shelf.order) - 1, row)
+        shelf.order.pop()
+        del self._row_of[sequence]
+        if not shelf.order:
+            del self._shelves[shelf.capacity]
+
+    def _move(self, shelf: Shelf, source: int, target: int) -> None:
+        """Put the row `source` where `target` is; what was there is lost."""
+        if source != target:
+            shelf.copy(source, target)
+            moved = shelf.order[source]
+            shelf.order[target] = moved
+            self._row_of[moved] = target
+
+    def _exchange(self, shelf: Shelf, one: int, other: int) -> None:
+        if one != other:
+            shelf.swap(one, other)
+            shelf.order[one], shelf.order[other] = shelf.order[other], shelf.order[one]
+            for row in (one, other):
+                self._row_of[shelf.order[row]] = row

@@ -1,0 +1,218 @@
+"""Which sequences run, and what each does in a step. Lives on the engine's thread; knows nothing about threads.
+
+A step lets every running sequence go on by a token, and beside that reads as much of the prompts of new ones as
+`chunk_tokens` allows, so a long prompt never holds up the answers under way (chunked prefill, arXiv 2308.16369).
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from haori.core.errors import HaoriError
+from haori.serve.adapter_tiers import AdapterTiers
+from haori.serve.fair_queue import FairQueue
+from haori.serve.prefix_cache import BLOCK, PrefixCache
+from haori.serve.request import Finish
+from haori.serve.runner import Run, Runner
+from haori.serve.sampling import choose
+from haori.serve.sequence import Sequence
+
+__all__ = ["EngineLimits", "Scheduler"]
+
+_KV = "than there is for keys and values (--kv-memory)"
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What the engine takes on.
+
+    Attributes:
+        context_length: Most tokens of prompt and answer together.
+        running: Most requests in the batch.
+        waiting: Most requests that wait.
+        chunk_tokens: Most prompt tokens read in one step; more reads prompts faster and holds up answers longer.
+        prefix_bytes: Memory for prompts already read.
+        adapter_bytes: Memory for adapters.
+    """
+
+    context_length: int
+    running: int = 32
+    waiting: int = 512
+    chunk_tokens: int = 256
+    prefix_bytes: int = 256 << 20
+    adapter_bytes: int = 1 << 30
+
+
+class Scheduler:
+    """The sequences that wait and run.
+
+    Args:
+        runner: Computes logits.
+        tiers: The adapters.
+        limits: How much may run at once.
+        ended: Told of every sequence that is done with.
+    """
+
+    def __init__(
+        self, runner: Runner, tiers: AdapterTiers, limits: EngineLimits, ended: Callable[[Sequence], None]
+    ) -> None:
+        self.running: list[Sequence] = []
+        self.waiting: FairQueue[Sequence] = FairQueue(time.monotonic)
+        self.prefixes = PrefixCache(limits.prefix_bytes)
+        self.counts: Counter[str] = Counter()
+        self._runner = runner
+        self._tiers = tiers
+        self._limits = limits
+        self._ended = ended
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from list(self.running)
+        yield from list(self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its turn."""
+        self.waiting.add(sequence.request.queue, sequence)
+
+    def step(self) -> None:
+        """Admit who can be admitted, and compute one step if anything runs."""
+        self._admit()
+        composed = self._compose()
+        if composed:
+            self._compute(composed)
+
+    def end(self, sequence: Sequence, reason: Finish | None = None, error: str | None = None) -> None:
+        """Free everything a sequence holds, and tell its caller if its answer is not complete."""
+        if sequence in self.running:
+            self._free(sequence)
+            self.waiting.leave(sequence.request.queue)
+        else:
+            self.waiting.remove(sequence.request.queue, sequence)
+        if reason is not None:
+            sequence.finish(reason, error)
+        self._ended(sequence)
+
+    def forget_unwanted_adapters(self) -> None:
+        """Drop adapters that were read for requests that no longer wait."""
+        self._tiers.forget_unwanted({name for sequence in self.waiting for name, _ in sequence.request.adapters})
+
+    def _admit(self) -> None:
+        """Let waiting requests join while there is room, in fair turn; one whose adapters are not here is passed by."""
+        if not len(self.waiting) or len(self.running) >= self._limits.running:
+            return
+        passed: set[str] = set()
+        while len(self.running) < self._limits.running:
+            queue = next((name for name in self.waiting.in_turn() if name not in passed), None)
+            if queue is None:
+                return
+            sequence = self.waiting.peek(queue)
+            try:
+                if not self._tiers.prepare(sequence.request.adapters):
+                    passed.add(queue)
+                    continue
+            except HaoriError as error:
+                self.end(sequence, "error", str(error))
+                continue
+            place = self._runner.cache.open(len(sequence.tokens) + 1)
+            if place is None:
+                if not self.running:
+                    self.end(
+                        sequence,
+                        "error",
+                        "The prompt needs more memory than there is for keys and values (--kv-memory).",
+                    )
+                    continue
+                return
+            self._join(self.waiting.take(queue), place)
+
+    def _join(self, sequence: Sequence, place: int) -> None:
+        sequence.place = place
+        sequence.read = 0
+        self._tiers.acquire(sequence.request.adapters)
+        blocks = self.prefixes.find(sequence.request.adapters, sequence.tokens)
+        for number, block in enumerate(blocks):
+            self._runner.cache.put(place, number * BLOCK, block)
+        sequence.read = len(blocks) * BLOCK
+        if not sequence.generated:
+            sequence.cached_tokens = sequence.read
+        self.waiting.serve(sequence.request.queue, len(sequence.tokens) - sequence.read)
+        self.running.append(sequence)
+
+    def _compose(self) -> list[tuple[Sequence, Run]]:
+        """Choose this step's tokens: the newest of every answer, and as much of the prompts as is read at once."""
+        runs: list[tuple[Sequence, Run]] = []
+        budget = self._limits.chunk_tokens
+        for sequence in list(self.running):
+            if sequence not in self.running:
+                continue  # put back to make room for an earlier one
+            count = 1 if sequence.decoding else min(len(sequence.tokens) - sequence.read, budget)
+            if not count or not self._make_room(sequence, sequence.read + count):
+                continue
+            if not sequence.decoding:
+                budget -= count
+            stop = sequence.read + count
+            assert sequence.place is not None
+            run = Run(
+                sequence.place, sequence.read, sequence.tokens[sequence.read : stop], sequence.request.adapters,
+                wants_logits=stop == len(sequence.tokens),
+            )  # fmt: skip
+            runs.append((sequence, run))
+        return [(sequence, run) for sequence, run in runs if sequence in self.running]
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Have the cache hold so many tokens of a sequence; the one that joined last gives way if need be."""
+        assert sequence.place is not None
+        while not self._runner.cache.extend(sequence.place, tokens):
+            last = self.running[-1]
+            if len(self.running) == 1:
+                self.end(sequence, "error", f"The answer needs more memory {_KV}.")
+                return False
+            self._put_back(last)
+            if last is sequence:
+                return False
+        return True
+
+    def _put_back(self, sequence: Sequence) -> None:
+        """Interrupt a sequence: it waits in front of its queue, and its tokens are read again later."""
+        self.counts["preemptions"] += 1
+        self._free(sequence)
+        self.waiting.leave(sequence.request.queue)
+        self.waiting.add(sequence.request.queue, sequence, first=True)
+
+    def _compute(self, composed: list[tuple[Sequence, Run]]) -> None:
+        logits = self._runner.step([run for _, run in composed])
+        self.counts["steps"] += 1
+        speaking = []
+        for sequence, run in composed:
+            sequence.read += len(run.tokens)
+            if len(run.tokens) > 1 or run.start == 0:
+                self.counts["prompt"] += len(run.tokens)
+            if run.wants_logits:
+                speaking.append(sequence)
+                self._keep_prefix(sequence)
+        for sequence, choice in zip(speaking, choose(logits, [s.sampler for s in speaking]), strict=True):
+            sequence.take(choice)
+            self.counts["generated"] += 1
+            self.waiting.serve(sequence.request.queue, 1)
+            if sequence.ended:
+                self.end(sequence)
+
+    def _keep_prefix(self, sequence: Sequence) -> None:
+        """Keep the blocks of a prompt that has just been read."""
+        if sequence.prefix_kept:
+            return
+        sequence.prefix_kept = True
+        assert sequence.place is not None
+        prompt = sequence.tokens[: sequence.prompt_length]
+        for start, key in self.prefixes.missing(sequence.request.adapters, prompt):
+            block = self._runner.cache.take(sequence.place, start, start + BLOCK)
+            if block is None:
+                return
+            self.prefixes.keep(key, block)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        assert sequence.place is not None
+        self._runner.cache.close(sequence.place)
+        sequence.place = None
+        self._tiers.release(sequence.request.adapters)

@@ -1,0 +1,90 @@
+"""One request under way: its tokens, how far the model has read them, and what has been said."""
+
+from typing import TYPE_CHECKING
+
+from haori.serve.detokenise import TextStream
+from haori.serve.request import Deliver, Delta, Finish, TextRequest, TokenLogprob
+from haori.serve.sampling import Choice, SamplerState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Sequence"]
+
+
+class Sequence:
+    """A request with its state.
+
+    Args:
+        request: What was asked.
+        deliver: Takes the pieces of the answer.
+        sampler: Chooses its tokens.
+        tokenizer: Turns them into text.
+        longest: Most tokens of prompt and answer together.
+        stop_tokens: Ids that end an answer and are no part of its text.
+    """
+
+    def __init__(
+        self,
+        request: TextRequest,
+        deliver: Deliver,
+        sampler: SamplerState,
+        tokenizer: "PreTrainedTokenizerBase",
+        longest: int,
+        stop_tokens: frozenset[int],
+    ) -> None:
+        self.request = request
+        self.sampler = sampler
+        self.tokens = list(request.prompt)
+        self.prompt_length = len(request.prompt)
+        wanted = request.sampling.max_tokens or longest
+        self.longest = min(self.prompt_length + wanted, longest)
+        self.place: int | None = None  # number in the runner's cache
+        self.read = 0  # tokens whose keys and values are in the cache
+        self.cached_tokens = 0
+        self.prefix_kept = False
+        self.ended = False
+        self._stop_tokens = frozenset() if request.sampling.ignore_eos else stop_tokens
+        self._deliver = deliver
+        self._text = TextStream(tokenizer, request.sampling.stop)
+        self._held: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def decoding(self) -> bool:
+        """Say whether only the newest token has not been read yet."""
+        return self.read == len(self.tokens) - 1
+
+    @property
+    def generated(self) -> int:
+        """Return the number of tokens of the answer."""
+        return len(self.tokens) - self.prompt_length
+
+    def take(self, choice: Choice) -> None:
+        """Go on by a token, tell the caller, and notice the end."""
+        if choice.error is not None:
+            self.finish("error", choice.error)
+            return
+        self.tokens.append(choice.token)
+        if choice.logprob is not None:
+            self._logprobs.append(choice.logprob)
+        self._held.append(choice.token)
+        text = "" if choice.token in self._stop_tokens else self._text.push(choice.token)
+        if self.sampler.ended or self._text.stopped:
+            self._send(text + self._text.finish(), "stop")
+        elif len(self.tokens) >= self.longest:
+            text += self._text.finish()
+            self._send(text, "stop" if self._text.stopped else "length")
+        elif text:
+            self._send(text, None)
+
+    def finish(self, reason: Finish, error: str | None = None) -> None:
+        """End before the answer is complete."""
+        if not self.ended:
+            self._send(self._text.finish(), reason, error)
+
+    def _send(self, text: str, finish: Finish | None, error: str | None = None) -> None:
+        self.ended = finish is not None
+        delta = Delta(text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens)
+        self._held, self._logprobs = [], []
+        self._deliver(delta)
