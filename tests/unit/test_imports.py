@@ -10,7 +10,7 @@ import pytest
 
 import haori
 
-PACKAGES = ["haori.bases", "haori.data", "haori.library", "haori.train", "haori.evaluate", "haori.jobs"]
+PACKAGES = [f"haori.{name}" for name in ("bases", "data", "library", "train", "evaluate", "serve", "jobs", "server")]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -32,7 +32,7 @@ def test_every_exported_name_exists(name: str):
 
 @pytest.mark.parametrize("name", ["haori", "haori.core.recipe", "haori.core.records", "haori.cli.app", *PACKAGES])
 def test_importing_loads_nothing_heavy(name: str):
-    heavy = "torch,transformers,peft,datasets,numpy,pandas,matplotlib,sklearn,sqlalchemy,accelerate"
+    heavy = "torch,transformers,peft,datasets,numpy,pandas,matplotlib,sklearn,sqlalchemy,accelerate,fastapi"
     code = f"import sys, {name}; sys.exit(','.join(m for m in '{heavy}'.split(',') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from haori.cli import bases, compare, data, library, measure, sweep, training, use
+from haori.cli import bases, compare, data, keys, library, measure, serve, sweep, training, use
 
 __all__ = ["app", "main"]
 
@@ -30,9 +30,11 @@ app.command("evaluate")(measure.evaluate)
 app.command("chat")(use.chat)
 app.command("generate-text")(use.generate_text)
 app.command("merge")(use.merge)
+app.command("serve")(serve.serve)
 app.add_typer(data.app, name="data")
 app.add_typer(bases.app, name="bases")
 app.add_typer(library.app, name="library")
+app.add_typer(keys.app, name="keys")
 
 
 @app.callback(epilog="haori --version prints the version.")

@@ -31,6 +31,7 @@ class _ShelfStep:
     shelf: Shelf
     rows: slice
     count: int
+    numbers: Tensor  # of the rows in the shelf
     places: Tensor  # of each row's new token
     mask: Tensor  # [count * Hkv, G, capacity]
 
@@ -49,7 +50,8 @@ class _Chunk(NamedTuple):
 @dataclass(frozen=True)
 class _Step:
     ids: Tensor
-    positions: Tensor
+    cosines: Tensor  # N 1 d
+    sines: Tensor
     shelves: tuple[_ShelfStep, ...]
     chunks: tuple[_Chunk, ...]
     plan: StepPlan
@@ -129,9 +131,10 @@ class LlamaRunner:
         for number in order:
             mixes.append((runs[number].adapters, row, row + len(runs[number].tokens)))
             row = mixes[-1][2]
+        at = torch.tensor(positions, device=self._device)
         return order, _Step(
-            torch.tensor(ids, device=self._device), torch.tensor(positions, device=self._device), tuple(shelves),
-            tuple(chunks), self._plan(tuple(mixes)), tuple(mixes),
+            torch.tensor(ids, device=self._device), self._w.cosines[at].unsqueeze(1), self._w.sines[at].unsqueeze(1),
+            tuple(shelves), tuple(chunks), self._plan(tuple(mixes)), tuple(mixes),
         )  # fmt: skip
 
     def _plan(self, mixes: tuple[tuple[AdapterMix, int, int], ...]) -> StepPlan:
@@ -151,7 +154,9 @@ class LlamaRunner:
         )
         groups = self._w.heads // self._w.kv_heads
         mask = mask[:, None, None].expand(-1, self._w.kv_heads, groups, -1).reshape(-1, groups, shelf.capacity)
-        return _ShelfStep(shelf, slice(first, first + count), count, places, mask)
+        return _ShelfStep(
+            shelf, slice(first, first + count), count, torch.arange(count, device=self._device), places, mask
+        )
 
     def _chunk(self, run: Run, row: int) -> _Chunk:
         shelf, place = self.cache.place(run.sequence)
@@ -200,16 +205,16 @@ class LlamaRunner:
                 _norm(q_k[:, : w.heads], _per_head(step.plan.vector(*layer.q_norm, n)), w.epsilon),
                 _norm(q_k[:, w.heads :], _per_head(step.plan.vector(*layer.k_norm, n)), w.epsilon),
             ], 1)  # fmt: skip
-        q_k = _rotate(q_k, w.cosines[step.positions], w.sines[step.positions])
+        q_k = _rotate(q_k, step.cosines, step.sines)
         values = qkv[:, both * w.head_width :].view(n, w.kv_heads, w.head_width)
         groups = w.heads // w.kv_heads
         queries = q_k[:, : w.heads].view(n, w.kv_heads, groups, w.head_width)
         keys = q_k[:, w.heads :]
         out = torch.empty_like(queries)
         for part in step.shelves:
-            k_cache, v_cache, rows = part.shelf.keys[index], part.shelf.values[index], torch.arange(part.count)
-            k_cache[rows, :, part.places] = keys[part.rows]
-            v_cache[rows, :, part.places] = values[part.rows]
+            k_cache, v_cache = part.shelf.keys[index], part.shelf.values[index]
+            k_cache[part.numbers, :, part.places] = keys[part.rows]
+            v_cache[part.numbers, :, part.places] = values[part.rows]
             k = k_cache[: part.count].flatten(0, 1).transpose(1, 2)  # count*Hkv d T
             v = v_cache[: part.count].flatten(0, 1)  # count*Hkv T d
             q = queries[part.rows].flatten(0, 1)  # count*Hkv G d
@@ -229,9 +234,10 @@ class LlamaRunner:
 
 
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """RMSNorm over the last dimension, in fp32 (arXiv 1910.07467)."""
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+    """RMSNorm over the last dimension (arXiv 1910.07467), with one weight or one for each row."""
+    if weight.dim() == 1:
+        return functional.rms_norm(x, x.shape[-1:], weight, epsilon)
+    return functional.rms_norm(x, x.shape[-1:], None, epsilon) * weight
 
 
 def _per_head(weight: Tensor) -> Tensor:
@@ -240,7 +246,8 @@ def _per_head(weight: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn [N, heads, d] by the rotary angles of each row (arXiv 2104.09864); halves of d are pairs."""
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], -1)
-    return x * cosines[:, None] + turned * sines[:, None]
+    """Turn [N, heads, d] by the rotary angles of each row (arXiv 2104.09864); halves of d are pairs.
+
+    The first half of `sines` [N, 1, d] is negative: the second half of x turns into the first with a minus sign.
+    """
+    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, -1), sines)

@@ -49,7 +49,7 @@ class LlamaWeights:
         kv_heads: Key and value heads.
         head_width: Numbers in a head.
         cosines: Of the rotary angles, [context length, head width].
-        sines: The same.
+        sines: The same, negative in the first half of the head.
         scale: Of attention scores.
         context_length: Longest sequence in tokens.
     """
@@ -155,10 +155,14 @@ def read_llama(model: Any, form: WeightFormat, longest: int) -> LlamaWeights:
         kv_heads=int(config.num_key_value_heads),
         head_width=int(first.head_dim),
         cosines=cosines[0].to(embedding.dtype),
-        sines=sines[0].to(embedding.dtype),
+        sines=(sines[0] * _first_half_negative(int(first.head_dim))).to(embedding.dtype),
         scale=float(first.scaling),
         context_length=longest,
     )
+
+
+def _first_half_negative(width: int) -> Tensor:
+    return torch.cat([-torch.ones(width // 2), torch.ones(width // 2)])
 
 
 def _groups(layer: Any) -> tuple[tuple[nn.Linear, ...], ...]:

@@ -1,0 +1,137 @@
+"""`haori serve`: one base and all its adapters, for OpenAI clients."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from haori.bases import Base
+    from haori.server import Access, AccessLog, Backend, ServerSettings
+
+__all__ = ["serve"]
+
+_DEFAULT_BASE = "smollm2-135m-instruct"
+_FORMATS = ("json", "text")
+
+
+def serve(
+    base: Annotated[
+        str | None, typer.Option(help="Base to serve; by default the one that the library's adapters are for.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but 127.0.0.1 needs an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    adapter_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder that an admin may load adapters from; may be repeated.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer a request may ask for.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
+    max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused (429).")] = 512,
+    kv_memory: Annotated[str, typer.Option(help="Memory for keys and values, such as 512MB or 1GB.")] = "1GB",
+    adapter_memory: Annotated[str, typer.Option(help="Memory for adapters in use.")] = "1GB",
+    weights: Annotated[str, typer.Option(help="Format of the base's weights: auto, fp32, bf16, int8, int4.")] = "auto",
+    drain_seconds: Annotated[float, typer.Option(min=0.0, help="Longest wait for running requests at the end.")] = 30.0,
+    log_format: Annotated[str, typer.Option(help="Lines on standard error: json or text.")] = "json",
+) -> None:
+    """Serve a base and its adapters to OpenAI clients; Ctrl-C ends it when running requests have ended."""
+    from haori.core.errors import InputError
+    from haori.server import (
+        Access,
+        AccessLog,
+        KeyStore,
+        RunningServer,
+        ServerSettings,
+        Service,
+        create_app,
+        listen,
+        parse_size,
+    )
+
+    if log_format not in _FORMATS:
+        raise InputError(f"There is no log format {log_format!r}; allowed are {' and '.join(_FORMATS)}.")
+    roots = [_folder(root) for root in adapter_root or []]
+    kv_bytes, adapter_bytes = parse_size(kv_memory), parse_size(adapter_memory)
+    access = Access(KeyStore(), host)
+    with listen(host, port) as taken:
+        found = _base(base)
+        log = AccessLog("json" if log_format == "json" else "text")
+        settings = ServerSettings(
+            max_tokens=max_tokens, max_prompt_tokens=max_prompt_tokens, max_batch=max_batch, drain_s=drain_seconds
+        )
+        service = Service(found, settings, log)
+        server = RunningServer(create_app(service, access), service)
+        _greet(found, host, taken.getsockname()[1], access)
+
+        def make() -> "Backend":
+            return _open(found, roots, settings, max_queue, kv_bytes, adapter_bytes, weights, log)
+
+        service.load(make, on_failure=server.stop)
+        server.serve_on(taken)
+
+
+def _open(
+    base: "Base", roots: list[Path], settings: "ServerSettings", waiting: int, kv_bytes: int, adapter_bytes: int,
+    weights: str, log: "AccessLog",
+) -> "Backend":  # fmt: skip
+    """Load everything; runs beside the server, which says meanwhile that it is loading."""
+    from haori.library import Library
+    from haori.serve import AdapterDirectory, EmbedderLimits, EngineLimits, is_encoder, open_embedder, open_engine
+    from haori.server import Backend
+
+    directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=roots)
+    if is_encoder(base):
+        longest = settings.max_prompt_tokens or base.context_length
+        embedder = open_embedder(
+            base, directory.files, EmbedderLimits(longest, waiting, adapter_bytes), weights=weights
+        )
+        return Backend(embedder, directory, embedder, writes_text=False)
+    running = settings.max_batch
+    limits = EngineLimits(base.context_length, running=running, waiting=waiting, adapter_bytes=adapter_bytes)
+    engine = open_engine(base, directory.files, limits, weights=weights, cache_bytes=kv_bytes, say=log.event)
+    return Backend(engine, directory)
+
+
+def _base(spec: str | None) -> "Base":
+    """Find the base that is asked for, or the one that every adapter of the library is for.
+
+    Raises:
+        InputError: The adapters are for different bases.
+    """
+    from haori.bases import find_base
+    from haori.core.errors import InputError
+    from haori.library import Library, base_of
+
+    if spec is not None:
+        return find_base(spec)
+    cards = {stored.card.base.fingerprint.id: stored.card for stored in Library().list()}
+    if len(cards) > 1:
+        names = ", ".join(sorted(card.base.name for card in cards.values()))
+        raise InputError(f"The library has adapters of several bases: {names}; choose one with --base.")
+    return base_of(next(iter(cards.values()))) if cards else find_base(_DEFAULT_BASE)
+
+
+def _folder(root: Path) -> Path:
+    from haori.core.errors import InputError
+
+    if not root.is_dir():
+        raise InputError(f"There is no folder {str(root)!r} to load adapters from; give one that exists.")
+    return root.resolve()
+
+
+def _greet(base: "Base", host: str, port: int, access: "Access") -> None:
+    """Say where the server is and how to call it."""
+    from haori.cli.console import results
+    from haori.serve import is_encoder
+
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    key = ' -H "Authorization: Bearer $HAORI_KEY"' if access.needs_key else ""
+    route, asked = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
+    if is_encoder(base):
+        route, asked = "embeddings", '"input": "Hello!"'
+    body = f'{{"model": "{base.name}", {asked}}}'
+    console = results()
+    console.print(f"[bold]{base.name}[/] and its adapters at {address}/v1; Ctrl-C ends the server.", soft_wrap=True)
+    call = f"curl {address}/v1/{route}{key} -H 'Content-Type: application/json' -d '{body}'"
+    console.print(call, soft_wrap=True, markup=False)
+    console.file.flush()

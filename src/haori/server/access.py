@@ -1,0 +1,154 @@
+"""Who is asking, and whether they may: keys, scopes, and the Host header of a server that has no keys.
+
+A server with keys asks for one on every address, also on loopback: a reverse proxy may stand in front. A server
+without keys must be bound to loopback, and then refuses Host headers of other names, because a web page can point a
+name of its own at 127.0.0.1 (DNS rebinding). Once keys have been asked for, they are asked for until the process ends.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from haori.core.errors import InputError
+from haori.serve.blend import parse_blend
+from haori.server.contracts import Resolved
+from haori.server.errors import ApiError
+from haori.server.keys import ApiKey, KeyStore
+
+__all__ = ["Access", "Caller", "caller_of", "is_loopback", "part_names"]
+
+_OPEN_PATHS = frozenset({"/health", "/version", "/openapi.json"})
+_ADMIN_PATHS = frozenset({"/metrics", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. Without a key it is someone on this machine, who may use everything."""
+
+    key: ApiKey | None
+    admin: bool
+
+    def may_use(self, name: str) -> bool:
+        """Say whether they may use one name: the base's, an adapter's, or one with a version."""
+        return self.key is None or self.key.allows(name)
+
+    def check(self, model: str, base: str) -> None:
+        """Check every part of a model name, before anything is looked up.
+
+        Raises:
+            ApiError: A part is not allowed (403). Whether it exists is not told.
+            InputError: It is no name.
+        """
+        for name in part_names(model, base) if self.key is not None else ():
+            if not self.may_use(name):
+                raise self._refusal(name)
+
+    def check_resolved(self, model: str, base: str, resolved: Resolved) -> None:
+        """Check what a model name turned out to mean: digits of an id could stand for any adapter.
+
+        Raises:
+            ApiError: An adapter that was not asked for by its name is not allowed (403).
+        """
+        if self.key is not None and model != base:
+            asked = {name.partition("@")[0] for name in part_names(model, base)}
+            if not all(self.may_use(name) for name in resolved.names if name not in asked):
+                raise self._refusal(model)
+
+    def _refusal(self, name: str) -> ApiError:
+        assert self.key is not None
+        message = f"The API key {self.key.name!r} may not use {name[:120]!r}; /v1/models lists what it may use."
+        return ApiError(403, message, code="model_not_allowed", param="model")
+
+
+class Access:
+    """The rule of one server: keys always, or none on loopback while none has been made."""
+
+    def __init__(self, keys: KeyStore, host: str) -> None:
+        self._keys = keys
+        self._host = host
+        self._needs_key = not is_loopback(host) or bool(keys.list())
+        if self._needs_key and not any(not key.expired for key in keys.list()):
+            raise InputError(
+                f"There is no API key that is valid, and {host!r} can be reached from other machines: make one with "
+                "`haori keys create NAME`, or serve on 127.0.0.1."
+                if not is_loopback(host)
+                else "Every API key has expired: make one with `haori keys create NAME`, or revoke them all."
+            )
+
+    @property
+    def needs_key(self) -> bool:
+        """Say whether a key is asked for."""
+        self._needs_key = self._needs_key or bool(self._keys.list())
+        return self._needs_key
+
+    def admit(self, path: str, headers: Headers, client: str | None) -> Caller | None:
+        """Return who asks, or None where anybody may.
+
+        Raises:
+            ApiError: No key, a wrong one, or one that is not enough; or a Host header of another name.
+            StorageError: The keys cannot be read.
+        """
+        if not self.needs_key:
+            self._check_host(headers.get("host", ""))
+            return Caller(None, admin=client is not None and is_loopback(client))
+        if path in _OPEN_PATHS:
+            return None
+        key = self._key_of(headers)
+        if path in _ADMIN_PATHS and not key.admin:
+            message = f"The API key {key.name!r} is not an admin's; make one with `haori keys create NAME --admin`."
+            raise ApiError(403, message, code="admin_key_required")
+        return Caller(key, admin=key.admin)
+
+    def _key_of(self, headers: Headers) -> ApiKey:
+        kind, _, secret = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not secret.strip():
+            message = "An API key is needed: send the header 'Authorization: Bearer sk-haori-...'."
+            raise ApiError(401, message, code="missing_api_key")
+        key = self._keys.find(secret.strip())
+        if key is None:
+            message = "The API key is not valid: it is wrong, revoked or expired."
+            raise ApiError(401, message, code="invalid_api_key")
+        return key
+
+    def _check_host(self, given: str) -> None:
+        name = given.rpartition(":")[0] if given.rpartition(":")[2].isdigit() else given
+        if not (is_loopback(name.strip("[]")) or name == self._host):
+            message = (
+                f"This server answers only as localhost, not as {given[:120]!r}; make an API key to use other names."
+            )
+            raise ApiError(403, message, code="host_not_allowed")
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who asks.
+
+    Raises:
+        ApiError: The address is one that needs an admin, and the caller is none.
+    """
+    caller = request.scope["haori.caller"]
+    assert isinstance(caller, Caller)
+    if request.scope["path"] in _ADMIN_PATHS and not caller.admin:
+        raise ApiError(403, "Without an API key this is answered on the same machine only.", code="admin_key_required")
+    return caller
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def part_names(model: str, base: str) -> Sequence[str]:
+    """Return the names in a model name, without strengths: `a:0.4+b@2:0.6` has `a` and `b@2`.
+
+    Raises:
+        InputError: It is no name.
+    """
+    return [model] if model == base else [part.spec for part in parse_blend(model)]

@@ -1,0 +1,212 @@
+"""The answers to one HTTP request: from its prompts to submitted engine requests to pieces that arrive.
+
+One request may want several answers (`n`, several prompts). They begin together or not at all, and whatever ends the
+HTTP request (an error, a client that leaves) ends those that still run, at once.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from haori.serve.request import Delta, Finish, Sampling, TextRequest, TokenLogprob
+from haori.server.access import Caller
+from haori.server.contracts import Backend, Resolved
+from haori.server.errors import ApiError
+from haori.server.lifecycle import Service
+from haori.server.mailroom import Inbox, Piece
+from haori.server.metrics import AnswerMeter
+from haori.server.request_note import RequestNote
+
+__all__ = ["Answer", "Answers", "Question"]
+
+_STOPPED = "The server ended before the answer was complete; ask again."
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an HTTP request asks for.
+
+    Attributes:
+        id: Unique name; the engine's requests are called so with a number behind.
+        model: The name as the client gave it.
+        prompts: Turns the base's tokenizer into the token ids of each prompt.
+        sampling: How tokens are chosen.
+        choices: Answers to each prompt.
+    """
+
+    id: str
+    model: str
+    prompts: Callable[[Any], Sequence[Sequence[int]]]
+    sampling: Sampling
+    choices: int
+
+
+@dataclass
+class Answer:
+    """One answer, once it has ended."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+class Answers:
+    """The answers to one question, in the making.
+
+    Attributes:
+        prompt_tokens: Tokens of all prompts, each counted once.
+        generated_tokens: Tokens of all answers so far.
+        cached_tokens: Prompt tokens that were found in the prefix cache, as far as is known.
+    """
+
+    def __init__(self, service: Service, backend: Backend, question: Question, note: RequestNote) -> None:
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.cached_tokens = 0
+        self._service = service
+        self._backend = backend
+        self._question = question
+        self._note = note
+        self._inbox: Inbox = asyncio.Queue()
+        self._running: dict[int, str] = {}
+        self._meters: list[AnswerMeter] = []
+
+    @property
+    def count(self) -> int:
+        """Return how many answers there will be."""
+        return len(self._meters)
+
+    async def begin(self, caller: Caller) -> None:
+        """Resolve the model, make the prompts and submit them.
+
+        Raises:
+            ApiError: The caller may not use the model, or a limit is passed.
+            HaoriError: The engine or the directory refuses.
+        """
+        self._note.model = self._question.model
+        caller.check(self._question.model, self._backend.engine.base.name)
+        loop = asyncio.get_running_loop()
+        job = loop.run_in_executor(self._service.preparation, self._submit, caller)
+        try:
+            await asyncio.shield(job)
+        except asyncio.CancelledError:
+            job.add_done_callback(self._abandon)
+            raise
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Yield the pieces of all answers as they come, until each has ended.
+
+        Raises:
+            ApiError: The engine failed (500) or was closed (503).
+        """
+        while self._running:
+            piece = await self._inbox.get()
+            self._take(piece)
+            yield piece
+
+    async def whole(self) -> list[Answer]:
+        """Wait for all answers.
+
+        Raises:
+            ApiError: As for `pieces`.
+        """
+        answers = [Answer() for _ in range(self.count)]
+        texts: list[list[str]] = [[] for _ in answers]
+        async for index, delta in self.pieces():
+            answer = answers[index]
+            texts[index].append(delta.text)
+            answer.tokens += delta.tokens
+            answer.logprobs += delta.logprobs
+            answer.finish = delta.finish
+        for answer, parts in zip(answers, texts, strict=True):
+            answer.text = "".join(parts)
+        return answers
+
+    def close(self) -> None:
+        """End what still runs."""
+        running, self._running = dict(self._running), {}
+        for index, identity in running.items():
+            self._backend.engine.cancel(identity)
+            self._meters[index].piece(Delta(finish="cancelled"))
+            self._note.finish = self._note.finish or "cancelled"
+
+    def _submit(self, caller: Caller) -> None:
+        """Run on the preparing thread."""
+        question, engine = self._question, self._backend.engine
+        resolved = self._backend.directory.resolve(question.model)
+        caller.check_resolved(question.model, engine.base.name, resolved)
+        self._note.serves = resolved.label
+        self._note.adapters = tuple(dict.fromkeys(identity for identity, _ in resolved.mix))
+        prompts = question.prompts(engine.tokenizer)
+        self._check(prompts)
+        self.prompt_tokens = sum(len(prompt) for prompt in prompts)
+        self._note.prompt_tokens = self.prompt_tokens
+        self._note.generated_tokens = 0
+        try:
+            for prompt in prompts:
+                for choice in range(question.choices):
+                    self._submit_one(prompt, choice, resolved)
+        except BaseException:
+            self.close()
+            raise
+
+    def _submit_one(self, prompt: Sequence[int], choice: int, resolved: Resolved) -> None:
+        question, engine = self._question, self._backend.engine
+        index = len(self._meters)
+        sampling = question.sampling
+        if sampling.seed is not None and choice:
+            sampling = sampling.model_copy(update={"seed": _other_seed(sampling.seed, choice)})
+        identity = f"{question.id}-{index}"
+        # Strengths and versions make no queue of their own: who varies them waits like everybody else.
+        queue = "+".join(sorted(resolved.names))
+        request = TextRequest(identity, tuple(prompt), resolved.mix, sampling, queue)
+        engine.submit(request, self._service.mail.sender(self._inbox, index))
+        self._meters.append(self._service.meters.begin(resolved.names, len(prompt)))
+        self._running[index] = identity
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Refuse what is over the limits."""
+        settings = self._service.settings
+        wanted = len(prompts) * self._question.choices
+        if wanted > settings.max_answers:
+            message = f"{wanted} answers were asked for; one request may have {settings.max_answers}."
+            raise ApiError(400, message, param="n", code="invalid_value")
+        longest = max(len(prompt) for prompt in prompts)
+        room = self._backend.engine.context_length - 1  # one for the answer
+        allowed = min(settings.max_prompt_tokens or room, room)
+        if longest > allowed:
+            message = f"The prompt has {longest} tokens; at most {allowed} are allowed. Shorten it."
+            raise ApiError(400, message, code="context_length_exceeded")
+
+    def _take(self, piece: Piece) -> None:
+        """Count a piece; an answer that went wrong ends them all."""
+        delta = piece.delta
+        self._meters[piece.choice].piece(delta)
+        if delta.tokens:
+            if self._note.first_token_s is None:
+                self._note.first_token_s = time.perf_counter()
+            self.generated_tokens += len(delta.tokens)
+            self._note.generated_tokens = self.generated_tokens
+        if delta.finish is None:
+            return
+        del self._running[piece.choice]
+        self.cached_tokens += delta.cached_tokens
+        self._note.cached_tokens = self.cached_tokens
+        self._note.finish = delta.finish
+        if delta.finish == "error":
+            raise ApiError(500, delta.error or "The engine failed.", code="engine_error")
+        if delta.finish == "cancelled":
+            raise ApiError(503, _STOPPED, code="draining", retry_after_s=1.0)
+
+    def _abandon(self, job: "asyncio.Future[None]") -> None:
+        if not job.cancelled():
+            job.exception()  # nobody is there to be told
+        self.close()
+
+
+def _other_seed(seed: int, choice: int) -> int:
+    """Return the seed of a further choice, so that choices differ and are repeatable; it stays within 64 bits."""
+    return (seed + choice + 2**63) % 2**64 - 2**63

@@ -1,0 +1,57 @@
+"""The one FastAPI app: OpenAI's and vLLM's routes, and the layers that every request passes.
+
+From the outside in: request id, log and last resort (`Front`); who may enter, and how much (`Gate`); routes.
+There is no CORS: a web page of another origin cannot read replies.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from haori.server import adapters_routes, operations
+from haori.server.access import Access
+from haori.server.document import correct_document
+from haori.server.errors import handle_errors
+from haori.server.front import Front
+from haori.server.gate import Gate
+from haori.server.lifecycle import Service
+from haori.server.openai import chat, completions, embeddings, models
+
+__all__ = ["create_app"]
+
+
+def create_app(service: Service, access: Access) -> FastAPI:
+    """Return the app.
+
+    Args:
+        service: What answers requests; it may still be loading.
+        access: Who may ask.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.open_mail()
+        yield
+
+    app = FastAPI(
+        title="Haori",
+        description="Text from one base and any adapter of it, for OpenAI and vLLM clients.",
+        version=version("haori"),
+        docs_url=None,  # its pages would be fetched from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Front, log=service.log),
+            Middleware(Gate, access=access, max_body_bytes=service.settings.max_body_bytes),
+        ],
+    )
+    app.state.service = service
+    handle_errors(app)
+    for module in (operations, models, chat, completions, embeddings, adapters_routes):
+        app.include_router(module.router)
+    correct_document(app)
+    return app

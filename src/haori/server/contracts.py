@@ -1,0 +1,179 @@
+"""What the server needs of those who do the work: an engine, a directory of names, perhaps an embedder.
+
+Small Protocols, so that the server can be put in front of any engine; it knows nothing about tensors.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from haori.bases import Base
+from haori.serve.request import AdapterMix, Deliver, TextRequest
+
+__all__ = ["Backend", "Directory", "Embedder", "Engine", "EngineStatus", "ModelEntry", "Resolved"]
+
+
+class EngineStatus(Protocol):
+    """How busy an engine is. Adapters are named by content id."""
+
+    @property
+    def running(self) -> int:
+        """Requests that take part in the engine's steps."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queues."""
+
+    @property
+    def running_adapters(self) -> Sequence[str]:
+        """Adapters of the running requests."""
+
+    @property
+    def waiting_adapters(self) -> Sequence[str]:
+        """Adapters of the waiting requests."""
+
+    @property
+    def kv_used_bytes(self) -> int:
+        """Bytes of keys and values in use."""
+
+    @property
+    def kv_total_bytes(self) -> int:
+        """Bytes of keys and values there may be."""
+
+    @property
+    def prefix_queries(self) -> int:
+        """Prompt tokens looked up in the prefix cache since the start."""
+
+    @property
+    def prefix_hits(self) -> int:
+        """Prompt tokens found there."""
+
+
+class Engine(Protocol):
+    """Answers requests; every method may be called from any thread."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+
+    @property
+    def base(self) -> Base:
+        """The base that is served."""
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+
+    def submit(self, request: TextRequest, deliver: Deliver) -> None:
+        """Queue a request; `deliver` is called on another thread, the last time with `finish` set.
+
+        Raises:
+            InputError: The request cannot be answered.
+            OverloadedError: There is no room in the queue.
+        """
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at once; one that has ended is no error."""
+
+    def status(self) -> EngineStatus:
+        """Return how busy it is."""
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until every request has ended; False if some have not after `timeout_s`."""
+
+    def close(self) -> None:
+        """Cancel what runs and free everything."""
+
+
+class Resolved(Protocol):
+    """What a model name means now."""
+
+    @property
+    def mix(self) -> AdapterMix:
+        """The adapters and their strengths."""
+
+    @property
+    def label(self) -> str:
+        """The same with versions, for logs."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The name of each adapter, or the base's, without version; an id's is one of its adapter's."""
+
+
+class ModelEntry(Protocol):
+    """One line of `/v1/models`."""
+
+    @property
+    def id(self) -> str:
+        """The name to ask for."""
+
+    @property
+    def created_unix_s(self) -> int:
+        """When it was made, in seconds since 1970."""
+
+    @property
+    def root(self) -> Path | None:
+        """Folder of an adapter."""
+
+    @property
+    def parent(self) -> str | None:
+        """The base of an adapter; None for the base itself."""
+
+    @property
+    def adapter(self) -> str | None:
+        """Content id of an adapter."""
+
+
+class Directory(Protocol):
+    """Names of the base, of adapters and of blends; every method may be called from any thread."""
+
+    def resolve(self, model: str) -> Resolved:
+        """Say what a name means.
+
+        Raises:
+            LibraryError: There is no such adapter.
+            InputError: It is no name.
+        """
+
+    def entries(self) -> Sequence[ModelEntry]:
+        """Return every name that can be asked for, the base's first."""
+
+    def register(self, name: str, folder: str | Path, *, replace: bool = False) -> None:
+        """Give a library adapter, or a folder inside the allowed roots, a name.
+
+        Raises:
+            LibraryError: The name is taken, or there is no such adapter or folder.
+            InputError: The adapter cannot be served.
+        """
+
+    def unregister(self, name: str) -> None:
+        """Take such a name away.
+
+        Raises:
+            LibraryError: It was not registered.
+        """
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors."""
+
+    def embed(self, texts: Sequence[str], mix: AdapterMix) -> "Future[tuple[Sequence[Sequence[float]], Sequence[int]]]":
+        """Queue texts; the future gives a vector for each, and how many tokens each has. It may be cancelled.
+
+        Raises:
+            InputError: A text is too long.
+            OverloadedError: There is no room in the queue.
+        """
+
+
+@dataclass(frozen=True)
+class Backend:
+    """All that answers requests, once it is loaded; an engine over an encoder does not write text."""
+
+    engine: Engine
+    directory: Directory
+    embedder: Embedder | None = None
+    writes_text: bool = True

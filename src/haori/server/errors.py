@@ -1,0 +1,168 @@
+"""Every error as the OpenAI clients expect it: a status and `{"error": {"message", "type", "param", "code"}}`."""
+
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from haori.core.errors import HaoriError, InputError, LibraryError, MissingExtraError, OverloadedError
+
+__all__ = ["ApiError", "ErrorReply", "api_error_of", "describe_problem", "error_reply", "handle_errors"]
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+_SENTENCES = {
+    400: "The body cannot be read as JSON.",
+    404: "There is nothing at this address; /v1/models, /v1/chat/completions and /v1/completions are.",
+    405: "This address does not answer this method.",
+}
+_UNION_TAGS = frozenset({"str", "int", "float", "bool", "dict", "list"})
+_FIELD = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_NO_OBJECT = frozenset({"missing", "model_type", "model_attributes_type", "dict_type"})
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str = Field(description="A sentence: what was given, what is allowed, what to do.")
+    type: str = Field(description="Kind of error.")
+    param: str | None = Field(description="The field of the request that is to blame.")
+    code: str | None = Field(description="The error, for programs.")
+
+
+class ErrorReply(BaseModel):
+    """The body of every reply that is not a success."""
+
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """An error reply: status, sentence, and what programs look at."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = _encodable(message)
+        self.code = code
+        self.param = None if param is None else _encodable(param)
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """Return the reply's body."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def api_error_of(error: HaoriError) -> ApiError:
+    """Return the reply to an error of the project's tree."""
+    if isinstance(error, OverloadedError):
+        return ApiError(429, str(error), code="server_overloaded", retry_after_s=error.retry_after_s)
+    if isinstance(error, LibraryError):
+        return ApiError(404, str(error), code="model_not_found", param="model")
+    if isinstance(error, InputError | MissingExtraError):
+        return ApiError(400, str(error))
+    return ApiError(500, str(error))
+
+
+def error_reply(error: ApiError) -> JSONResponse:
+    """Return the HTTP reply."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Give every error of an app the one shape."""
+
+    async def api(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return error_reply(error)
+
+    async def haori(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HaoriError)
+        return error_reply(api_error_of(error))
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        reply = error_reply(ApiError(error.status_code, _http_sentence(error)))
+        reply.headers.update(error.headers or {})
+        return reply
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        message, param, code = describe_problem(error.errors())
+        return error_reply(ApiError(400, message, param=param, code=code))
+
+    app.add_exception_handler(ApiError, api)
+    app.add_exception_handler(HaoriError, haori)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)
+
+
+def describe_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, str | None]:
+    """Return the sentence, the field and the code of what pydantic found wrong with a request."""
+    # Of a union's alternatives the one that fits best is the one that failed deepest.
+    problem = max(problems, key=lambda found: len(found["loc"]))
+    context = problem.get("ctx") or {}
+    place = _place(problem["loc"])
+    if problem["type"] == "json_invalid":
+        return f"The body is not JSON: {context.get('error', 'it cannot be read')}.", None, None
+    if problem["type"] in {"unknown_field", "unsupported_field", "invalid_text"}:
+        name = ".".join(filter(None, (place, str(context["name"]))))
+        return str(problem["msg"]).replace("{place}", name), name, problem["type"]
+    if place is None and problem["type"] in _NO_OBJECT:
+        return "The body must be a JSON object, sent with the content type application/json.", None, None
+    if place is None:
+        return (
+            f"The request cannot be used: {str(problem['msg']).removeprefix('Value error, ')}.",
+            None,
+            "invalid_value",
+        )
+    if problem["type"] == "missing":
+        return f"{place!r} is missing; give it.", place, "missing_field"
+    what = str(problem["msg"])
+    given = reprlib.repr(problem.get("input"))
+    return f"{place!r} cannot be {given}: {what[:1].lower()}{what[1:]}.", place, "invalid_value"
+
+
+def _place(parts: Sequence[str | int]) -> str | None:
+    """Return a field's place as `messages[0].content`; the tags of unions' alternatives are left out."""
+    place = ""
+    for part in parts[1:]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif _FIELD.fullmatch(part) and part not in _UNION_TAGS:
+            place += f".{part}" if place else part
+    return place or None
+
+
+def _encodable(text: str) -> str:
+    """Return text that can be sent: JSON may hold halves of characters, UTF-8 may not."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _http_sentence(error: HTTPException) -> str:
+    return _SENTENCES.get(error.status_code, str(error.detail))

@@ -1,0 +1,176 @@
+"""What OpenAI's routes reply, as the official clients read it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from haori.server.answers import Answers
+
+__all__ = [
+    "ChatChoice",
+    "ChatLogprobs",
+    "ChatMessageReply",
+    "ChatReply",
+    "ChatTokenLogprob",
+    "CompletionChoice",
+    "CompletionLogprobs",
+    "CompletionReply",
+    "EmbeddingItem",
+    "EmbeddingReply",
+    "EmbeddingUsage",
+    "ModelCard",
+    "ModelList",
+    "TopLogprob",
+    "Usage",
+    "usage_of",
+]
+
+Ending = Literal["stop", "length"]
+
+
+class PromptDetails(BaseModel):
+    """What is known of the prompt's tokens."""
+
+    cached_tokens: int = Field(description="Tokens taken from the prefix cache.")
+
+
+class Usage(BaseModel):
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class TopLogprob(BaseModel):
+    """A token, its bytes and its log-probability (nats)."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogprob(TopLogprob):
+    """A token of the answer, with the likeliest ones at its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class ChatMessageReply(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer, and why it ended."""
+
+    index: int
+    message: ChatMessageReply
+    logprobs: ChatLogprobs | None
+    finish_reason: Ending
+
+
+class ChatReply(BaseModel):
+    """The reply to a chat completion."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int = Field(description="Seconds since 1970.")
+    model: str = Field(description="As asked for.")
+    choices: list[ChatChoice]
+    usage: Usage
+    system_fingerprint: str = Field(description="Changes with the base.")
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities in the older format: parallel lists."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One answer, and why it ended."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Ending
+
+
+class CompletionReply(BaseModel):
+    """The reply to a plain completion."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    system_fingerprint: str
+
+
+class ModelCard(BaseModel):
+    """A base or an adapter, in vLLM's form."""
+
+    id: str = Field(description="What to put into `model`.")
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["haori"] = "haori"
+    root: str | None = Field(description="Folder of an adapter; only an admin sees it.")
+    parent: str | None = Field(description="The base of an adapter.")
+    permission: list[str] = Field(default_factory=list)
+
+
+class ModelList(BaseModel):
+    """Everything the caller may use."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class EmbeddingItem(BaseModel):
+    """The vector of one text."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian 32-bit floats.")
+
+
+class EmbeddingUsage(BaseModel):
+    """Token counts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingReply(BaseModel):
+    """The reply to an embedding request."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage
+
+
+def usage_of(answers: Answers) -> Usage:
+    """Return the token counts of answers, as far as they have come."""
+    return Usage(
+        prompt_tokens=answers.prompt_tokens,
+        completion_tokens=answers.generated_tokens,
+        total_tokens=answers.prompt_tokens + answers.generated_tokens,
+        prompt_tokens_details=PromptDetails(cached_tokens=min(answers.cached_tokens, answers.prompt_tokens)),
+    )

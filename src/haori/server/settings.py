@@ -1,0 +1,40 @@
+"""Limits of the HTTP server. What a request may ask for is refused here, before it costs anything."""
+
+import re
+
+from pydantic import Field
+
+from haori.core.errors import InputError
+from haori.core.records import Record
+
+__all__ = ["ServerSettings", "parse_size"]
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kMGT]?)B?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+class ServerSettings(Record):
+    """Limits of one server."""
+
+    max_body_bytes: int = Field(default=1 << 20, ge=1, description="Largest request body.")
+    max_prompt_tokens: int | None = Field(default=None, ge=1, description="Longest prompt; None for the context.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer; None for the rest of the context.")
+    max_choices: int = Field(default=16, ge=1, description="Largest `n`.")
+    max_prompts: int = Field(default=64, ge=1, description="Prompts in one completion request, or texts to embed.")
+    max_answers: int = Field(default=128, ge=1, description="Prompts times `n`.")
+    max_batch: int = Field(default=32, ge=1, description="Requests that run at once, as `/metrics` reports it.")
+    drain_s: float = Field(default=30.0, ge=0.0, description="Longest wait for running requests at the end.")
+    metered_adapters: int = Field(default=200, ge=0, description="Adapters with series of their own in `/metrics`.")
+
+
+def parse_size(text: str) -> int:
+    """Read `512MB`, `1GB` or `1.5G` as bytes.
+
+    Raises:
+        InputError: It is no size.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    size = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
+    if size < 1:
+        raise InputError(f"{text!r} is no amount of memory; give one such as 512MB or 1GB.")
+    return size
