@@ -77,9 +77,9 @@ def main() -> None:
             best = max(adapters, key=lambda name: of[name]["score"]["value"])
             unit = 100 if score == "accuracy" else 1
             below = unit * (of["full"]["score"]["value"] - of[best]["score"]["value"])
-            share = of[best]["forgetting"]["value"] / of["full"]["forgetting"]["value"]
+            share = of[best]["forgetting"]["difference"] / of["full"]["forgetting"]["difference"]
             print(f"{task}: best adapter {best}, {below:+.2f} points below full (bar <= 1), forgetting {share:.2f} of")
-            print(f"  full's {of['full']['forgetting']['value']:+.4f} nats per token (bar <= 0.5)")
+            print(f"  full's {of['full']['forgetting']['difference']:+.4f} nats per token (bar <= 0.5)")
             results[task] = {
                 "score": score, "best": best, "points_below_full": round(below, 3),
                 "forgetting_share": round(share, 3), "methods": of,
