@@ -89,14 +89,14 @@ def zoo(model):
     ]
 
 
-def runners(kind, adapters=zoo, dtype=torch.float32):
+def runners(kind, adapters=zoo, dtype=torch.float32, kernels=None):
     """Return the fast runner and the slow one over the same model and adapters."""
     slow = ReferenceRunner(build(kind, dtype=dtype), cache_bytes=CACHE)
     model = build(kind, dtype=dtype)
     made = adapters(model)
     assert why_not_llama(model) is None
     weights = read_llama(model, "fp32" if dtype == torch.float32 else "bf16", 300)
-    fast = LlamaRunner(weights, cache_bytes=CACHE, adapter_bytes=64 << 20)
+    fast = LlamaRunner(weights, cache_bytes=CACHE, adapter_bytes=64 << 20, kernels=kernels)
     for adapter in made:
         fast.bank.put(adapter)
         slow.bank.put(adapter)

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haori.serve.llama_weights import why_not_llama
+from haori.serve.native.calls import native_kernels
+from haori.serve.native.compilation import compiled
 from haori.serve.runner import Run
 from tests.serve_models import KINDS, build, random_adapter, runners, zoo
 
@@ -117,21 +119,26 @@ def test_an_adapter_that_was_dropped_and_others_moved_into_its_place():
         play.step([3, 3, 3])
 
 
-def test_bf16_stays_within_its_rounding():
-    fast, slow = runners("llama", dtype=torch.bfloat16)
-    exact, _ = runners("llama")
-    mixes = [(), (("plain0", 1.0),), (("uneven", 0.5),), (("dora", 1.0),), (("norms", 1.0),)]
-    errors = []
-    for runner in (fast, slow):
-        off = []
-        for mix in mixes:
-            logits = []
-            for each in (runner, exact):
-                place = each.cache.open(12)
-                logits.append(each.step([Run(place, 0, range(3, 15), mix)])[0].float())
-            off.append(float((logits[0] - logits[1]).abs().max() / logits[1].std()))
-        errors.append(off)
-    assert max(errors[0]) < 2 * max(errors[1]) + 0.02
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(native_kernels() is None, reason=compiled().reason))
+
+
+@pytest.mark.parametrize("kernels", ["torch", NATIVE])
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_bf16_stays_within_its_rounding(kind, kernels):
+    fast, slow = runners(kind, dtype=torch.bfloat16, kernels=native_kernels() if kernels == "native" else None)
+    exact, _ = runners(kind)
+    mixes = [(("plain0", 0.4), ("uneven", 0.6)), *(((adapter, 1.0),) for adapter in ADAPTERS), ()]
+    errors = [[], []]
+    for off, runner in zip(errors, (fast, slow), strict=True):
+        places = [[side.cache.open(40) for _ in mixes] for side in (runner, exact)]
+        for start, stop in ((0, 9), *((n, n + 1) for n in range(9, 30))):
+            tokens = [(5 * i) % 96 for i in range(start, stop)]
+            found = []
+            for side, held in zip((runner, exact), places, strict=True):
+                runs = [Run(place, start, tokens, mix) for place, mix in zip(held, mixes, strict=True)]
+                found.append(side.step(runs).float())
+            off.append(float((found[0] - found[1]).square().mean().sqrt() / found[1].std()))
+    assert max(errors[0]) < 1.3 * max(errors[1]) + 0.01
 
 
 def test_the_tokens_of_one_sequence_read_in_other_chunks_are_the_same():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import InputError, OverloadedError
 from haori.serve.adapter_tiers import AdapterTiers, ReadAdapter
+from haori.serve.prompt_check import check_prompt
 from haori.serve.request import AdapterMix, Deliver, TextRequest
 from haori.serve.runner import Runner
 from haori.serve.sampling import Constraint, SamplerState
@@ -81,8 +82,8 @@ class TextEngine:
         self.limits = limits
         self.context_length = limits.context_length
         self._runner = runner
-        self._stop_tokens = stop_tokens
-        self._vocabulary = vocabulary
+        self.stop_tokens = stop_tokens
+        self.vocabulary = vocabulary
         self._tiers = AdapterTiers(runner.bank, read_adapter, limits.adapter_bytes, landed=self._wake)
         self._scheduler = Scheduler(runner, self._tiers, limits, self._forget)
         self._constraints: Constraints | None = None
@@ -97,6 +98,11 @@ class TextEngine:
         self._thread = threading.Thread(target=self._work, name="haori-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Say whether its thread still works; after `close` it does not."""
+        return self._thread.is_alive()
+
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request. `deliver` is called on the engine's thread, the last time with `finish` set.
 
@@ -105,14 +111,14 @@ class TextEngine:
                 use.
             OverloadedError: Too many requests wait.
         """
-        self._check(request)
+        check_prompt(request.prompt, self.context_length, self.vocabulary)
         constraint = None
         if request.sampling.json_schema is not None:
             constraint = self._constraint(request.sampling.json_schema)
         sampler = SamplerState(
-            request.sampling, request.prompt, self._vocabulary, self._stop_tokens, constraint=constraint
+            request.sampling, request.prompt, self.vocabulary, self.stop_tokens, constraint=constraint
         )
-        sequence = Sequence(request, deliver, sampler, self.tokenizer, self.limits.context_length, self._stop_tokens)
+        sequence = Sequence(request, deliver, sampler, self.tokenizer, self.limits.context_length, self.stop_tokens)
         with self._condition:
             if self._closing:
                 raise OverloadedError("The engine is shutting down.", retry_after_s=5.0)
@@ -156,27 +162,12 @@ class TextEngine:
         self._thread.join()
         self._tiers.close()
 
-    def _check(self, request: TextRequest) -> None:
-        count = len(request.prompt)
-        if not count:
-            raise InputError("The prompt is empty; give at least one token.")
-        if count >= self.limits.context_length:
-            raise InputError(
-                f"The prompt has {count:,} tokens, which leaves no room for an answer in a context of "
-                f"{self.limits.context_length:,}; shorten it."
-            )
-        strange = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
-        if strange is not None:
-            raise InputError(
-                f"The token id {strange} is not in the vocabulary; ids go from 0 to {self._vocabulary - 1}."
-            )
-
     def _constraint(self, schema: dict[str, Any]) -> Constraint:
         from haori.serve.constraints import Constraints
 
         with self._constraints_lock:
             if self._constraints is None:
-                self._constraints = Constraints(self.tokenizer, self._vocabulary, self._stop_tokens)
+                self._constraints = Constraints(self.tokenizer, self.vocabulary, self.stop_tokens)
         return self._constraints.compile(schema)
 
     def _wake(self) -> None:

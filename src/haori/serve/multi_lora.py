@@ -9,6 +9,7 @@ one batched product over a range of slots serves all adapters in it (S-LoRA, arX
 A chunk of a prompt is a range of rows under one mix and multiplies the factors directly.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from haori.serve.adapter_arena import AdapterArena, OuterFactor, SiteFactors
+from haori.serve.adapter_arena import AdapterArena, SiteFactors
 from haori.serve.adapter_bank import ArenaBank
+from haori.serve.kernels import Kernels, Places
 from haori.serve.request import AdapterMix
 from haori.serve.weight import Weight
 
@@ -26,16 +28,6 @@ __all__ = ["StepPlan", "plan_step"]
 
 _CHUNK = 8  # a run of so many rows multiplies the factors directly
 _MOST_RANGES = 6
-
-
-@dataclass(frozen=True)
-class _Range:
-    """Slots that one batched product covers: `count` from `first`, each with `depth` places for rows."""
-
-    first: int
-    count: int
-    depth: int
-    offset: int  # of its first place among all places
 
 
 class _Part(NamedTuple):
@@ -49,26 +41,18 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _ArenaPlan:
-    """How the rows of a step meet the adapters of one arena.
-
-    `rows` says which row stands at each place; `back[k]` at which place each row finds its k-th update (the place
-    behind the last one holds zeros). `places` is their number without it.
-    """
+    """How the rows of a step meet the adapters of one arena: single rows by `places`, chunks of prompts as they are."""
 
     arena: AdapterArena
-    ranges: tuple[_Range, ...]
-    rows: Tensor
-    strengths: Tensor | None
-    back: tuple[Tensor, ...]
-    places: int
+    places: Places | None
     chunks: tuple[_Part, ...]
     parts: tuple[_Part, ...]
 
-    def update(self, factors: SiteFactors, x: Tensor, y: Tensor) -> None:
+    def update(self, kernels: Kernels, factors: SiteFactors, x: Tensor, y: Tensor) -> None:
         """Add the updates of this arena's adapters to y (N out), for x (N D)."""
         if factors.a is not None:
-            if self.places:
-                self._update_gathered(factors.a, factors.b, x, y)
+            if self.places is not None:
+                kernels.update(self.places, factors.a, factors.b, x, y)
             for part in self.chunks:
                 t = x[part.start : part.stop] @ factors.a[part.slot]  # rows R
                 if part.strength != 1.0:
@@ -84,30 +68,12 @@ class _ArenaPlan:
         for part in self.parts:
             factor[part.start : part.stop] += part.strength * scale[part.slot].float()
 
-    def _update_gathered(self, a: Tensor, bs: Sequence[OuterFactor], x: Tensor, y: Tensor) -> None:
-        inner = x.index_select(0, self.rows)  # places D
-        t = x.new_empty(self.places, a.shape[2])
-        full = sum(right - left for _, _, left, right, _ in bs) == y.shape[1]
-        update = (x.new_empty if full else x.new_zeros)((self.places + 1, y.shape[1]))
-        update[-1] = 0.0
-        for r in self.ranges:
-            first, count, depth = r.first, r.count, r.depth
-            span = slice(r.offset, r.offset + count * depth)
-            product = t[span].view(count, depth, -1)
-            torch.bmm(inner[span].view(count, depth, -1), a[first : first + count], out=product)
-            if self.strengths is not None:
-                product *= self.strengths[span].view(count, depth, 1)
-            target = update[span].view(count, depth, -1)
-            for low, high, left, right, b in bs:
-                torch.bmm(product[..., low:high], b[first : first + count], out=target[..., left:right])
-        for back in self.back:
-            y[: len(back)] += update.index_select(0, back)
-
 
 @dataclass(frozen=True)
 class StepPlan:
     """How the rows of one step meet their adapters; empty when all are of the bare base."""
 
+    kernels: Kernels
     arenas: tuple[_ArenaPlan, ...] = ()
 
     def linear(self, site: int, weight: Weight, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -123,7 +89,7 @@ class StepPlan:
         if bias is not None:
             y += bias
         for plan, factors in used:
-            plan.update(factors, x, y)
+            plan.update(self.kernels, factors, x, y)
         return y
 
     def vector(self, name: str, base: Tensor, rows: int) -> Tensor:
@@ -137,13 +103,16 @@ class StepPlan:
         return base if changed is None else changed
 
 
-def plan_step(mixes: Sequence[AdapterMix], lengths: Sequence[int], bank: ArenaBank, device: torch.device) -> StepPlan:
+def plan_step(
+    mixes: Sequence[AdapterMix], lengths: Sequence[int], bank: ArenaBank, kernels: Kernels, device: torch.device
+) -> StepPlan:
     """Plan a step.
 
     Args:
         mixes: Mix of each run of rows, in order.
         lengths: Number of rows of each run.
         bank: Where the adapters lie.
+        kernels: Compute the updates of single rows.
         device: Where indices are needed.
     """
     bank.gather({adapter for mix in mixes for adapter, _ in mix})
@@ -154,49 +123,68 @@ def plan_step(mixes: Sequence[AdapterMix], lengths: Sequence[int], bank: ArenaBa
             arena, slot = bank.place(adapter)
             parts.setdefault(id(arena), (arena, []))[1].append(_Part(slot, strength, start, start + length))
         start += length
-    return StepPlan(tuple(_plan_arena(arena, found, device) for arena, found in parts.values()))
+    return StepPlan(kernels, tuple(_plan_arena(arena, found, device) for arena, found in parts.values()))
 
 
 def _plan_arena(arena: AdapterArena, parts: Sequence[_Part], device: torch.device) -> _ArenaPlan:
-    chunks = tuple(part for part in parts if part.stop - part.start >= _CHUNK)
-    single = [(part, row) for part in parts if part.stop - part.start < _CHUNK for row in range(part.start, part.stop)]
-    depth = Counter(part.slot for part, _ in single)
-    ranges = _ranges(depth)
-    places = sum(r.count * r.depth for r in ranges)
-    free = {r.first + i: iter(range(r.offset + i * r.depth, r.offset + (i + 1) * r.depth))
-            for r in ranges for i in range(r.count)}  # fmt: skip
-    rows, strengths = [0] * places, [1.0] * places
-    found: dict[int, list[int]] = {}
-    for part, row in single:
-        place = next(free[part.slot])
-        rows[place], strengths[place] = row, part.strength
-        found.setdefault(row, []).append(place)
-    reach = max(found, default=-1) + 1
-    back = [
-        [found[row][k] if row in found and k < len(found[row]) else places for row in range(reach)]
-        for k in range(max(map(len, found.values()), default=0))
-    ]
+    single = [part for part in parts if part.stop - part.start < _CHUNK]
     return _ArenaPlan(
         arena=arena,
-        ranges=ranges,
-        rows=torch.tensor(rows, device=device),
-        strengths=None
-        if all(s == 1.0 for s in strengths)
-        else torch.tensor(strengths, device=device, dtype=arena.dtype),
-        back=tuple(torch.tensor(places, device=device) for places in back),
-        places=places,
-        chunks=chunks,
+        places=_places(single, arena.dtype, device) if single else None,
+        chunks=tuple(part for part in parts if part.stop - part.start >= _CHUNK),
         parts=tuple(parts),
     )
 
 
-def _ranges(depth: Counter[int]) -> tuple[_Range, ...]:
-    """Divide the slots in use into ranges, so that few places stay empty: a hot adapter gets a range of its own."""
-    whole = [sorted(depth)] if depth else []
+def _places(parts: Sequence[_Part], dtype: torch.dtype, device: torch.device) -> Places:
+    """Arrange single rows both by row and by slot."""
+    by_row: dict[int, list[_Part]] = {}
+    for part in parts:
+        for row in range(part.start, part.stop):
+            by_row.setdefault(row, []).append(part)
+    in_order = [part for row in sorted(by_row) for part in by_row[row]]
+    ranges = _ranges(Counter(part.slot for part in in_order))
+    free = {
+        first + i: iter(range(offset + i * depth, offset + (i + 1) * depth))
+        for first, count, depth, offset in ranges
+        for i in range(count)
+    }
+    total = sum(count * depth for _, count, depth, _ in ranges)
+    gather, strengths = [0] * total, [1.0] * total
+    found: dict[int, list[int]] = {row: [] for row in by_row}
+    for row in sorted(by_row):
+        for part in by_row[row]:
+            place = next(free[part.slot])
+            gather[place], strengths[place] = row, part.strength
+            found[row].append(place)
+    back = [
+        [found[row][k] if row in found and k < len(found[row]) else total for row in range(max(found) + 1)]
+        for k in range(max(map(len, found.values())))
+    ]
+    plain = all(strength == 1.0 for strength in strengths)
+    return Places(
+        rows=torch.tensor(sorted(by_row), device=device),
+        first=torch.tensor([0, *itertools.accumulate(len(by_row[row]) for row in sorted(by_row))], device=device),
+        slots=torch.tensor([part.slot for part in in_order], device=device),
+        strengths=torch.tensor([part.strength for part in in_order], device=device, dtype=torch.float32),
+        ranges=ranges,
+        gather=torch.tensor(gather, device=device),
+        gathered_strengths=None if plain else torch.tensor(strengths, device=device, dtype=dtype),
+        back=tuple(torch.tensor(places, device=device) for places in back),
+    )
+
+
+def _ranges(depth: Counter[int]) -> tuple[tuple[int, int, int, int], ...]:
+    """Divide the slots in use into ranges, so that few places stay empty: a hot adapter gets a range of its own.
+
+    Returns:
+        For each range its first slot, the number of slots, of places for rows in each, and its first place.
+    """
+    whole = [sorted(depth)]
     while len(whole) < _MOST_RANGES:
         waste = [_waste(slots, depth) for slots in whole]
-        worst = max(range(len(whole)), key=waste.__getitem__, default=None)
-        if worst is None or waste[worst] <= 0:
+        worst = max(range(len(whole)), key=waste.__getitem__)
+        if waste[worst] <= 0:
             break
         slots = whole.pop(worst)
         hot = max(range(len(slots)), key=lambda i: depth[slots[i]])
@@ -204,7 +192,7 @@ def _ranges(depth: Counter[int]) -> tuple[_Range, ...]:
     ranges, offset = [], 0
     for slots in whole:
         count, most = slots[-1] - slots[0] + 1, max(depth[slot] for slot in slots)
-        ranges.append(_Range(slots[0], count, most, offset))
+        ranges.append((slots[0], count, most, offset))
         offset += count * most
     return tuple(ranges)
 

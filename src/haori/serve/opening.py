@@ -17,6 +17,7 @@ from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
 from haori.serve.engine import TextEngine
 from haori.serve.llama_runner import LlamaRunner
 from haori.serve.llama_weights import read_llama, why_not_llama
+from haori.serve.native.calls import native_kernels
 from haori.serve.reference_runner import ReferenceRunner
 from haori.serve.runner import Run, Runner
 from haori.serve.scheduler import EngineLimits
@@ -173,7 +174,8 @@ def open_runner(
     if reason is None:
         laid_out = read_llama(model, form, limits.context_length)
         del model
-        runner = LlamaRunner(laid_out, cache_bytes=cache_bytes, adapter_bytes=limits.adapter_bytes)
+        kernels = native_kernels() if dtype == torch.bfloat16 else None
+        runner = LlamaRunner(laid_out, cache_bytes=cache_bytes, adapter_bytes=limits.adapter_bytes, kernels=kernels)
         difference = _difference(runner, probe.tolist(), wanted)
         if difference <= _TOLERANCES[form]:
             return OpenedRunner(runner, tensors, dtype, form, vocabulary, None)

@@ -1,14 +1,25 @@
 """What a caller asks of the text engine and what comes back. Knows nothing about HTTP, models or tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from haori.core.records import Record
 
-__all__ = ["BASE", "AdapterMix", "Deliver", "Delta", "Finish", "Sampling", "TextRequest", "TokenLogprob"]
+__all__ = [
+    "BASE",
+    "AdapterMix",
+    "Deliver",
+    "Delta",
+    "Embedded",
+    "Fault",
+    "Finish",
+    "Sampling",
+    "TextRequest",
+    "TokenLogprob",
+]
 
 AdapterMix = tuple[tuple[str, float], ...]
 """Adapters that act on a request: (content id, strength) each; none for the bare base."""
@@ -16,6 +27,9 @@ AdapterMix = tuple[tuple[str, float], ...]
 BASE: AdapterMix = ()
 
 Finish = Literal["stop", "length", "cancelled", "error"]
+
+Fault = Literal["engine", "request", "outage"]
+"""What an error comes from: the engine, what was asked for, or another server that the engine needs."""
 
 
 class Sampling(Record):
@@ -86,6 +100,7 @@ class Delta:
         logprobs: One for each of `tokens`, where asked for.
         finish: Why the answer ended: an end token or stop string, its length, cancelled, or an error.
         error: A sentence, when `finish` is `error`.
+        fault: What the error comes from.
         cached_tokens: Prompt tokens that were taken from the prefix cache; on the last piece.
     """
 
@@ -95,6 +110,14 @@ class Delta:
     finish: Finish | None = None
     error: str | None = None
     cached_tokens: int = 0
+    fault: Fault = "engine"
+
+
+class Embedded(NamedTuple):
+    """The answer to texts that were to be embedded: a vector for each, and how many tokens each has."""
+
+    vectors: Sequence[Sequence[float]]
+    tokens: Sequence[int]
 
 
 Deliver = Callable[[Delta], None]

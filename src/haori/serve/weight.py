@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from haori.serve.native.calls import int8_product
+
 __all__ = ["DenseWeight", "Int4Weight", "Int8Weight", "PackedWeight", "Weight", "WeightFormat", "pack_weight"]
 
 WeightFormat = Literal["fp32", "bf16", "int8", "int4"]
 
 _GROUP = 32
 _FEW_ROWS = 16
+_NATIVE_ROWS = 4
 _USUAL_ROWS = 32
 
 
@@ -59,11 +62,14 @@ class Int8Weight:
 
     def __init__(self, weight: Tensor) -> None:
         scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127.0  # out
+        self._exact = scale
         self._scale = scale.to(torch.bfloat16)
-        self._packed = (weight.float() / self._scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self._packed = (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return W x, for x in bf16."""
+        if len(x) <= _NATIVE_ROWS and (y := int8_product(x.contiguous(), self._packed, self._exact)) is not None:
+            return y
         if len(x) <= _FEW_ROWS:
             return torch._weight_int8pack_mm(x.contiguous(), self._packed, self._scale)
         # Many rows: the product costs more than reading the weight, and the 16-bit one is faster.
