@@ -36,6 +36,36 @@ static inline float exponential(float x) {
     return (p * r * r + r + 1.0f) * power.number;
 }
 
+/* sum[j] += strength * sum over i of x[i] matrix[i][j], for x in fp32; four rows of the matrix at a time. */
+static void add_products(float *restrict sum, const float *restrict x, float strength, const bf16 *restrict matrix,
+                         int64_t rows, int64_t columns) {
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) {
+        float x0 = strength * x[i], x1 = strength * x[i + 1], x2 = strength * x[i + 2], x3 = strength * x[i + 3];
+        const bf16 *m0 = matrix + i * columns, *m1 = m0 + columns, *m2 = m1 + columns, *m3 = m2 + columns;
+#pragma omp simd
+        for (int64_t j = 0; j < columns; j++)
+            sum[j] += x0 * wide(m0[j]) + x1 * wide(m1[j]) + x2 * wide(m2[j]) + x3 * wide(m3[j]);
+    }
+    for (; i < rows; i++) {
+        float value = strength * x[i];
+#pragma omp simd
+        for (int64_t j = 0; j < columns; j++) sum[j] += value * wide(matrix[i * columns + j]);
+    }
+}
+
+/* The same for x in bf16, converted 256 at a time. */
+static void add_rows(float *restrict sum, const bf16 *restrict x, float strength, const bf16 *restrict matrix,
+                     int64_t rows, int64_t columns) {
+    float part[256];
+    for (int64_t start = 0; start < rows; start += 256) {
+        int64_t count = rows - start < 256 ? rows - start : 256;
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) part[i] = wide(x[start + i]);
+        add_products(sum, part, strength, matrix + start * columns, count, columns);
+    }
+}
+
 /* y[row] += sum over the row's parts of strength * (x[row] A[slot]) B[slot].
  *
  * rows: `count` rows with parts; the parts of rows[i] are first[i] .. first[i + 1].
@@ -55,20 +85,11 @@ void haori_update(const bf16 *x, int64_t x_stride, bf16 *y, int64_t y_stride, in
         for (int64_t part = first[i]; part < first[i + 1]; part++) {
             const bf16 *factor = a + slots[part] * width * rank;
             memset(t, 0, rank * sizeof(float));
-            for (int64_t d = 0; d < width; d++) {
-                float value = wide(input[d]);
-#pragma omp simd
-                for (int64_t r = 0; r < rank; r++) t[r] += value * wide(factor[d * rank + r]);
-            }
+            add_rows(t, input, 1.0f, factor, width, rank);
             for (int64_t m = 0; m < modules; m++) {
                 int64_t size = right[m] - left[m];
                 const bf16 *outer = b[m] + slots[part] * (high[m] - low[m]) * size;
-                float *target = sum + left[m];
-                for (int64_t r = low[m]; r < high[m]; r++, outer += size) {
-                    float value = t[r] * strengths[part];
-#pragma omp simd
-                    for (int64_t o = 0; o < size; o++) target[o] += value * wide(outer[o]);
-                }
+                add_products(sum + left[m], t + low[m], strengths[part], outer, high[m] - low[m], size);
             }
         }
         for (int64_t m = 0; m < modules; m++) {
