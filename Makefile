@@ -28,6 +28,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/length_scaling/run.py
 	$(BIN)/python benchmarks/gpu_train/run.py
 	$(BIN)/python benchmarks/quality/run.py
+	$(BIN)/python benchmarks/serving/run.py
 
 format: $(STAMP)
 	$(BIN)/ruff format src tests tools benchmarks

@@ -60,21 +60,22 @@ class Contender:
             reads prints one JSON object.
         spec: The argument.
         home: Its HAORI_HOME.
+        python: The interpreter it runs in.
     """
 
-    def __init__(self, script: Path, spec: dict[str, Any], home: Path) -> None:
+    def __init__(self, script: Path, spec: dict[str, Any], home: Path, python: str = sys.executable) -> None:
         self.log = home / f"contender-{time.time_ns()}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, script, json.dumps(spec)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                [python, script, json.dumps(spec)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 text=True, env={**os.environ, "HAORI_HOME": str(home), "TOKENIZERS_PARALLELISM": "false"},
             )  # fmt: skip
         self.facts = self._read()
 
-    def turn(self) -> dict[str, Any]:
-        """Let it do one piece of work."""
+    def turn(self, order: str = "go") -> dict[str, Any]:
+        """Let it do one piece of work; `order` is the line it reads."""
         assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
+        self.process.stdin.write(f"{order}\n")
         self.process.stdin.flush()
         return self._read()
 
