@@ -19,7 +19,7 @@ from typing import Any
 from haori.bases import Base
 from haori.core.errors import InputError, LibraryError, OverloadedError
 from haori.core.records import Fingerprint
-from haori.serve.request import AdapterMix, Deliver, Delta, TextRequest, TokenLogprob
+from haori.serve.request import AdapterMix, Deliver, Delta, Embedded, TextRequest, TokenLogprob
 from haori.server import (
     Access,
     AccessLog,
@@ -209,10 +209,10 @@ class SmallDirectory:
 class TwoNumbers:
     """Embeds a text as its length and its first letter."""
 
-    def embed(self, texts: Sequence[str], mix: AdapterMix) -> "Future[tuple[list[list[float]], list[int]]]":
-        future: Future[tuple[list[list[float]], list[int]]] = Future()
+    def embed(self, texts: Sequence[str], mix: AdapterMix) -> "Future[Embedded]":
+        future: Future[Embedded] = Future()
         vectors = [[float(len(text)), float(ord(text[0]))] for text in texts]
-        future.set_result((vectors, [len(text.split()) for text in texts]))
+        future.set_result(Embedded(vectors, [len(text.split()) for text in texts]))
         return future
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -34,13 +35,15 @@ def strong_lora(base, folder, seed):
 @contextmanager
 def serving(*arguments):
     """Yield the process, its address, and the command that it printed, once it is ready."""
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads fills up, and the server waits
     process = subprocess.Popen(
         [sys.executable, "-m", "haori.cli.app", "serve", "--port", "0", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=log, text=True,
     )  # fmt: skip
+    process.log = log
     first = process.stdout.readline()
     found = re.search(r"http://\S+:\d+", first)
-    assert found, first + process.stderr.read()
+    assert found, first + said(process)
     url, command = found[0], process.stdout.readline().strip()
     try:
         for _ in range(1200):
@@ -52,6 +55,13 @@ def serving(*arguments):
         if process.poll() is None:
             process.kill()
         process.communicate()
+        log.close()
+
+
+def said(process):
+    """What a server wrote on standard error."""
+    process.log.seek(0)
+    return process.log.read()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +138,7 @@ def test_adapters_answer_side_by_side_as_they_do_alone_and_the_end_is_orderly(li
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert process.wait(30) == 0
-        log = [json.loads(line) for line in process.stderr.read().splitlines()]
+        log = [json.loads(line) for line in said(process).splitlines()]
         assert log[-1].get("generated_tokens") == 200 or log[-2].get("generated_tokens") == 200
         assert not [line for line in log if "error" in line]
 

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,27 @@ def test_more_adapters_than_memory_take_turns(base, folders):
         assert embedder.status().adapter_evictions > 0
         with pytest.raises(InputError, match="--adapter-memory"):
             embedder.embed(TEXTS, (("lora", 0.3), ("rslora", 0.3), ("dora", 0.4))).result()
+    finally:
+        embedder.close()
+
+
+def test_an_adapter_asked_for_without_end_does_not_keep_others_out(base, folders, monkeypatch):
+    monkeypatch.setattr("haori.serve.embedder._PATIENCE_S", 0.2)
+    monkeypatch.setattr("haori.serve.embedder._ROUND_TOKENS", 60)
+    embedder = opened(base, folders, adapter_bytes=int(1.5 * opened_size(base, folders)))
+    hot = [embedder.embed(TEXTS, (("lora", 1.0),))]
+    try:
+        hot[0].result(20)
+        hot += [embedder.embed(TEXTS, (("lora", 1.0),)) for _ in range(8)]
+        cold = embedder.embed(TEXTS[:1], (("rslora", 1.0),))
+        end = time.monotonic() + 20
+        while not cold.done():
+            assert time.monotonic() < end
+            if sum(not future.done() for future in hot) < 8:
+                hot.append(embedder.embed(TEXTS, (("lora", 1.0),)))
+            time.sleep(0.0005)
+        assert sum(not future.done() for future in hot) > 0  # it is still asked for
+        assert embedder.status().adapter_evictions >= 1
     finally:
         embedder.close()
 

@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from haori.serve.adapter_weights import AdapterWeights
 from haori.serve.llama_weights import why_not_llama
 from haori.serve.native.calls import native_kernels
 from haori.serve.native.compilation import compiled
+from haori.serve.reference_runner import ReferenceRunner
 from haori.serve.runner import Run
 from tests.serve_models import KINDS, build, random_adapter, runners, zoo
 
@@ -181,3 +183,23 @@ def test_a_model_that_is_otherwise_is_not_taken_for_a_llama(kind, change, reason
     assert why_not_llama(model) is None
     change(model)
     assert reason in (why_not_llama(model) or "")
+
+
+def test_the_slow_runner_applies_weight_and_bias_of_a_layer_norm():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    model, changed = (GPT2LMHeadModel(config).eval() for _ in range(2))
+    changed.load_state_dict(model.state_dict())
+    names = ["transformer.h.0.ln_1.weight", "transformer.h.1.ln_2.bias", "transformer.ln_f.bias"]
+    vectors = {name: torch.randn(32) * 0.3 for name in names}
+    with torch.no_grad():
+        for name, vector in vectors.items():
+            changed.get_parameter(name).add_(0.5 * vector)
+    runner = ReferenceRunner(model, cache_bytes=1 << 20)
+    runner.bank.put(AdapterWeights("norms", {}, vectors, {}, 0))
+    tokens = [3, 1, 4, 1, 5, 9]
+    for mix, oracle in (((("norms", 0.5),), changed), ((), model)):
+        logits = runner.step([Run(runner.cache.open(6), 0, tokens, mix)])[0]
+        torch.testing.assert_close(logits, oracle(torch.tensor([tokens])).logits[0, -1])

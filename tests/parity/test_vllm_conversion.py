@@ -97,12 +97,12 @@ def test_what_vllm_does_not_apply_is_refused_by_name(copies, name):
 
 def test_a_rank_that_vllm_was_not_started_for_is_refused_before_vllm_sees_it(copies):
     mix = tuple((IDS[name], 1.0) for name in ("plain", "rslora", "patterns", "adalora"))
-    with pytest.raises(InputError, match=r"The blend .* takes rank 21; .*--vllm-arg=--max-lora-rank=32"):
+    with pytest.raises(InputError, match=r"The blend .* takes rank 18; .*--vllm-arg=--max-lora-rank=32"):
         copies.folder(mix)
     copies.largest_rank = None
     folder = copies.folder(mix)  # vLLM itself will say
     copies.largest_rank = 8
-    with pytest.raises(InputError, match="takes rank 21"):
+    with pytest.raises(InputError, match="takes rank 18"):
         copies.folder(mix)
     assert folder.name == vllm_name(mix)
 

@@ -13,6 +13,7 @@
     ├── MissingExtraError       exit code 2: an optional dependency is not installed
     ├── TrainingError           exit code 1: training ran and could not go on
     ├── OverloadedError         exit code 1: more requests wait than are allowed to; try again later
+    ├── UnavailableError        exit code 1: another server that is needed cannot be reached, or has ended
     └── VerificationError       exit code 1: the saved adapter is not what was trained
 
 A message is one sentence or two: what was given, what is allowed, what to do next.
@@ -35,6 +36,7 @@ __all__ = [
     "RecipeError",
     "StorageError",
     "TrainingError",
+    "UnavailableError",
     "VerificationError",
     "nearest",
 ]
@@ -104,6 +106,10 @@ class OverloadedError(HaoriError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class UnavailableError(HaoriError):
+    """Another server that the work is given to cannot be reached, or ended while it worked."""
 
 
 class VerificationError(HaoriError):

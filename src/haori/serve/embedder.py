@@ -6,28 +6,30 @@ first, when their adapters are in memory. Other threads only tokenise. It knows 
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Never
+from typing import TYPE_CHECKING, Never
 
 from haori.core.errors import HaoriError, InputError, OverloadedError
 from haori.serve.adapter_tiers import AdapterTiers, ReadAdapter
 from haori.serve.encoder import AdaptedEncoder, Row
-from haori.serve.request import AdapterMix, Deliver, TextRequest
+from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
 
-__all__ = ["Embedded", "EmbedderLimits", "EmbedderStatus", "TextEmbedder"]
+__all__ = ["EmbedderLimits", "EmbedderStatus", "TextEmbedder"]
 
 _POLL_S = 0.05
 _BATCH_TOKENS = 1024  # with padding; MiniLM on a CPU gives fewer tokens/s in larger batches (4096: -15%, 16384: -45%)
 _ROUND_TOKENS = 4 * _BATCH_TOKENS  # what comes meanwhile waits so long
 _MOST_RUNNING = 64
+_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,6 @@ class EmbedderLimits:
     longest: int
     waiting: int = 512
     adapter_bytes: int = 1 << 30
-
-
-class Embedded(NamedTuple):
-    """A vector for each text, and how many tokens each has."""
-
-    vectors: Sequence[Sequence[float]]
-    tokens: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -80,6 +75,7 @@ class _Job:
         self.mix = mix
         self.future: Future[Embedded] = Future()
         self.left = deque(range(len(rows)))
+        self.began = time.monotonic()
         self._vectors: dict[int, list[float]] = {}
 
     @property
@@ -264,6 +260,8 @@ class TextEmbedder:
                 break
             try:
                 if not job.cancelled and not self._tiers.prepare(job.mix):
+                    if time.monotonic() - job.began > _PATIENCE_S:
+                        break  # those that run may hold all the memory; nobody passes it by any more
                     continue
             except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
                 self._refuse(job, error)

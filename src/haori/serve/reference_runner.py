@@ -128,8 +128,8 @@ class ReferenceRunner:
             module.register_forward_hook(self._linear_hook(name))
         elif isinstance(module, nn.Embedding):
             module.register_forward_hook(self._embedding_hook(f"{name}.weight"))
-        elif getattr(module, "weight", None) is not None and not list(module.children()):
-            self._wrap_norm(f"{name}.weight", module)
+        elif not list(module.children()) and dict(module.named_parameters(recurse=False)):
+            self._wrap_norm(name, module)
 
     def _linear_hook(self, name: str) -> Callable[..., Tensor]:
         def hook(module: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -162,19 +162,22 @@ class ReferenceRunner:
         return hook
 
     def _wrap_norm(self, name: str, module: nn.Module) -> None:
+        """Let the weight and the bias of a norm be those of the mix while it runs."""
         stock = module.forward
-        base: Any = module.weight
+        held = dict(module.named_parameters(recurse=False))
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            weight = base
-            for adapter, strength in self._mix:
-                change = self.bank.held[adapter].vectors.get(name)
-                weight = weight if change is None else weight + strength * change.to(base.dtype)
-            module.weight = nn.Parameter(weight.detach(), requires_grad=False)
+            for part, base in held.items():
+                value: Tensor = base
+                for adapter, strength in self._mix:
+                    change = self.bank.held[adapter].vectors.get(f"{name}.{part}")
+                    value = value if change is None else value + strength * change.to(base.dtype)
+                setattr(module, part, nn.Parameter(value.detach(), requires_grad=False))
             try:
                 normed: Tensor = stock(x, *args, **kwargs)
             finally:
-                module.weight = base
+                for part, base in held.items():
+                    setattr(module, part, base)
             return normed
 
         module.forward = forward

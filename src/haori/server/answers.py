@@ -100,7 +100,7 @@ class Answers:
         """Yield the pieces of all answers as they come, until each has ended.
 
         Raises:
-            ApiError: The engine failed (500) or was closed (503).
+            ApiError: The engine failed (500), refuses what was asked for (400), or is closed or out of reach (503).
         """
         while self._running:
             piece = await self._inbox.get()
@@ -197,7 +197,7 @@ class Answers:
         self._note.cached_tokens = self.cached_tokens
         self._note.finish = delta.finish
         if delta.finish == "error":
-            raise ApiError(500, delta.error or "The engine failed.", code="engine_error")
+            raise _error(delta)
         if delta.finish == "cancelled":
             raise ApiError(503, _STOPPED, code="draining", retry_after_s=1.0)
 
@@ -205,6 +205,16 @@ class Answers:
         if not job.cancelled():
             job.exception()  # nobody is there to be told
         self.close()
+
+
+def _error(delta: Delta) -> ApiError:
+    """Return the reply to an answer that went wrong."""
+    sentence = delta.error or "The engine failed."
+    if delta.fault == "request":
+        return ApiError(400, sentence, code="not_served")
+    if delta.fault == "outage":
+        return ApiError(503, sentence, code="engine_unavailable", retry_after_s=1.0)
+    return ApiError(500, sentence, code="engine_error")
 
 
 def _other_seed(seed: int, choice: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from haori.bases import Base
-from haori.serve.request import AdapterMix, Deliver, TextRequest
+from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
 
 __all__ = ["Backend", "Directory", "Embedder", "Engine", "EngineStatus", "ModelEntry", "Resolved"]
 
@@ -160,8 +160,8 @@ class Directory(Protocol):
 class Embedder(Protocol):
     """Turns texts into vectors."""
 
-    def embed(self, texts: Sequence[str], mix: AdapterMix) -> "Future[tuple[Sequence[Sequence[float]], Sequence[int]]]":
-        """Queue texts; the future gives a vector for each, and how many tokens each has. It may be cancelled.
+    def embed(self, texts: Sequence[str], mix: AdapterMix) -> "Future[Embedded]":
+        """Queue texts; the future gives their vectors and token counts, and may be cancelled.
 
         Raises:
             InputError: A text is too long.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from haori.core.errors import HaoriError, InputError, LibraryError, MissingExtraError, OverloadedError
+from haori.core.errors import HaoriError, InputError, LibraryError, MissingExtraError, OverloadedError, UnavailableError
 
 __all__ = ["ApiError", "ErrorReply", "api_error_of", "describe_problem", "error_reply", "handle_errors"]
 
@@ -77,6 +77,8 @@ def api_error_of(error: HaoriError) -> ApiError:
     """Return the reply to an error of the project's tree."""
     if isinstance(error, OverloadedError):
         return ApiError(429, str(error), code="server_overloaded", retry_after_s=error.retry_after_s)
+    if isinstance(error, UnavailableError):
+        return ApiError(503, str(error), code="engine_unavailable", retry_after_s=1.0)
     if isinstance(error, LibraryError):
         return ApiError(404, str(error), code="model_not_found", param="model")
     if isinstance(error, InputError | MissingExtraError):

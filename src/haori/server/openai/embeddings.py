@@ -67,11 +67,14 @@ async def embeddings(asked: EmbeddingRequest, request: Request) -> EmbeddingRepl
     meter = service.meters.begin(resolved.names, 0)
     loop = asyncio.get_running_loop()
     future = await loop.run_in_executor(service.preparation, embedder.embed, asked.texts, resolved.mix)
-    vectors, counts = await until_disconnect(_result(future), request.receive)
+    embedded = await until_disconnect(_result(future), request.receive)
+    counts = embedded.tokens
     service.meters.prompt_tokens.inc(sum(counts))
     meter.piece(Delta(finish="stop"))
     note.prompt_tokens, note.finish = sum(counts), "stop"
-    data = [EmbeddingItem(index=i, embedding=_written(v, asked.encoding_format)) for i, v in enumerate(vectors)]
+    data = [
+        EmbeddingItem(index=i, embedding=_written(v, asked.encoding_format)) for i, v in enumerate(embedded.vectors)
+    ]
     usage = EmbeddingUsage(prompt_tokens=sum(counts), total_tokens=sum(counts))
     return EmbeddingReply(data=data, model=asked.model, usage=usage)
 

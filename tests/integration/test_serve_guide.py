@@ -1,0 +1,89 @@
+"""The calls of the serving guide, made as written against a real server; only bases are tiny and the port is free."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from haori.bases import find_base
+from haori.library import import_adapter
+from tests.encoder_models import build_tiny_encoder
+from tests.integration.test_serve_embeddings import serving
+from tests.library_samples import stock_lora
+
+PAGE = (Path(__file__).parents[2] / "docs/guide/serving.md").read_text("utf-8")
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def section(title: str, language: str) -> str:
+    text = re.split(rf"^## {title}$", PAGE, flags=re.M)[1].split("\n## ")[0]
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S))
+
+
+def run(words: list[str], text: str, home: Path) -> str:
+    done = subprocess.run(
+        words, input=text, capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "HAORI_HOME": str(home)},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def desk(tiny_base_folder, tmp_path_factory):
+    """A home with two versions of `support` and a `poet`, and the address of a server over them."""
+    from haori.core.settings import settings
+
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAORI_HOME", str(home))
+        settings.cache_clear()
+        base = find_base(str(tiny_base_folder))
+        for seed, name in enumerate(("support", "support", "poet"), start=1):
+            folder = stock_lora(tiny_base_folder, tmp_path_factory.mktemp("adapter"), seed=seed)
+            import_adapter(folder, base, name=name)
+        with serving(home / "server.log", "--base", tiny_base_folder) as (_, url, _command):
+            yield home, url
+    settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("title", "said"),
+    {
+        "Call": [r'"content": ?"'],
+        "Names, strengths, blends": [r'"model": ?"support:0.4\+poet:0.6"', r'"content": ?"'],
+        "Adapters while the server runs": ["'helpdesk' added successfully", "'helpdesk' removed successfully"],
+        "Structured output": [r'"content": ?"\{.*\\"city\\"'],
+        "Metrics and logs": [rf"^{name}" for name in re.findall(r"`((?:vllm|haori):\w+)`", PAGE)],
+    }.items(),
+)
+def test_the_calls_of_the_guide(title, said, desk):
+    home, url = desk
+    printed = run(["bash", "-e"], section(title, "shell").replace("curl -s", "curl -sS").replace(ADDRESS, url), home)
+    assert '"error":' not in printed
+    for pattern in said:
+        assert re.search(pattern, printed, re.M), pattern
+
+
+def test_the_python_of_the_guide(desk):
+    home, url = desk
+    assert run([sys.executable], section("Call", "python").replace(ADDRESS, url), home).strip()
+
+
+def test_the_commands_of_the_guide(desk, tmp_path):
+    home = shutil.copytree(desk[0], tmp_path / "home")  # a server asks for keys as soon as there are any
+    lines = [*section("New versions", "shell").splitlines(), *section("Keys", "shell").splitlines()]
+    assert len(lines) == 7
+    for line in lines:
+        run(["bash", "-e"], line.replace("haori ", f"{sys.executable} -m haori.cli.app ", 1), home)
+
+
+def test_the_embeddings_of_the_guide(tmp_path):
+    folder = build_tiny_encoder(tmp_path / "all-minilm-l6-v2")
+    with serving(tmp_path / "log", "--base", folder) as (_, url, _command):
+        code = section("Embeddings", "python").replace(ADDRESS, url)
+        assert run([sys.executable], code, tmp_path).split()[:2] == ["2", "32"]
