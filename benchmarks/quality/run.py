@@ -9,7 +9,6 @@ command goes on from it.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,8 @@ def compare(task: str, train: Path, test: Path, home: Path) -> dict[str, Any]:
         check=True, env={**os.environ, "HAORI_HOME": str(home)},
     )  # fmt: skip
     if "--write" in sys.argv:
-        shutil.copy(out / "comparison.html", HERE / f"{task}.html")
+        page = (out / "comparison.html").read_text(encoding="utf-8")
+        (HERE / f"{task}.html").write_text(page.replace(f"{home}{os.sep}", ""), encoding="utf-8")
     found: dict[str, Any] = json.loads((out / "comparison.json").read_text())
     return found
 

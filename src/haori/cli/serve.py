@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from haori.cli.serve_ray import RayAddress, RayReplicas, UseRay, open_on_ray, ray_choice
+
 if TYPE_CHECKING:
     from haori.bases import Base
     from haori.server import Access, AccessLog, Backend, ServerSettings
@@ -13,12 +15,11 @@ __all__ = ["serve"]
 
 _DEFAULT_BASE = "smollm2-135m-instruct"
 _FORMATS = ("json", "text")
+_ENGINES = ("native", "vllm")
 
 
 def serve(
-    base: Annotated[
-        str | None, typer.Option(help="Base to serve; by default the one that the library's adapters are for.")
-    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base to serve; by default that of the library's adapters.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; any but 127.0.0.1 needs an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     adapter_root: Annotated[
@@ -31,43 +32,53 @@ def serve(
     kv_memory: Annotated[str, typer.Option(help="Memory for keys and values, such as 512MB or 1GB.")] = "1GB",
     adapter_memory: Annotated[str, typer.Option(help="Memory for adapters in use.")] = "1GB",
     weights: Annotated[str, typer.Option(help="Format of the base's weights: auto, fp32, bf16, int8, int4.")] = "auto",
+    engine: Annotated[str, typer.Option(help="What computes: native (a CPU will do), or vllm (GPUs).")] = "native",
+    vllm_url: Annotated[list[str] | None, typer.Option(help="vLLM server to use; without one it is started.")] = None,
+    vllm_arg: Annotated[list[str] | None, typer.Option(help="Argument for it, such as --max-loras=32.")] = None,
+    ray: UseRay = False,
+    replicas: RayReplicas = None,
+    ray_address: RayAddress = None,
     drain_seconds: Annotated[float, typer.Option(min=0.0, help="Longest wait for running requests at the end.")] = 30.0,
     log_format: Annotated[str, typer.Option(help="Lines on standard error: json or text.")] = "json",
 ) -> None:
     """Serve a base and its adapters to OpenAI clients; Ctrl-C ends it when running requests have ended."""
-    from haori.core.errors import InputError
-    from haori.server import (
-        Access,
-        AccessLog,
-        KeyStore,
-        RunningServer,
-        ServerSettings,
-        Service,
-        create_app,
-        listen,
-        parse_size,
-    )
+    from haori import server as http
 
-    if log_format not in _FORMATS:
-        raise InputError(f"There is no log format {log_format!r}; allowed are {' and '.join(_FORMATS)}.")
+    _check(log_format, engine, bool(vllm_url or vllm_arg))
+    on_ray = ray_choice(ray, replicas, ray_address, engine)
     roots = [_folder(root) for root in adapter_root or []]
-    kv_bytes, adapter_bytes = parse_size(kv_memory), parse_size(adapter_memory)
-    access = Access(KeyStore(), host)
-    with listen(host, port) as taken:
+    kv_bytes, adapter_bytes = http.parse_size(kv_memory), http.parse_size(adapter_memory)
+    access = http.Access(http.KeyStore(), host)
+    with http.listen(host, port) as taken:
         found = _base(base)
-        log = AccessLog("json" if log_format == "json" else "text")
-        settings = ServerSettings(
+        log = http.AccessLog("json" if log_format == "json" else "text")
+        settings = http.ServerSettings(
             max_tokens=max_tokens, max_prompt_tokens=max_prompt_tokens, max_batch=max_batch, drain_s=drain_seconds
         )
-        service = Service(found, settings, log)
-        server = RunningServer(create_app(service, access), service)
+        service = http.Service(found, settings, log)
+        server = http.RunningServer(http.create_app(service, access), service)
         _greet(found, host, taken.getsockname()[1], access)
 
         def make() -> "Backend":
+            if engine == "vllm":
+                return _open_vllm(found, roots, settings, max_queue, vllm_url or [], vllm_arg or [], log)
+            if on_ray is not None:
+                return open_on_ray(found, roots, settings, max_queue, kv_bytes, adapter_bytes, weights, log, on_ray)
             return _open(found, roots, settings, max_queue, kv_bytes, adapter_bytes, weights, log)
 
         service.load(make, on_failure=server.stop)
         server.serve_on(taken)
+
+
+def _check(log_format: str, engine: str, speaks_of_vllm: bool) -> None:
+    from haori.core.errors import InputError
+
+    if log_format not in _FORMATS:
+        raise InputError(f"There is no log format {log_format!r}; allowed are {' and '.join(_FORMATS)}.")
+    if engine not in _ENGINES:
+        raise InputError(f"There is no engine {engine!r}; allowed are {' and '.join(_ENGINES)}.")
+    if engine == "native" and speaks_of_vllm:
+        raise InputError("--vllm-url and --vllm-arg are for --engine vllm; add that.")
 
 
 def _open(
@@ -90,6 +101,24 @@ def _open(
     limits = EngineLimits(base.context_length, running=running, waiting=waiting, adapter_bytes=adapter_bytes)
     engine = open_engine(base, directory.files, limits, weights=weights, cache_bytes=kv_bytes, say=log.event)
     return Backend(engine, directory)
+
+
+def _open_vllm(
+    base: "Base", roots: list[Path], settings: "ServerSettings", waiting: int, urls: list[str], arguments: list[str],
+    log: "AccessLog",
+) -> "Backend":  # fmt: skip
+    """Attach to vLLM servers, or start one; runs beside the server too."""
+    from haori.library import Library
+    from haori.serve import AdapterDirectory, EngineLimits
+    from haori.serve.vllm import VllmChoice, open_vllm
+    from haori.server import Backend
+
+    library = Library()
+    directory = AdapterDirectory(library, base.reference(), base_names=[base.name], roots=roots)
+    fitting = [stored.card for stored in library.list() if stored.card.base.fingerprint.id == base.fingerprint.id]
+    choice = VllmChoice(tuple(urls), tuple(arguments), max((card.rank or 0 for card in fitting), default=0))
+    limits = EngineLimits(base.context_length, running=settings.max_batch, waiting=waiting)
+    return Backend(open_vllm(base, directory.files, limits, choice, say=log.event), directory)
 
 
 def _base(spec: str | None) -> "Base":
