@@ -123,9 +123,13 @@ def bars(rows: Sequence[Bar], label: str, *, x_title: str) -> Markup:
 
 
 def _free(x: float, y: float, taken: list[tuple[float, float]]) -> float:
-    """Return the height nearest above `y` where a name does not cover another, and note it as taken."""
-    while any(abs(x - other) < _NAMES and abs(y - height) < _NAME_HEIGHT for other, height in taken):
-        y -= _NAME_HEIGHT
+    """Return the height inside the plot nearest to `y` where a name covers no other, and note it as taken."""
+    heights = sorted((y + i * _NAME_HEIGHT for i in range(-len(taken) - 1, len(taken) + 2)), key=lambda h: abs(h - y))
+    for height in heights:
+        is_free = not any(abs(x - other) < _NAMES and abs(height - held) < _NAME_HEIGHT for other, held in taken)
+        if is_free and _TOP + _NAME_HEIGHT <= height <= _HEIGHT - _BOTTOM:
+            y = height
+            break
     taken.append((x, y))
     return y
 
