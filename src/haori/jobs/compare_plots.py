@@ -17,7 +17,6 @@ _WIDTH, _HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 16, 46
 _BAR_ROW = 40
 _NAMES = 118
-_NAME_HEIGHT = 15
 
 
 class Place(NamedTuple):
@@ -67,19 +66,13 @@ def scatter(places: Sequence[Place], label: str, *, x_title: str, y_title: str, 
     x = _scale([0.0, *(one.x for one in places)], _LEFT, _WIDTH - _RIGHT, from_low=True)
     y = _scale(ends, _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(x, y, x_title, y_title), _level(level, x, y)]
-    taken: list[tuple[float, float]] = []
     for one in places:
         across, up = x.at(one.x), y.at(one.y)
         mark = Markup('<g class="{}"><title>{}</title>').format(one.kind, one.name)
         if one.low is not None and one.high is not None:
             mark += Markup('<line x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(across, y.at(one.low), y.at(one.high))
-        side = ("end", across - 9) if across > (_LEFT + _WIDTH) / 2 else ("start", across + 9)
-        written = _free(side[1], up - 7, taken)
-        mark += Markup('<circle cx="{}" cy="{}" r="5"/>').format(across, up)
-        mark += Markup('<text class="name" x="{}" y="{}" text-anchor="{}">{}</text></g>').format(
-            side[1], written, side[0], one.name
-        )
-        parts.append(mark)
+        # No name beside it: dots lie close together, and the legend tells them by colour.
+        parts.append(mark + Markup('<circle cx="{}" cy="{}" r="5"/></g>').format(across, up))
     return svg(label, _WIDTH, _HEIGHT, parts)
 
 
@@ -120,18 +113,6 @@ def bars(rows: Sequence[Bar], label: str, *, x_title: str) -> Markup:
         parts.append(mark + Markup("</g>"))
     parts.append(Markup('<line class="zero" x1="{0}" x2="{0}" y1="4" y2="{1}"/>').format(zero, bottom))
     return svg(label, _WIDTH, height, parts)
-
-
-def _free(x: float, y: float, taken: list[tuple[float, float]]) -> float:
-    """Return the height inside the plot nearest to `y` where a name covers no other, and note it as taken."""
-    heights = sorted((y + i * _NAME_HEIGHT for i in range(-len(taken) - 1, len(taken) + 2)), key=lambda h: abs(h - y))
-    for height in heights:
-        is_free = not any(abs(x - other) < _NAMES and abs(height - held) < _NAME_HEIGHT for other, held in taken)
-        if is_free and _TOP + _NAME_HEIGHT <= height <= _HEIGHT - _BOTTOM:
-            y = height
-            break
-    taken.append((x, y))
-    return y
 
 
 def _scale(values: Sequence[float], first: float, last: float, *, from_low: bool = False) -> _Scale:
