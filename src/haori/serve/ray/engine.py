@@ -1,0 +1,283 @@
+"""The front of the replicas: takes requests as the text engine does, and has Ray Serve find a replica for each.
+
+One thread joins Ray, and then runs an event loop with a task for each request. Requests with the same adapters go to
+a replica that has used them. When a replica dies, requests of which nothing has been said are handed to another, once;
+the others end with an error. It knows nothing about HTTP.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
+from haori.serve.prompt_check import check_prompt
+from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
+from haori.serve.ray.scale import Scale
+from haori.serve.ray.watch import ReplicaWatch
+from haori.serve.request import AdapterMix, Deliver, Delta, TextRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["RayEngine", "RayStatus"]
+
+Deployed = AbstractContextManager[tuple[Any, ReplicaFacts]]
+
+_DIED = "The replica that wrote this answer ended before it was complete; ask again."
+_DIED_TWICE = "Two replicas ended before they began this answer; ask again."
+_GONE = "No replica has answered for a minute; ask again later."
+
+
+@dataclass(frozen=True)
+class RayStatus:
+    """How busy all replicas together are; figures of the engines are of the last second."""
+
+    running: int
+    waiting: int
+    running_adapters: tuple[str, ...]
+    waiting_adapters: tuple[str, ...]
+    kv_used_bytes: int
+    kv_total_bytes: int
+    prefix_queries: int
+    prefix_hits: int
+    replicas: tuple[ReplicaStatus, ...]
+
+
+@dataclass
+class _Call:
+    """A request under way.
+
+    Attributes:
+        request: What is asked for.
+        deliver: Takes the pieces.
+        begun: Whether something of the answer has been said.
+        given_up: Whether it is cancelled for want of a replica.
+        task: Carries the answer.
+    """
+
+    request: TextRequest
+    deliver: Deliver
+    begun: bool = False
+    given_up: bool = False
+    task: "asyncio.Task[Delta] | None" = None
+
+
+class RayEngine:
+    """Answers requests on replicas; made by `open_ray_engine`.
+
+    Args:
+        plan: What the replicas have open.
+        tokenizer: The base's tokenizer.
+        scale: How many replicas there are.
+        deployed: Joins Ray, and deploys for as long as its context lasts.
+        say: Takes sentences for people.
+
+    Raises:
+        HaoriError: Ray or a replica could not begin.
+    """
+
+    def __init__(
+        self, plan: ReplicaPlan, tokenizer: "PreTrainedTokenizerBase", scale: Scale,
+        deployed: Callable[[], Deployed], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.base = plan.base
+        self.tokenizer = tokenizer
+        self._limits = plan.limits
+        self._scale = scale
+        self._watch = ReplicaWatch(say)
+        self._lock = threading.Condition()
+        self._calls: dict[str, _Call] = {}
+        self._closing = False
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._constraints: Any = None
+        began: Future[ReplicaFacts] = Future()
+        self._thread = threading.Thread(target=self._work, args=(deployed, began), name="haori-ray", daemon=True)
+        self._thread.start()
+        self._facts = began.result()
+        for remark in self._facts.remarks:
+            say(remark)
+
+    @property
+    def context_length(self) -> int:
+        """Return the longest prompt and answer together, in tokens."""
+        return self._facts.context_length
+
+    def submit(self, request: TextRequest, deliver: Deliver) -> None:
+        """Queue a request. `deliver` is called on the thread of this engine, the last time with `finish` set.
+
+        Raises:
+            InputError: The prompt or the schema cannot be used, or the request's id is in use.
+            OverloadedError: Too many requests wait.
+            UnavailableError: No replica has answered for a while.
+        """
+        check_prompt(request.prompt, self.context_length, self._facts.vocabulary)
+        if request.sampling.json_schema is not None:
+            self._check_schema(request.sampling.json_schema)
+        call = _Call(request, deliver)
+        with self._lock:
+            if self._closing:
+                raise OverloadedError("The engine is shutting down.", retry_after_s=5.0)
+            if self._watch.gone:
+                raise UnavailableError(_GONE)
+            room = self._limits.running * max(len(self._watch.latest), self._scale.fewest)
+            waiting = len(self._calls) - room
+            if waiting >= self._limits.waiting:
+                raise OverloadedError(
+                    f"{waiting} requests are waiting, which is as many as may (--max-queue); try again later.",
+                    retry_after_s=max(1.0, round(waiting / room)),
+                )
+            if request.id in self._calls:
+                raise InputError(f"A request {request.id!r} is under way already; choose another id.")
+            self._calls[request.id] = call
+            self._loop.call_soon_threadsafe(self._begin, call)  # under the lock, so that it comes before an end
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; one that has ended is no error."""
+        with suppress(RuntimeError):  # closed: everything has ended
+            self._loop.call_soon_threadsafe(self._cancel, request_id)
+
+    def status(self) -> RayStatus:
+        """Return how busy the replicas are."""
+        with self._lock:
+            calls = list(self._calls.values())
+        begun = [call for call in calls if call.begun]
+        replicas = tuple(self._watch.latest.values())
+        queries, hits = self._watch.prefixes()
+        return RayStatus(
+            running=len(begun),
+            waiting=len(calls) - len(begun),
+            running_adapters=_adapters(begun),
+            waiting_adapters=_adapters([call for call in calls if not call.begun]),
+            kv_used_bytes=sum(replica.engine.kv_used_bytes for replica in replicas),
+            kv_total_bytes=sum(replica.engine.kv_total_bytes for replica in replicas),
+            prefix_queries=queries,
+            prefix_hits=hits,
+            replicas=replicas,
+        )
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until every request has ended; False if some have not after `timeout_s`."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._calls, timeout_s)
+
+    def close(self) -> None:
+        """Cancel what runs, end the replicas, and Ray too if it was started here."""
+        with self._lock:
+            closing, self._closing = self._closing, True
+        if not closing:
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _check_schema(self, schema: dict[str, Any]) -> None:
+        """Refuse a schema here, where the caller still hears of it."""
+        from haori.serve.constraints import Constraints
+
+        if self._constraints is None:
+            facts = self._facts
+            self._constraints = Constraints(self.tokenizer, facts.vocabulary, facts.stop_tokens)
+        self._constraints.compile(schema)
+
+    def _work(self, deployed: Callable[[], Deployed], began: "Future[ReplicaFacts]") -> None:
+        try:
+            with deployed() as (handle, facts):
+                self._loop.run_until_complete(self._watch.look(handle))
+                self._handle = handle.options(stream=True, method_name="answer")
+                began.set_result(facts)
+                self._loop.run_until_complete(self._serve(handle))
+        except Exception as error:  # noqa: BLE001 - whoever waits for the beginning must hear of it
+            if not began.done():
+                began.set_exception(error if isinstance(error, HaoriError) else HaoriError(f"Ray failed: {error}"))
+        finally:
+            self._loop.close()
+
+    async def _serve(self, handle: Any) -> None:
+        watching = asyncio.create_task(self._watch.keep_looking(handle, self._give_up))
+        await self._stop.wait()
+        tasks = [watching, *(call.task for call in self._calls.values() if call.task is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, call: _Call) -> None:
+        call.task = asyncio.create_task(self._answer(call))
+        call.task.add_done_callback(lambda task: self._end(call, task))
+
+    def _end(self, call: _Call, task: "asyncio.Task[Delta]") -> None:
+        """Say the last of an answer; also of one that was cancelled before its task had begun."""
+        with self._lock:
+            del self._calls[call.request.id]
+            self._lock.notify_all()
+        if not task.cancelled():
+            call.deliver(task.result())
+        else:
+            call.deliver(_outage(_GONE) if call.given_up else Delta(finish="cancelled"))
+
+    def _cancel(self, request_id: str) -> None:
+        call = self._calls.get(request_id)
+        if call is not None and call.task is not None:
+            call.task.cancel()
+
+    def _give_up(self) -> None:
+        """End what nobody has begun: there is no replica, and has not been for a while."""
+        for call in self._calls.values():
+            if not call.begun and call.task is not None:
+                call.given_up = True
+                call.task.cancel()
+
+    async def _answer(self, call: _Call) -> Delta:
+        """Carry an answer from a replica, or from another if the first died before it said anything."""
+        try:
+            last = await self._carry(call, call.request)
+            if last is None and not call.begun:
+                last = await self._carry(call, replace(call.request, id=f"{call.request.id}-again"))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+            return Delta(finish="error", error=f"No replica could answer: {_reason(error)}")
+        return last or _outage(_DIED if call.begun else _DIED_TWICE)
+
+    async def _carry(self, call: _Call, request: TextRequest) -> Delta | None:
+        """Carry the pieces of an answer; return the last one, or None if the replica died."""
+        from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
+        from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
+
+        key = "+".join(adapter for adapter, _ in request.adapters)
+        response = self._handle.options(multiplexed_model_id=key).remote(request)
+        try:
+            async for pieces in response:
+                if (last := self._hand_on(call, pieces)) is not None:
+                    return last
+        except (
+            RayActorError, WorkerCrashedError, NodeDiedError, DeploymentUnavailableError, ReplicaUnavailableError,
+        ):  # fmt: skip
+            return None
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return None
+
+    def _hand_on(self, call: _Call, pieces: Pieces) -> Delta | None:
+        """Deliver all pieces but the last of an answer, which is returned."""
+        for delta in pieces.deltas:
+            if delta.finish is not None:
+                return delta
+            call.begun = True
+            call.deliver(delta)
+        return None
+
+
+def _outage(sentence: str) -> Delta:
+    return Delta(finish="error", error=sentence, fault="outage")
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line: an error from a replica comes with its traceback."""
+    return (str(error).strip().splitlines() or [repr(error)])[-1]
+
+
+def _adapters(calls: list[_Call]) -> tuple[str, ...]:
+    mixes: set[AdapterMix] = {call.request.adapters for call in calls}
+    return tuple(sorted({adapter for mix in mixes for adapter, _ in mix}))

@@ -1,0 +1,68 @@
+"""What a replica is told when it begins, and what it says of itself. Never imports Ray."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from haori.bases import Base
+from haori.serve.engine import EngineStatus
+from haori.serve.request import Delta
+from haori.serve.scheduler import EngineLimits
+
+__all__ = ["Pieces", "ReplicaFacts", "ReplicaPlan", "ReplicaStatus"]
+
+
+@dataclass(frozen=True)
+class ReplicaPlan:
+    """All that a replica needs to open the base; every machine finds the same files under the same paths.
+
+    Attributes:
+        base: The base.
+        limits: What the engine of each replica takes on.
+        weights: Format of the base's weights.
+        cache_bytes: Memory for keys and values.
+        roots: Folders that registered adapters may lie in.
+        home: Folder of the library and of registered names.
+        workspace: Where the library is, if not in `home`.
+    """
+
+    base: Base
+    limits: EngineLimits
+    weights: str
+    cache_bytes: int
+    roots: tuple[Path, ...]
+    home: Path
+    workspace: Path | None
+
+
+@dataclass(frozen=True)
+class ReplicaFacts:
+    """What is known of the model once a replica has opened it.
+
+    Attributes:
+        context_length: Longest prompt and answer together, in tokens.
+        vocabulary: Width of the logits.
+        stop_tokens: Ids that end an answer.
+        remarks: Sentences for people, such as that the slow runner was taken.
+    """
+
+    context_length: int
+    vocabulary: int
+    stop_tokens: frozenset[int]
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """How busy a replica is: its name, its process, and what its engine says."""
+
+    replica: str
+    pid: int
+    engine: EngineStatus
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of one answer that have gathered since the last time, and the name of the replica that wrote them."""
+
+    replica: str
+    deltas: tuple[Delta, ...]

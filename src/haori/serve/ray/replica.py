@@ -1,0 +1,112 @@
+"""One replica: a process that has the base open, answers requests and says how it is.
+
+Its engine works on a thread of its own; pieces are handed to the replica's event loop, and go out as many at a time
+as have gathered, since each message to the front costs about a millisecond.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+from ray import serve
+
+from haori.core.errors import InputError, OverloadedError
+from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
+from haori.serve.request import Delta, TextRequest
+
+__all__ = ["EngineReplica"]
+
+_REMEMBERED_MIXES = 256
+
+
+class EngineReplica:
+    """Answers the requests that Ray Serve gives it.
+
+    Args:
+        plan: What to open.
+
+    Raises:
+        HaoriError: The base cannot be opened.
+    """
+
+    def __init__(self, plan: ReplicaPlan) -> None:
+        from haori.core.settings import settings
+        from haori.library import Library
+        from haori.serve import AdapterDirectory, open_engine
+
+        os.environ["HAORI_HOME"] = str(plan.home)
+        if plan.workspace is not None:
+            os.environ["HAORI_WORKSPACE"] = str(plan.workspace)
+        settings.cache_clear()
+        directory = AdapterDirectory(Library(), plan.base.reference(), base_names=[plan.base.name], roots=plan.roots)
+        self._remarks: list[str] = []
+        self._engine = open_engine(
+            plan.base, directory.files, plan.limits, weights=plan.weights, cache_bytes=plan.cache_bytes,
+            say=self._remarks.append,
+        )  # fmt: skip
+        self._name = serve.get_replica_context().replica_tag
+        self._open: set[asyncio.Queue[Delta]] = set()
+
+    async def describe(self) -> ReplicaFacts:
+        """Return what the front must know of the model."""
+        engine = self._engine
+        return ReplicaFacts(engine.context_length, engine.vocabulary, engine.stop_tokens, tuple(self._remarks))
+
+    async def status(self) -> ReplicaStatus:
+        """Return how busy it is."""
+        return ReplicaStatus(self._name, os.getpid(), self._engine.status())
+
+    async def answer(self, request: TextRequest) -> AsyncIterator[Pieces]:
+        """Answer one request; whoever stops to listen ends it."""
+        mix = serve.get_multiplexed_model_id()
+        if mix:
+            await self._remember(mix)
+        inbox: asyncio.Queue[Delta] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def deliver(delta: Delta) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, delta)
+
+        try:
+            self._engine.submit(request, deliver)
+        except InputError as error:
+            yield Pieces(self._name, (Delta(finish="error", error=str(error), fault="request"),))
+            return
+        except OverloadedError as error:
+            yield Pieces(self._name, (Delta(finish="error", error=str(error), fault="outage"),))
+            return
+        self._open.add(inbox)
+        ended = False
+        try:
+            while not ended:
+                deltas = [await inbox.get()]
+                while not inbox.empty():
+                    deltas.append(inbox.get_nowait())
+                ended = deltas[-1].finish is not None
+                yield Pieces(self._name, tuple(deltas))
+        finally:
+            self._open.discard(inbox)
+            if not ended:
+                self._engine.cancel(request.id)
+
+    async def check_health(self) -> None:
+        """Have Ray Serve replace this replica when its engine has ended.
+
+        Raises:
+            RuntimeError: It has.
+        """
+        if not self._engine.alive:
+            message = "The engine of a replica has ended."
+            for inbox in self._open:
+                inbox.put_nowait(Delta(finish="error", error=message, fault="outage"))
+            raise RuntimeError(message)
+
+    def __del__(self) -> None:
+        """Free everything; Ray Serve calls this when it stops the replica."""
+        if (engine := getattr(self, "_engine", None)) is not None:
+            engine.close()
+
+    @serve.multiplexed(max_num_models_per_replica=_REMEMBERED_MIXES)  # type: ignore[untyped-decorator]
+    async def _remember(self, mix: str) -> str:
+        """Have Ray Serve know that these adapters were used here; the engine itself decides which stay in memory."""
+        return mix

@@ -1,0 +1,75 @@
+"""Looks at the replicas every second: which there are, and how busy."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from haori.serve.ray.plan import ReplicaStatus
+
+__all__ = ["ReplicaWatch"]
+
+_PERIOD_S = 1.0
+_REPLY_S = 10.0
+_PATIENCE_S = 60.0
+
+
+class ReplicaWatch:
+    """What the replicas said last.
+
+    Args:
+        say: Told when there are more or fewer.
+
+    Attributes:
+        latest: What each replica said of itself, by its name.
+        gone: Whether no replica has answered for a minute.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.latest: dict[str, ReplicaStatus] = {}
+        self.gone = False
+        self._say = say
+        self._seen_s = time.monotonic()
+        self._ended = (0, 0)
+
+    def prefixes(self) -> tuple[int, int]:
+        """Return the prompt tokens looked up in prefix caches and those found, of all replicas there ever were."""
+        engines = [replica.engine for replica in self.latest.values()]
+        queries, hits = self._ended
+        return queries + sum(e.prefix_queries for e in engines), hits + sum(e.prefix_hits for e in engines)
+
+    async def keep_looking(self, handle: Any, give_up: Callable[[], None]) -> None:
+        """Look again and again; calls `give_up` for as long as no replica answers and patience is at its end."""
+        while True:
+            await self.look(handle)
+            self.gone = time.monotonic() - self._seen_s > _PATIENCE_S
+            if self.gone:
+                give_up()
+            await asyncio.sleep(_PERIOD_S)
+
+    async def look(self, handle: Any) -> None:
+        """Ask every replica how it is."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            replies = await handle.broadcast("status").results_async(timeout_s=_REPLY_S, return_exceptions=True)
+        except TimeoutError:
+            return  # one that does not reply holds up all; Ray Serve's own checks will replace it
+        except (RayError, RayServeException):
+            replies = []
+        self._take({reply.replica: reply for reply in replies if isinstance(reply, ReplicaStatus)})
+
+    def _take(self, found: dict[str, ReplicaStatus]) -> None:
+        queries, hits = self._ended
+        for name, replica in self.latest.items():
+            if name not in found:
+                queries += replica.engine.prefix_queries
+                hits += replica.engine.prefix_hits
+        before = set(self.latest)
+        self._ended, self.latest = (queries, hits), found
+        if found:
+            self._seen_s = time.monotonic()
+        if before != set(found):
+            count = len(found)
+            self._say(f"{count} replica{' answers' if count == 1 else 's answer'} requests.")

@@ -1,0 +1,329 @@
+"""The text engine whose work is done by vLLM servers, one or several.
+
+Requests wait here, in fair turn, until a server has room: so limits, turns and cancellation are this project's. A
+thread runs an event loop on which one task follows each answer. An adapter is loaded on the server that its requests
+go to; if a server was started anew, it is told again. A server that is out of reach gets nothing until it is back;
+requests that it had not begun to answer go to another.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
+from haori.serve.fair_queue import FairQueue
+from haori.serve.request import AdapterMix, Deliver, TextRequest
+from haori.serve.scheduler import EngineLimits
+from haori.serve.vllm.answer import VllmAnswer
+from haori.serve.vllm.conversion import VllmCopies, vllm_name
+from haori.serve.vllm.loop import LoopThread
+from haori.serve.vllm.routing import Server, choose_server
+from haori.serve.vllm.servers import VllmServers
+from haori.serve.vllm.upstream import ModelGoneError
+from haori.serve.vllm.wire import completion_body
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from haori.bases import Base
+
+__all__ = ["VllmEngine", "VllmStatus"]
+
+_TRIES = 3
+_READERS = 2
+_CLOSE_S = 10.0
+
+
+@dataclass(frozen=True)
+class VllmStatus:
+    """How busy the engine is. What vLLM does with its memory is in its own `/metrics`."""
+
+    running: int
+    waiting: int
+    running_adapters: tuple[str, ...]
+    waiting_adapters: tuple[str, ...]
+    prefix_queries: int
+    prefix_hits: int
+    adapter_loads: int
+    adapter_evictions: int
+    servers: int
+    servers_alive: int
+    kv_used_bytes: int = 0
+    kv_total_bytes: int = 0
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request under way: it waits while it has no task."""
+
+    request: TextRequest
+    answer: VllmAnswer
+    name: str | None  # vLLM's, of the adapter or blend
+    server: Server | None = None
+    task: "asyncio.Task[None] | None" = None
+    tries: int = 0
+    again: bool = False
+
+
+class VllmEngine:
+    """Answers requests through vLLM servers.
+
+    Args:
+        base: What they serve.
+        tokenizer: Its tokenizer.
+        servers: The servers.
+        loop: Where they are talked to; closed with the engine.
+        copies: Adapters in a form that vLLM takes.
+        stop_tokens: Ids that end an answer.
+        limits: What it takes on; `running` is for each server.
+        vocabulary: Number of token ids.
+        ending: Called last when the engine is closed.
+    """
+
+    def __init__(
+        self,
+        base: "Base",
+        tokenizer: "PreTrainedTokenizerBase",
+        servers: VllmServers,
+        loop: LoopThread,
+        copies: VllmCopies,
+        *,
+        stop_tokens: frozenset[int],
+        limits: EngineLimits,
+        vocabulary: int,
+        ending: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.base = base
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.context_length = limits.context_length
+        self._servers = servers
+        self._loop = loop
+        self._copies = copies
+        self._stop_tokens = stop_tokens
+        self._vocabulary = vocabulary
+        self._ending = ending
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="haori-vllm-copy")
+        self._changed = threading.Condition()
+        self._jobs: dict[str, _Job] = {}  # changed under the lock only
+        self._closing = False
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
+        self._queue: FairQueue[_Job] = FairQueue(time.monotonic)  # this and what follows: on the loop's thread only
+        loop.call(self._begin_watching)
+
+    def submit(self, request: TextRequest, deliver: Deliver) -> None:
+        """Queue a request. `deliver` is called on the loop's thread, the last time with `finish` set.
+
+        Raises:
+            InputError: The prompt is empty or too long, a token id is none of the model's, or the request's id is in
+                use.
+            OverloadedError: Too many requests wait.
+        """
+        self._check(request)
+        answer = VllmAnswer(request, deliver, self.tokenizer, self._stop_tokens)
+        job = _Job(request, answer, vllm_name(request.adapters) if request.adapters else None)
+        with self._changed:
+            if self._closing:
+                raise OverloadedError("The engine is shutting down.", retry_after_s=5.0)
+            if request.id in self._jobs:
+                raise InputError(f"A request {request.id!r} is under way already; choose another id.")
+            waiting = sum(other.task is None for other in self._jobs.values())
+            if waiting >= self.limits.waiting:
+                raise OverloadedError(
+                    f"{waiting} requests are waiting, which is as many as may (--max-queue); try again later.",
+                    retry_after_s=max(1.0, round(waiting / max(self.limits.running, 1))),
+                )
+            self._jobs[request.id] = job
+        self._loop.call(self._add, job)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at once, in vLLM too; one that has ended is no error."""
+        self._loop.call(self._cancel, request_id)
+
+    def status(self) -> VllmStatus:
+        """Return how busy the engine is."""
+        with self._changed:
+            jobs = list(self._jobs.values())
+        running = [job for job in jobs if job.task is not None]
+        waiting = [job for job in jobs if job.task is None]
+        servers = self._servers.servers
+        return VllmStatus(
+            running=len(running),
+            waiting=len(waiting),
+            running_adapters=_adapters(job.request.adapters for job in running),
+            waiting_adapters=_adapters(job.request.adapters for job in waiting),
+            prefix_queries=self._prompt_tokens,
+            prefix_hits=self._cached_tokens,
+            adapter_loads=sum(server.adapters.loads for server in servers),
+            adapter_evictions=sum(server.adapters.evictions for server in servers),
+            servers=len(servers),
+            servers_alive=sum(server.alive for server in servers),
+        )
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until every request has ended; False if some have not after `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._jobs, timeout_s)
+
+    def close(self) -> None:
+        """Cancel what runs, and end the servers that were started here."""
+        with self._changed:
+            self._closing = True
+            jobs = list(self._jobs)
+        for request_id in jobs:
+            self.cancel(request_id)
+        self.drain(_CLOSE_S)
+        self._ending()
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._copies.close()
+
+    def _check(self, request: TextRequest) -> None:
+        count = len(request.prompt)
+        if not count:
+            raise InputError("The prompt is empty; give at least one token.")
+        if count >= self.limits.context_length:
+            raise InputError(
+                f"The prompt has {count:,} tokens, which leaves no room for an answer in a context of "
+                f"{self.limits.context_length:,}; shorten it."
+            )
+        strange = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
+        if strange is not None:
+            raise InputError(
+                f"The token id {strange} is not in the vocabulary; ids go from 0 to {self._vocabulary - 1}."
+            )
+
+    def _begin_watching(self) -> None:
+        for server in self._servers.servers:
+            server.adapters.gone = self._gone
+        self._watching = asyncio.get_running_loop().create_task(self._servers.watch(self._pump))
+
+    def _gone(self, name: str) -> None:
+        if not any(server.adapters.holds(name) for server in self._servers.servers):
+            self._readers.submit(self._copies.discard, name)
+
+    def _add(self, job: _Job) -> None:
+        self._queue.add(job.request.queue, job)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Let waiting requests begin while servers have room, in fair turn."""
+        full: set[str] = set()
+        while len(self._queue):
+            queue = next((name for name in self._queue.in_turn() if name not in full), None)
+            if queue is None:
+                return
+            job = self._queue.peek(queue)
+            try:
+                server = choose_server(self._servers.servers, job.name, self.limits.running)
+            except UnavailableError as error:
+                self._queue.remove(queue, job)
+                job.answer.fail("error", str(error), "outage")
+                self._forget(job)
+                continue
+            if server is None:
+                full.add(queue)
+                continue
+            self._queue.take(queue)
+            server.running.add(job.request.id)
+            job.server = server
+            job.task = asyncio.get_running_loop().create_task(self._follow(job, server))
+            # Not a `finally` in the task: one that is cancelled before its first step never begins.
+            job.task.add_done_callback(partial(self._done, job))
+
+    def _cancel(self, request_id: str) -> None:
+        job = self._jobs.get(request_id)
+        if job is None:
+            return
+        if job.task is not None:
+            job.again = False
+            job.task.cancel()
+            return
+        self._queue.remove(job.request.queue, job)
+        job.answer.fail("cancelled")
+        self._forget(job)
+
+    async def _follow(self, job: _Job, server: Server) -> None:
+        """Have a request answered by a server, and tell its caller if that fails."""
+        answer = job.answer
+        try:
+            await self._answer(job, server)
+        except UnavailableError as error:
+            await self._servers.doubt(server)
+            job.tries += 1
+            if answer.begun or job.tries >= _TRIES:
+                answer.fail("error", str(error), "outage")
+            else:
+                job.again = True
+        except InputError as error:
+            answer.fail("error", str(error), "request")
+        except HaoriError as error:
+            await self._servers.doubt(server)
+            answer.fail("error", str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+            answer.fail("error", f"The engine could not go on with this request: {error}")
+
+    async def _answer(self, job: _Job, server: Server) -> None:
+        if job.name is None:
+            await self._stream(job, server, server.model.name)
+            return
+        mix = job.request.adapters
+
+        async def find() -> Path:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, self._copies.folder, mix)
+
+        if not self._copies.touch(mix):
+            server.adapters.forget(job.name)  # somebody cleaned the cache
+        for last in (False, True):
+            async with server.adapters.use(job.name, find):
+                try:
+                    await self._stream(job, server, job.name)
+                except ModelGoneError:
+                    server.adapters.forget(job.name)
+                    if last or job.answer.begun:
+                        raise
+                else:
+                    return
+
+    async def _stream(self, job: _Job, server: Server, model: str) -> None:
+        room = self.limits.context_length - len(job.request.prompt)
+        body = completion_body(job.request, model, room=room, stop_tokens=self._stop_tokens)
+        async with server.upstream.completion(body) as chunks:
+            self._queue.serve(job.request.queue, len(job.request.prompt))
+            async for chunk in chunks:
+                job.answer.take(chunk)
+                self._queue.serve(job.request.queue, len(chunk.tokens))
+                if job.answer.stopped:
+                    break
+            job.answer.end()
+        self._prompt_tokens += len(job.request.prompt)
+        self._cached_tokens += job.answer.cached_tokens
+
+    def _done(self, job: _Job, task: "asyncio.Task[None]") -> None:
+        """Make room for others; on the loop's thread, when a task has ended however it did."""
+        assert job.server is not None
+        job.server.running.discard(job.request.id)
+        self._queue.leave(job.request.queue)
+        again, job.again, job.task, job.server = job.again, False, None, None
+        if again and not self._closing:
+            self._queue.add(job.request.queue, job, first=True)
+        else:
+            job.answer.fail("cancelled")  # says nothing if it was told how it ended
+            self._forget(job)
+        self._pump()
+
+    def _forget(self, job: _Job) -> None:
+        with self._changed:
+            self._jobs.pop(job.request.id, None)
+            if not self._jobs:
+                self._changed.notify_all()
+
+
+def _adapters(mixes: Iterable[AdapterMix]) -> tuple[str, ...]:
+    return tuple(sorted({adapter for mix in mixes for adapter, _ in mix}))

@@ -1,0 +1,67 @@
+"""The vLLM servers of one engine: which are in reach, and noticing when one is back. Lives on the engine's loop."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from haori.core.errors import HaoriError
+from haori.serve.vllm.routing import Server
+
+__all__ = ["VllmServers"]
+
+_LOOK_EVERY_S = 0.5
+
+
+class VllmServers:
+    """Servers of one base.
+
+    Args:
+        servers: All of them.
+        say: Takes sentences for people.
+    """
+
+    def __init__(self, servers: Sequence[Server], say: Callable[[str], None]) -> None:
+        self.servers = tuple(servers)
+        self._say = say
+        self._given_up: set[Server] = set()
+
+    async def doubt(self, server: Server) -> None:
+        """Look after a server that did not answer; it gets no more requests if it is not well."""
+        if await server.upstream.healthy() or not server.alive:
+            return
+        server.alive = False
+        self._say(f"The vLLM server at {server.upstream.url} is out of reach; it gets no requests until it is back.")
+
+    async def watch(self, back: Callable[[], None]) -> None:
+        """Look for those out of reach for ever; `back` is called whenever one has come back."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            for server in self.servers:
+                if not server.alive and server not in self._given_up and await self._is_back(server):
+                    # It may have been started anew, and then has no adapters.
+                    server.adapters.forget_all()
+                    server.alive = True
+                    self._say(f"The vLLM server at {server.upstream.url} is back.")
+                    back()
+
+    async def _is_back(self, server: Server) -> bool:
+        if server.process is not None and not server.process.running:
+            self._give_up(server, f"{server.process.ended()} Start this server anew.")
+            return False
+        try:
+            if not await server.upstream.healthy():
+                return False
+            model = await server.upstream.served()
+        except HaoriError:
+            return False
+        if model != server.model:
+            self._give_up(
+                server,
+                f"The vLLM server at {server.upstream.url} serves {model.root!r} now, another base than before "
+                f"({server.model.root!r}); it gets no more requests.",
+            )
+            return False
+        return True
+
+    def _give_up(self, server: Server, sentence: str) -> None:
+        self._given_up.add(server)
+        self._say(sentence)
