@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,9 +24,10 @@ from haori.core.errors import InputError, MissingExtraError, UnavailableError
 __all__ = ["joined", "require_ray"]
 
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small; the least that Ray takes is 75 MiB
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the name is history: with 0, Ray takes the loopback address
 _LOCAL = {
+    **_LOOPBACK,
     "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the name is history: with 0, Ray takes the loopback address
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # their requests would otherwise wait for the timeout
     "RAY_agent_register_timeout_ms": "120000",  # on a busy machine its processes start slowly
 }
@@ -41,6 +43,7 @@ _QUIET = ("--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-po
           "--include-log-monitor=false", "--no-monitor", "--disable-usage-stats")  # fmt: skip
 _STARTED = "Ray runtime started"
 _END_S = 30.0
+_REACH_S = 5.0
 
 
 def require_ray() -> None:
@@ -75,6 +78,7 @@ def joined(address: str | None, replicas: int) -> Iterator[list[int]]:
             address = stack.enter_context(_own(max(os.cpu_count() or 1, replicas)))
         else:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
+            _reach(address)
         ray = stack.enter_context(_connected(address))
         yield [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
@@ -141,6 +145,20 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in taken]
 
 
+def _reach(address: str) -> None:
+    """Find out at once whether there is anything at an address; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # `auto`, or an address of another kind that Ray knows
+    try:
+        with socket.create_connection((host, int(port)), _REACH_S) as found:
+            loopback = ip_address(found.getpeername()[0]).is_loopback
+    except (OSError, OverflowError) as error:
+        raise UnavailableError(f"Ray cannot be reached at {address!r}: {error}.") from None
+    if loopback:
+        os.environ.update(_LOOPBACK)
+
+
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """Join a Ray that runs."""
@@ -159,7 +177,10 @@ def _connected(address: str) -> Iterator[Any]:
                 f"The Ray at {address!r} asks for its token; give it with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UnavailableError(f"Ray cannot be reached at {address!r}: {reason}") from None
+        raise UnavailableError(
+            f"Ray cannot be reached at {address!r}: {reason.rstrip('.')}; check the address, and the token "
+            "(RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)."
+        ) from None
     try:
         yield ray
     finally:
