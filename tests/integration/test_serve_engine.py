@@ -134,9 +134,8 @@ def test_a_damaged_adapter_fails_its_own_requests_only(start):
         engine.submit(request(f"bad{number}", (("damaged", 1.0),), number), answers.of(f"bad{number}"))
         engine.submit(request(f"good{number}", (("a1", 1.0),), number), answers.of(f"good{number}"))
     for number in range(20):
-        assert (answers.end(f"bad{number}").finish, answers.end(f"bad{number}").error) == (
-            "error", "The adapter is damaged.",
-        )  # fmt: skip
+        end = answers.end(f"bad{number}")
+        assert (end.finish, end.error, end.fault) == ("error", "The adapter is damaged.", "request")
         assert answers.end(f"good{number}").finish == "length"
 
 
@@ -179,6 +178,7 @@ def test_a_prompt_that_never_fits_is_an_error_and_others_go_on(start):
     engine.submit(request("big", length=200), answers.of("big"))
     engine.submit(request("small", length=5), answers.of("small"))
     assert "--kv-memory" in answers.end("big").error
+    assert answers.end("big").fault == "request"
     assert answers.end("small").finish == "length"
 
 

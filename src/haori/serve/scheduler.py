@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from haori.core.errors import HaoriError
+from haori.core.errors import HaoriError, InputError
 from haori.serve.adapter_tiers import AdapterTiers
 from haori.serve.fair_queue import FairQueue
 from haori.serve.prefix_cache import BLOCK, PrefixCache
-from haori.serve.request import Finish
+from haori.serve.request import Fault, Finish
 from haori.serve.runner import Run, Runner
 from haori.serve.sampling import choose
 from haori.serve.sequence import Sequence
@@ -81,7 +81,9 @@ class Scheduler:
         if composed:
             self._compute(composed)
 
-    def end(self, sequence: Sequence, reason: Finish | None = None, error: str | None = None) -> None:
+    def end(
+        self, sequence: Sequence, reason: Finish | None = None, error: str | None = None, fault: Fault = "engine"
+    ) -> None:
         """Free everything a sequence holds, and tell its caller if its answer is not complete."""
         if sequence in self.running:
             self._free(sequence)
@@ -89,7 +91,7 @@ class Scheduler:
         else:
             self.waiting.remove(sequence.request.queue, sequence)
         if reason is not None:
-            sequence.finish(reason, error)
+            sequence.finish(reason, error, fault)
         self._ended(sequence)
 
     def forget_unwanted_adapters(self) -> None:
@@ -111,16 +113,12 @@ class Scheduler:
                     passed.add(queue)
                     continue
             except HaoriError as error:
-                self.end(sequence, "error", str(error))
+                self.end(sequence, "error", str(error), "request" if isinstance(error, InputError) else "engine")
                 continue
             place = self._runner.cache.open(len(sequence.tokens) + 1)
             if place is None:
                 if not self.running:
-                    self.end(
-                        sequence,
-                        "error",
-                        "The prompt needs more memory than there is for keys and values (--kv-memory).",
-                    )
+                    self.end(sequence, "error", f"The prompt needs more memory {_KV}.", "request")
                     continue
                 return
             self._join(self.waiting.take(queue), place)
@@ -165,7 +163,7 @@ class Scheduler:
         while not self._runner.cache.extend(sequence.place, tokens):
             last = self.running[-1]
             if len(self.running) == 1:
-                self.end(sequence, "error", f"The answer needs more memory {_KV}.")
+                self.end(sequence, "error", f"The answer needs more memory {_KV}.", "request")
                 return False
             self._put_back(last)
             if last is sequence:

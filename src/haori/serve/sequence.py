@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from haori.serve.detokenise import TextStream
-from haori.serve.request import Deliver, Delta, Finish, TextRequest, TokenLogprob
+from haori.serve.request import Deliver, Delta, Fault, Finish, TextRequest, TokenLogprob
 from haori.serve.sampling import Choice, SamplerState
 
 if TYPE_CHECKING:
@@ -78,13 +78,13 @@ class Sequence:
         elif text:
             self._send(text, None)
 
-    def finish(self, reason: Finish, error: str | None = None) -> None:
+    def finish(self, reason: Finish, error: str | None = None, fault: Fault = "engine") -> None:
         """End before the answer is complete."""
         if not self.ended:
-            self._send(self._text.finish(), reason, error)
+            self._send(self._text.finish(), reason, error, fault)
 
-    def _send(self, text: str, finish: Finish | None, error: str | None = None) -> None:
+    def _send(self, text: str, finish: Finish | None, error: str | None = None, fault: Fault = "engine") -> None:
         self.ended = finish is not None
-        delta = Delta(text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens)
+        delta = Delta(text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens, fault)
         self._held, self._logprobs = [], []
         self._deliver(delta)
