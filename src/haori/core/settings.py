@@ -28,6 +28,7 @@ class Settings(BaseSettings):
         default=None, description="Folder that holds the library and runs, where they are kept apart from home."
     )
     offline: bool = Field(default=False, description="Never ask a model hub or package index.")
+    native: bool = Field(default=True, description="Compile the C kernels for serving; false leaves all to torch.")
 
     @property
     def bases(self) -> Path:

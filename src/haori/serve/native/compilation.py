@@ -38,8 +38,8 @@ def compiled() -> Compiled:
     """Return the kernels, compiled now or earlier."""
     if platform.system() != "Linux":
         return Compiled(None, "they are compiled on Linux only")
-    if os.environ.get("HAORI_NATIVE") == "0":
-        return Compiled(None, "HAORI_NATIVE is 0")
+    if not settings().native:
+        return Compiled(None, "HAORI_NATIVE is off")
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
         return Compiled(None, "there is no C compiler (cc) on this machine")
