@@ -174,6 +174,20 @@ def test_loaded_adapters_are_there_again_after_a_kill_and_a_second_signal_ends_a
     KeyStore().revoke("printed")
 
 
+def test_a_pinned_adapter_stays_in_memory_and_one_that_nothing_can_be_done_with_is_the_callers_fault(
+    library, home, tiny_base_folder
+):
+    options = ("--base", tiny_base_folder, "--weights", "fp32", "--pin", "a1")
+    size = next((home / "library").rglob("adapter_model.safetensors")).stat().st_size
+    with serving(*options, "--adapter-memory", f"{3 * size // 2}B") as (_, url, _), httpx.Client(base_url=url) as http:
+        ask = {"prompt": "a", "max_tokens": 2}
+        assert http.post("/v1/completions", json={"model": "a1", **ask}).status_code == 200
+        reply = http.post("/v1/completions", json={"model": "a0", **ask}, timeout=30)
+        assert reply.status_code == 400
+        assert "those pinned" in reply.json()["error"]["message"]
+        assert http.post("/v1/completions", json={"model": "a1", **ask}).status_code == 200
+
+
 def test_what_cannot_be_served_is_a_sentence(capsys, haori_home, tiny_base_folder, tmp_path):
     import socket
 
@@ -191,6 +205,8 @@ def test_what_cannot_be_served_is_a_sentence(capsys, haori_home, tiny_base_folde
         (["--log-format", "xml"], "json and text"),
         (["--base", tmp_path / "missing"], "missing"),
         (["--weights", "int3"], "int4"),
+        (["--pin", "nobody"], "nobody"),
+        (["--pin", "a0", "--engine", "vllm"], "--pin is for the native engine"),
     ):
         done = haori(capsys, "serve", "--base", tiny_base_folder, "--port", 0, *arguments)
         assert done.code == 2, arguments

@@ -186,7 +186,7 @@ def test_the_adapter_used_longest_ago_makes_room(tiers):
 
 
 def test_an_adapter_in_use_or_pinned_stays(tiers):
-    tiers.pinned = frozenset({"b"})
+    tiers.pinned = lambda: {"b"}
     for name in ("a", "b", "c"):
         assert ready(tiers, name)
     tiers.acquire(mix("a", "c"))
@@ -194,6 +194,15 @@ def test_an_adapter_in_use_or_pinned_stays(tiers):
     tiers.release(mix("c"))
     assert tiers.prepare(mix("d"))  # it was read already and needed only the room
     assert set(tiers.resident) == {"a", "b", "d"}
+
+
+def test_what_cannot_fit_beside_the_pinned_is_said_instead_of_waited_for(tiers):
+    tiers.pinned = lambda: {"a", "b", "c"}
+    for name in ("a", "b", "c"):
+        assert ready(tiers, name)
+    with pytest.raises(InputError, match=r"those pinned.*--adapter-memory"):
+        ready(tiers, "d")
+    assert set(tiers.resident) == {"a", "b", "c"}
 
 
 def test_reading_happens_elsewhere_and_once(tiers):

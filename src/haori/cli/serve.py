@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from haori.cli.serve_native import AdapterMemory, KvMemory, NativeChoice, Pins, Weights, open_native
 from haori.cli.serve_ray import RayAddress, RayReplicas, UseRay, open_on_ray, ray_choice
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ def serve(
     max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused (429).")] = 512,
-    kv_memory: Annotated[str, typer.Option(help="Memory for keys and values, such as 512MB or 1GB.")] = "1GB",
-    adapter_memory: Annotated[str, typer.Option(help="Memory for adapters in use.")] = "1GB",
-    weights: Annotated[str, typer.Option(help="Format of the base's weights: auto, fp32, bf16, int8, int4.")] = "auto",
+    kv_memory: KvMemory = "1GB",
+    adapter_memory: AdapterMemory = "1GB",
+    pin: Pins = None,
+    weights: Weights = "auto",
     engine: Annotated[str, typer.Option(help="What computes: native (a CPU will do), or vllm (GPUs).")] = "native",
     vllm_url: Annotated[list[str] | None, typer.Option(help="vLLM server to use; without one it is started.")] = None,
     vllm_arg: Annotated[list[str] | None, typer.Option(help="Argument for it, such as --max-loras=32.")] = None,
@@ -44,10 +46,11 @@ def serve(
     """Serve a base and its adapters to OpenAI clients; Ctrl-C ends it when running requests have ended."""
     from haori import server as http
 
-    _check(log_format, engine, bool(vllm_url or vllm_arg))
+    _check(log_format, engine, bool(vllm_url or vllm_arg), bool(pin))
     on_ray = ray_choice(ray, replicas, ray_address, engine)
-    roots = [_folder(root) for root in adapter_root or []]
+    roots = tuple(_folder(root) for root in adapter_root or [])
     kv_bytes, adapter_bytes = http.parse_size(kv_memory), http.parse_size(adapter_memory)
+    native = NativeChoice(roots, max_queue, kv_bytes, adapter_bytes, weights, tuple(pin or []))
     access = http.Access(http.KeyStore(), host)
     with http.listen(host, port) as taken:
         found = _base(base)
@@ -63,14 +66,14 @@ def serve(
             if engine == "vllm":
                 return _open_vllm(found, roots, settings, max_queue, vllm_url or [], vllm_arg or [], log)
             if on_ray is not None:
-                return open_on_ray(found, roots, settings, max_queue, kv_bytes, adapter_bytes, weights, log, on_ray)
-            return _open(found, roots, settings, max_queue, kv_bytes, adapter_bytes, weights, log)
+                return open_on_ray(found, settings, native, log, on_ray)
+            return open_native(found, settings, native, log)
 
         service.load(make, on_failure=server.stop)
         server.serve_on(taken)
 
 
-def _check(log_format: str, engine: str, speaks_of_vllm: bool) -> None:
+def _check(log_format: str, engine: str, speaks_of_vllm: bool, pins: bool) -> None:
     from haori.core.errors import InputError
 
     if log_format not in _FORMATS:
@@ -79,33 +82,13 @@ def _check(log_format: str, engine: str, speaks_of_vllm: bool) -> None:
         raise InputError(f"There is no engine {engine!r}; allowed are {' and '.join(_ENGINES)}.")
     if engine == "native" and speaks_of_vllm:
         raise InputError("--vllm-url and --vllm-arg are for --engine vllm; add that.")
-
-
-def _open(
-    base: "Base", roots: list[Path], settings: "ServerSettings", waiting: int, kv_bytes: int, adapter_bytes: int,
-    weights: str, log: "AccessLog",
-) -> "Backend":  # fmt: skip
-    """Load everything; runs beside the server, which says meanwhile that it is loading."""
-    from haori.library import Library
-    from haori.serve import AdapterDirectory, EmbedderLimits, EngineLimits, is_encoder, open_embedder, open_engine
-    from haori.server import Backend
-
-    directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=roots)
-    if is_encoder(base):
-        longest = settings.max_prompt_tokens or base.context_length
-        embedder = open_embedder(
-            base, directory.files, EmbedderLimits(longest, waiting, adapter_bytes), weights=weights
-        )
-        return Backend(embedder, directory, embedder, writes_text=False)
-    running = settings.max_batch
-    limits = EngineLimits(base.context_length, running=running, waiting=waiting, adapter_bytes=adapter_bytes)
-    engine = open_engine(base, directory.files, limits, weights=weights, cache_bytes=kv_bytes, say=log.event)
-    return Backend(engine, directory)
+    if engine == "vllm" and pins:
+        raise InputError("--pin is for the native engine; vLLM keeps adapters by last use (--vllm-arg=--max-loras=N).")
 
 
 def _open_vllm(
-    base: "Base", roots: list[Path], settings: "ServerSettings", waiting: int, urls: list[str], arguments: list[str],
-    log: "AccessLog",
+    base: "Base", roots: tuple[Path, ...], settings: "ServerSettings", waiting: int, urls: list[str],
+    arguments: list[str], log: "AccessLog",
 ) -> "Backend":  # fmt: skip
     """Attach to vLLM servers, or start one; runs beside the server too."""
     from haori.library import Library

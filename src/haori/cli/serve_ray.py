@@ -1,12 +1,12 @@
 """The options of `haori serve --ray`, and what they open."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
     from haori.bases import Base
+    from haori.cli.serve_native import NativeChoice
     from haori.serve.ray import Scale
     from haori.server import AccessLog, Backend, ServerSettings
 
@@ -53,13 +53,12 @@ def ray_choice(ray: bool, replicas: str | None, address: str | None, engine: str
 
 
 def open_on_ray(
-    base: "Base", roots: list[Path], settings: "ServerSettings", waiting: int, kv_bytes: int, adapter_bytes: int,
-    weights: str, log: "AccessLog", choice: RayChoice,
-) -> "Backend":  # fmt: skip
+    base: "Base", settings: "ServerSettings", native: "NativeChoice", log: "AccessLog", choice: RayChoice
+) -> "Backend":
     """Start the replicas; runs beside the server, which says meanwhile that it is loading.
 
     Raises:
-        HaoriError: They cannot be started, or the base is an encoder.
+        HaoriError: They cannot be started, the base is an encoder, or a pinned adapter is not there.
     """
     from haori.core.errors import InputError
     from haori.core.settings import settings as places
@@ -70,8 +69,14 @@ def open_on_ray(
 
     if is_encoder(base):
         raise InputError(f"The base {base.name!r} is an encoder, and --ray serves text only; leave --ray out.")
-    directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=roots)
-    limits = EngineLimits(base.context_length, running=settings.max_batch, waiting=waiting, adapter_bytes=adapter_bytes)
+    directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=native.roots)
+    for name in native.pinned:
+        directory.resolve(name)
+    limits = EngineLimits(
+        base.context_length, running=settings.max_batch, waiting=native.waiting, adapter_bytes=native.adapter_bytes
+    )
     home = places()
-    plan = ReplicaPlan(base, limits, weights, kv_bytes, tuple(roots), home.home, home.workspace)
+    plan = ReplicaPlan(
+        base, limits, native.weights, native.cache_bytes, native.roots, home.home, home.workspace, native.pinned
+    )
     return Backend(open_ray_engine(plan, choice.scale, choice.address, say=log.event), directory)

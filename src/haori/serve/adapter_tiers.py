@@ -15,10 +15,13 @@ from haori.serve.runner import AdapterBank
 if TYPE_CHECKING:
     from haori.serve.adapter_weights import AdapterWeights
 
-__all__ = ["AdapterTiers", "ReadAdapter"]
+__all__ = ["AdapterTiers", "PinnedAdapters", "ReadAdapter"]
 
 ReadAdapter = Callable[[str], "AdapterWeights"]
 """Reads an adapter, given its content id."""
+
+PinnedAdapters = Callable[[], Collection[str]]
+"""Says which adapters, by content id, are never put out of memory; asked anew each time room is made."""
 
 _READERS = 2
 
@@ -48,13 +51,13 @@ class AdapterTiers:
         budget_bytes: int,
         *,
         landed: Callable[[], None] = lambda: None,
-        pinned: Collection[str] = (),
+        pinned: PinnedAdapters = tuple,
     ) -> None:
         self._bank = bank
         self._read = read
         self.budget_bytes = budget_bytes
         self._landed = landed
-        self.pinned = frozenset(pinned)
+        self.pinned = pinned
         self._resident: dict[str, _Resident] = {}
         self._coming: dict[str, Future[AdapterWeights]] = {}
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="haori-adapter")
@@ -115,13 +118,14 @@ class AdapterTiers:
         try:
             weights = future.result()
             size = self._bank.size_of(weights)
-            others = sum(self._resident[name].size_bytes for name, _ in mix if name in self._resident)
+            staying = {name for name, _ in mix} | set(self.pinned())
+            others = sum(self._resident[name].size_bytes for name in staying if name in self._resident)
             if size + others > self.budget_bytes:
                 raise InputError(
-                    f"The adapters of this request take {(size + others) / 1e6:,.0f} MB; all adapters in memory may "
-                    f"take {self.budget_bytes / 1e6:,.0f} MB (--adapter-memory)."
+                    f"The adapters of this request and those pinned take {(size + others) / 1e6:,.0f} MB; all "
+                    f"adapters in memory may take {self.budget_bytes / 1e6:,.0f} MB (--adapter-memory)."
                 )
-            if not self._make_room(size, {name for name, _ in mix}):
+            if not self._make_room(size, staying):
                 return False
             self._bank.put(weights)
         except HaoriError:
@@ -145,7 +149,7 @@ class AdapterTiers:
         idle = sorted(
             (resident.used, name)
             for name, resident in self._resident.items()
-            if not resident.users and name not in keep and name not in self.pinned
+            if not resident.users and name not in keep
         )
         free = self.budget_bytes - self.used_bytes
         going = []

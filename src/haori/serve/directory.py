@@ -5,13 +5,14 @@ next one on; a request under way keeps the content ids that it was given.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from haori.core.errors import InputError, LibraryError, MismatchError
+from haori.core.errors import HaoriError, InputError, LibraryError, MismatchError
 from haori.core.hashing import short
 from haori.core.records import BaseReference, now
 from haori.core.settings import settings
@@ -122,6 +123,14 @@ class AdapterDirectory:
             return Resolved(mix, found[mix[0][0]].full, tuple(names))
         label = "+".join(f"{found[adapter].full}:{strengths[adapter]:g}" for adapter in found if strengths[adapter])
         return Resolved(mix, label, tuple(names))
+
+    def contents(self, models: Iterable[str]) -> frozenset[str]:
+        """Return the content ids that names mean now; what means nothing (any more) is left out."""
+        found: set[str] = set()
+        for model in models:
+            with suppress(HaoriError):
+                found |= {adapter for adapter, _ in self.resolve(model).mix}
+        return frozenset(found)
 
     def entries(self) -> tuple[ModelEntry, ...]:
         """Return every name that can be asked for: the base's, then each adapter's, bare and with every version."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Never
 
 from haori.core.errors import HaoriError, InputError, OverloadedError
-from haori.serve.adapter_tiers import AdapterTiers, ReadAdapter
+from haori.serve.adapter_tiers import AdapterTiers, PinnedAdapters, ReadAdapter
 from haori.serve.encoder import AdaptedEncoder, Row
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
 
@@ -124,6 +124,7 @@ class TextEmbedder:
         read_adapter: Reads an adapter from disk, given its content id.
         limits: What it takes on.
         prepare_text: Applied to each text before it is tokenised.
+        pinned: Adapters that are never put out of memory once they are in it.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class TextEmbedder:
         *,
         limits: EmbedderLimits,
         prepare_text: Callable[[str], str] = str.strip,
+        pinned: PinnedAdapters = tuple,
     ) -> None:
         self.base = base
         self.tokenizer = tokenizer
@@ -143,7 +145,7 @@ class TextEmbedder:
         self._encoder = encoder
         self._prepare_text = prepare_text
         self._tokenizing = threading.Lock()  # tokenizers are not made to be shared
-        self._tiers = AdapterTiers(encoder.bank, read_adapter, limits.adapter_bytes, landed=self._wake)
+        self._tiers = AdapterTiers(encoder.bank, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned)
         self._condition = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []

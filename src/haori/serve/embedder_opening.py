@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from haori.core.errors import InputError
+from haori.serve.adapter_tiers import PinnedAdapters
 from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
 from haori.serve.embedder import EmbedderLimits, TextEmbedder
 from haori.serve.embedding_layout import read_embedding_layout
@@ -26,6 +27,7 @@ def open_embedder(
     limits: EmbedderLimits,
     *,
     weights: str = "auto",
+    pinned: PinnedAdapters = tuple,
 ) -> TextEmbedder:
     """Load a base and start an embedder over it.
 
@@ -34,6 +36,7 @@ def open_embedder(
         files_of: Finds an adapter's files by its content id.
         limits: What the embedder takes on; the longest text is lowered to the base's.
         weights: `auto` (fp32), `fp32` or `bf16`.
+        pinned: Adapters that are never put out of memory.
 
     Raises:
         BaseError: The base cannot be loaded, is no encoder, or makes vectors in a way that is not known.
@@ -57,5 +60,6 @@ def open_embedder(
 
     known = [limits.longest, base.context_length, tokenizer.model_max_length, layout.longest or limits.longest]
     return TextEmbedder(
-        base, tokenizer, encoder, read, limits=replace(limits, longest=min(known)), prepare_text=prepare
-    )
+        base, tokenizer, encoder, read,
+        limits=replace(limits, longest=min(known)), prepare_text=prepare, pinned=pinned,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import InputError, OverloadedError
-from haori.serve.adapter_tiers import AdapterTiers, ReadAdapter
+from haori.serve.adapter_tiers import AdapterTiers, PinnedAdapters, ReadAdapter
 from haori.serve.prompt_check import check_prompt
 from haori.serve.request import AdapterMix, Deliver, TextRequest
 from haori.serve.runner import Runner
@@ -64,6 +64,7 @@ class TextEngine:
         stop_tokens: Ids that end an answer.
         limits: What it takes on.
         vocabulary: Width of the logits.
+        pinned: Adapters that are never put out of memory once they are in it.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class TextEngine:
         stop_tokens: frozenset[int],
         limits: EngineLimits,
         vocabulary: int,
+        pinned: PinnedAdapters = tuple,
     ) -> None:
         self.base = base
         self.tokenizer = tokenizer
@@ -84,7 +86,7 @@ class TextEngine:
         self._runner = runner
         self.stop_tokens = stop_tokens
         self.vocabulary = vocabulary
-        self._tiers = AdapterTiers(runner.bank, read_adapter, limits.adapter_bytes, landed=self._wake)
+        self._tiers = AdapterTiers(runner.bank, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned)
         self._scheduler = Scheduler(runner, self._tiers, limits, self._forget)
         self._constraints: Constraints | None = None
         self._constraints_lock = threading.Lock()

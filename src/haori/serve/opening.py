@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from haori.core.errors import BaseError, InputError
+from haori.serve.adapter_tiers import PinnedAdapters
 from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
 from haori.serve.engine import TextEngine
 from haori.serve.llama_runner import LlamaRunner
@@ -96,6 +97,7 @@ def open_engine(
     *,
     weights: str = "auto",
     cache_bytes: int,
+    pinned: PinnedAdapters = tuple,
     say: Callable[[str], None] = lambda _: None,
 ) -> TextEngine:
     """Load a base and start an engine over it.
@@ -106,6 +108,7 @@ def open_engine(
         limits: What the engine takes on; its context length is lowered to the base's.
         weights: `auto`, `fp32`, `bf16`, `int8` or `int4`.
         cache_bytes: Memory for keys and values.
+        pinned: Adapters that are never put out of memory.
         say: Takes sentences for people.
 
     Raises:
@@ -131,7 +134,7 @@ def open_engine(
 
     return TextEngine(
         base, tokenizer, opened.runner, read,
-        stop_tokens=frozenset(stops), limits=limits, vocabulary=opened.vocabulary,
+        stop_tokens=frozenset(stops), limits=limits, vocabulary=opened.vocabulary, pinned=pinned,
     )  # fmt: skip
 
 

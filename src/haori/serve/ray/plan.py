@@ -23,6 +23,7 @@ class ReplicaPlan:
         roots: Folders that registered adapters may lie in.
         home: Folder of the library and of registered names.
         workspace: Where the library is, if not in `home`.
+        pinned: Names of adapters that are never put out of memory.
     """
 
     base: Base
@@ -32,6 +33,7 @@ class ReplicaPlan:
     roots: tuple[Path, ...]
     home: Path
     workspace: Path | None
+    pinned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

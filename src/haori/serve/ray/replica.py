@@ -42,7 +42,7 @@ class EngineReplica:
         self._remarks: list[str] = []
         self._engine = open_engine(
             plan.base, directory.files, plan.limits, weights=plan.weights, cache_bytes=plan.cache_bytes,
-            say=self._remarks.append,
+            pinned=lambda: directory.contents(plan.pinned), say=self._remarks.append,
         )  # fmt: skip
         self._name = serve.get_replica_context().replica_tag
         self._open: set[asyncio.Queue[Delta]] = set()

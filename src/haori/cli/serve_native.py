@@ -1,0 +1,69 @@
+"""The options of `haori serve` that are for the native engine, and what they open."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from haori.bases import Base
+    from haori.server import AccessLog, Backend, ServerSettings
+
+__all__ = ["AdapterMemory", "KvMemory", "NativeChoice", "Pins", "Weights", "open_native"]
+
+KvMemory = Annotated[str, typer.Option(help="Memory for keys and values, such as 512MB or 1GB.")]
+AdapterMemory = Annotated[str, typer.Option(help="Memory for adapters in use.")]
+Weights = Annotated[str, typer.Option(help="Format of the base's weights: auto, fp32, bf16, int8, int4.")]
+Pins = Annotated[list[str] | None, typer.Option(help="Adapter that stays in memory once it is in it; may be repeated.")]
+
+
+class NativeChoice(NamedTuple):
+    """How the native engine is to work.
+
+    Attributes:
+        roots: Folders that an admin may load adapters from.
+        waiting: Most requests that wait.
+        cache_bytes: Memory for keys and values.
+        adapter_bytes: Memory for adapters.
+        weights: Format of the base's weights.
+        pinned: Names of adapters that are never put out of memory.
+    """
+
+    roots: tuple[Path, ...]
+    waiting: int
+    cache_bytes: int
+    adapter_bytes: int
+    weights: str
+    pinned: tuple[str, ...]
+
+
+def open_native(base: "Base", settings: "ServerSettings", choice: NativeChoice, log: "AccessLog") -> "Backend":
+    """Load everything; runs beside the server, which says meanwhile that it is loading.
+
+    Raises:
+        HaoriError: The base cannot be served, or a pinned adapter is not there.
+    """
+    from haori.library import Library
+    from haori.serve import AdapterDirectory, EmbedderLimits, EngineLimits, is_encoder, open_embedder, open_engine
+    from haori.server import Backend
+
+    directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=choice.roots)
+    for name in choice.pinned:
+        directory.resolve(name)
+
+    def pinned() -> frozenset[str]:
+        return directory.contents(choice.pinned)
+
+    if is_encoder(base):
+        longest = settings.max_prompt_tokens or base.context_length
+        limits = EmbedderLimits(longest, choice.waiting, choice.adapter_bytes)
+        embedder = open_embedder(base, directory.files, limits, weights=choice.weights, pinned=pinned)
+        return Backend(embedder, directory, embedder, writes_text=False)
+    engine = open_engine(
+        base, directory.files,
+        EngineLimits(
+            base.context_length, running=settings.max_batch, waiting=choice.waiting, adapter_bytes=choice.adapter_bytes
+        ),
+        weights=choice.weights, cache_bytes=choice.cache_bytes, pinned=pinned, say=log.event,
+    )  # fmt: skip
+    return Backend(engine, directory)
