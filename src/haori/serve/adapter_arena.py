@@ -1,15 +1,16 @@
 """Adapters of one layout in one block of memory, ready to be multiplied with as a batch.
 
-A layout says what each linear site of the model has: the true rank of every module, a DoRA scale, a bias. The factors
-of all adapters of one layout at one site are one tensor [slots, D, R], so those of any range of slots are a contiguous
-view: torch's batched product copies what is not. A site is a group of modules with the same input (q, k and v; gate
-and up): their A factors stand side by side and make one product.
+A layout says what each linear site of the model has: the true rank of every module, a DoRA scale, a bias. A slot is one
+stretch of memory with all that an adapter holds, in the order in which a step reads it; the factors of all slots at one
+site are one tensor [slots, D, R], a view whose first stride is a slot. A site is a group of modules with the same input
+(q, k and v; gate and up): their A factors stand side by side and make one product.
 """
 
 import itertools
 import math
 import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from haori.serve.adapter_weights import AdapterWeights
 
-__all__ = ["AdapterArena", "Layout", "OuterFactor", "Site", "SiteFactors", "layout_of"]
+__all__ = ["READ_AHEAD", "AdapterArena", "Layout", "OuterFactor", "Site", "SiteFactors", "layout_of"]
 
+READ_AHEAD = 64  # bytes behind a factor that a kernel may read, and ignores
 _PAGE = mmap.PAGESIZE
 
 
@@ -80,8 +82,8 @@ class SiteFactors(NamedTuple):
 class AdapterArena:
     """Slots for adapters of one layout; the slots in use have no gaps.
 
-    Memory is asked for once, for `capacity` slots; the system gives it page by page as slots are written to, and takes
-    it back when they are freed.
+    Memory is asked for once, for `capacity` slots, in pages as large as the system has; it gives them as slots are
+    written to, and takes them back when they are freed.
 
     Args:
         layout: Their layout.
@@ -95,17 +97,22 @@ class AdapterArena:
         self.dtype = dtype
         self.capacity = capacity
         self._sites = sites
-        self._shapes = list(_shapes(layout, sites))
-        sizes = [_pages(math.prod(shape) * dtype.itemsize * capacity) for shape in self._shapes]
+        shapes = list(_shapes(layout, sites))
+        sizes = [math.prod(shape) for shape in shapes]
+        self._slot = max(sum(sizes), 1)
+        size = _pages(capacity * self._slot * dtype.itemsize + READ_AHEAD)
         flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        self._memory = mmap.mmap(-1, max(sum(sizes), _PAGE), **flags)
-        self._starts = list(itertools.accumulate(sizes[:-1], initial=0))
+        self._memory = mmap.mmap(-1, size, **flags)
+        if hasattr(self._memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a system without them
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        slots = torch.frombuffer(self._memory, dtype=dtype, count=capacity * self._slot).view(capacity, self._slot)
+        starts = itertools.accumulate(sizes[:-1], initial=0)
         self._tensors = [
-            torch.frombuffer(self._memory, dtype=dtype, count=capacity * math.prod(shape), offset=start).view(
-                capacity, *shape
-            )
-            for shape, start in zip(self._shapes, self._starts, strict=True)
+            slots[:, start : start + size].view(capacity, *shape)
+            for shape, size, start in zip(shapes, sizes, starts, strict=False)
         ]
+        self._slots = slots
         self.adapters: list[str] = []
         self.factors: list[SiteFactors | None] = []
         self.vectors: dict[str, Tensor] = {}
@@ -127,25 +134,14 @@ class AdapterArena:
         """Free a slot: the last one moves there, and its memory goes back to the system."""
         last = len(self.adapters) - 1
         if slot != last:
-            for tensor in self._tensors:
-                tensor[slot] = tensor[last]
+            self._slots[slot] = self._slots[last]
             self.adapters[slot] = self.adapters[last]
         self.adapters.pop()
-        if not hasattr(self._memory, "madvise") or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        for shape, start in zip(self._shapes, self._starts, strict=True):
-            size = math.prod(shape) * self.dtype.itemsize
-            first, end = _pages(start + last * size), start + (last + 1) * size
-            if end - first >= _PAGE:
-                self._memory.madvise(mmap.MADV_DONTNEED, first, (end - first) // _PAGE * _PAGE)
-
-    def swap(self, one: int, other: int) -> None:
-        """Let two slots change places."""
-        for tensor in self._tensors:
-            held = tensor[one].clone()
-            tensor[one] = tensor[other]
-            tensor[other] = held
-        self.adapters[one], self.adapters[other] = self.adapters[other], self.adapters[one]
+        if hasattr(self._memory, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            size = self._slot * self.dtype.itemsize
+            first, stop = _pages(last * size), (last + 1) * size // _PAGE * _PAGE
+            if stop > first:
+                self._memory.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
     def _parts(self, weights: AdapterWeights) -> Iterator[Tensor | None]:
         """Yield what goes into each tensor of a slot; None for zeros."""

@@ -12,7 +12,6 @@ from haori.serve.adapter_weights import AdapterWeights
 __all__ = ["ArenaBank"]
 
 _MOST_SLOTS = 4096
-_ACTIVE_SHARE = 0.75
 
 
 class ArenaBank:
@@ -89,22 +88,3 @@ class ArenaBank:
         """Return an adapter's arena and slot."""
         arena = self._arena_of[adapter]
         return arena, arena.adapters.index(adapter)
-
-    def gather(self, active: Collection[str]) -> None:
-        """Move the adapters of a step together where too many idle ones lie between them.
-
-        A batched product runs over a range of slots, so idle ones inside the range are read for nothing.
-        """
-        by_arena: dict[int, tuple[AdapterArena, set[str]]] = {}
-        for adapter in active:
-            arena = self._arena_of[adapter]
-            by_arena.setdefault(id(arena), (arena, set()))[1].add(adapter)
-        for arena, wanted in by_arena.values():
-            slots = sorted(arena.adapters.index(adapter) for adapter in wanted)
-            if len(wanted) >= _ACTIVE_SHARE * (slots[-1] - slots[0] + 1):
-                continue
-            idle = [slot for slot in range(len(wanted)) if arena.adapters[slot] not in wanted]
-            far = [slot for slot in slots if slot >= len(wanted)]
-            for one, other in zip(idle, far, strict=True):
-                arena.swap(one, other)
-            self.version += 1

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,9 +14,22 @@ from torch.nn import functional
 from haori.serve.adapter_arena import OuterFactor
 from haori.serve.kv_cache import Shelf
 
-__all__ = ["HIDDEN", "Angles", "AttentionShape", "Kernels", "Places", "ShelfStep", "TorchKernels", "norm", "rotate"]
+__all__ = [
+    "HIDDEN",
+    "ROWS_TOGETHER",
+    "Angles",
+    "AttentionShape",
+    "Kernels",
+    "Places",
+    "ShelfStep",
+    "SlotRows",
+    "TorchKernels",
+    "norm",
+    "rotate",
+]
 
 HIDDEN = -1e30  # score of a place that is not looked at; finite, so that nothing becomes NaN
+ROWS_TOGETHER = 4  # rows under the same adapters that the kernel in C works on at once
 
 
 class Angles(NamedTuple):
@@ -65,27 +79,49 @@ class ShelfStep:
         return int(self.rows.stop - self.rows.start)
 
 
+class SlotRows(NamedTuple):
+    """Rows of a step that one adapter acts on: its slot, the rows [n], their strengths [n, 1] if not 1."""
+
+    slot: int
+    rows: Tensor
+    strengths: Tensor | None
+
+
 @dataclass(frozen=True)
 class Places:
-    """Which adapters of one arena act on which single rows.
+    """Which adapters of one arena act on which rows, by adapter and by row.
 
-    The first form is by row: row rows[i] has the parts first[i] .. first[i + 1], each a slot and a strength. The second
-    is by slot: `ranges` of slots with as many places for rows in each, `gather` the row at each place, and back[k] the
-    place where each row finds its k-th update (the place behind the last holds zeros).
+    Attributes:
+        by_slot: By adapter.
+        rows: Rows, those under the same adapters side by side.
+        groups: Up to `ROWS_TOGETHER` of them under the same adapters: group g is rows[groups[g] : groups[g + 1]].
+        first: The parts of group g are first[g] .. first[g + 1].
+        slots: The adapter of each part.
+        strengths: Its strength on each row of the group, [parts, ROWS_TOGETHER].
     """
 
+    by_slot: tuple[SlotRows, ...]
     rows: Tensor
+    groups: Tensor
     first: Tensor
     slots: Tensor
     strengths: Tensor
-    ranges: tuple[tuple[int, int, int, int], ...]  # first slot, slots, places in each, first place
-    gather: Tensor
-    gathered_strengths: Tensor | None
-    back: tuple[Tensor, ...]
+
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Return the number of groups, and where groups, rows, first, slots and strengths lie, for a kernel in C."""
+        tensors = (self.groups, self.rows, self.first, self.slots, self.strengths)
+        return (len(self.groups) - 1, *(tensor.data_ptr() for tensor in tensors))
 
 
 class Kernels(Protocol):
-    """The steps between the products."""
+    """The steps between the products.
+
+    Attributes:
+        longest: Most rows of one run for which `update` is faster than plain products.
+    """
+
+    longest: int
 
     def add_norm(self, x: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """Return x + added, and its RMS norm times the weight (one, or one for each row)."""
@@ -102,12 +138,14 @@ class Kernels(Protocol):
         ...
 
     def update(self, places: Places, a: Tensor, b: tuple[OuterFactor, ...], x: Tensor, y: Tensor) -> None:
-        """Add the adapters' updates of single rows to y."""
+        """Add the adapters' updates of some rows to y."""
         ...
 
 
 class TorchKernels:
     """The steps in plain torch, for every dtype and device."""
+
+    longest = 8
 
     def add_norm(self, x: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """Return x + added, and its RMS norm times the weight (one, or one for each row)."""
@@ -136,23 +174,13 @@ class TorchKernels:
         out[step.rows] = torch.bmm(torch.softmax(scores, -1), v).view(count, -1)
 
     def update(self, places: Places, a: Tensor, b: tuple[OuterFactor, ...], x: Tensor, y: Tensor) -> None:
-        """Add the adapters' updates of single rows to y: one batched product for each range of slots."""
-        inner = x.index_select(0, places.gather)  # places D
-        t = x.new_empty(len(inner), a.shape[2])
-        full = sum(right - left for _, _, left, right, _ in b) == y.shape[1]
-        result = (x.new_empty if full else x.new_zeros)((len(inner) + 1, y.shape[1]))
-        result[-1] = 0.0
-        for first, count, depth, offset in places.ranges:
-            span = slice(offset, offset + count * depth)
-            product = t[span].view(count, depth, -1)
-            torch.bmm(inner[span].view(count, depth, -1), a[first : first + count], out=product)
-            if places.gathered_strengths is not None:
-                product *= places.gathered_strengths[span].view(count, depth, 1)
-            target = result[span].view(count, depth, -1)
+        """Add the adapters' updates of some rows to y."""
+        for slot, rows, strengths in places.by_slot:
+            t = x.index_select(0, rows) @ a[slot]  # n R
+            if strengths is not None:
+                t *= strengths
             for low, high, left, right, outer in b:
-                torch.bmm(product[..., low:high], outer[first : first + count], out=target[..., left:right])
-        for back in places.back:
-            y[: len(back)] += result.index_select(0, back)
+                y[:, left:right].index_add_(0, rows, t[:, low:high] @ outer[slot])
 
     def _mask(self, step: ShelfStep, shape: AttentionShape, dtype: torch.dtype) -> Tensor:
         capacity = step.shelf.capacity

@@ -3,14 +3,10 @@
     y[i] = (W x[i]) * (1 + sum_j c_ij (m_j - 1)) + bias + sum_j c_ij (x[i] A_j B_j + bias_j)
 
 with c_ij the strength of adapter j on row i, A_j D R and B_j R out (scale and DoRA ratio m_j are multiplied into B_j).
-Rows of the bare base have no j. A decoding row brings one x to each of its adapters, so x is gathered by adapter, and
-one batched product over a range of slots serves all adapters in it (S-LoRA, arXiv 2311.03285, and Punica, arXiv
-2310.18547, do so with kernels of their own; here a slot range of an arena is a plain view, and torch's product does).
-A chunk of a prompt is a range of rows under one mix and multiplies the factors directly.
+Rows of the bare base have no j. Rows are gathered by adapter, so that each factor is read once, however many rows wear
+it (S-LoRA, arXiv 2311.03285; Punica, arXiv 2310.18547). A long chunk of a prompt multiplies the factors directly.
 """
 
-import itertools
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,14 +16,11 @@ from torch import Tensor
 
 from haori.serve.adapter_arena import AdapterArena, SiteFactors
 from haori.serve.adapter_bank import ArenaBank
-from haori.serve.kernels import Kernels, Places
+from haori.serve.kernels import ROWS_TOGETHER, Kernels, Places, SlotRows
 from haori.serve.request import AdapterMix
 from haori.serve.weight import Weight
 
 __all__ = ["StepPlan", "plan_step"]
-
-_CHUNK = 8  # a run of so many rows multiplies the factors directly
-_MOST_RANGES = 6
 
 
 class _Part(NamedTuple):
@@ -41,7 +34,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _ArenaPlan:
-    """How the rows of a step meet the adapters of one arena: single rows by `places`, chunks of prompts as they are."""
+    """How the rows of a step meet the adapters of one arena: few by `places`, long chunks of prompts as they are."""
 
     arena: AdapterArena
     places: Places | None
@@ -115,7 +108,6 @@ def plan_step(
         kernels: Compute the updates of single rows.
         device: Where indices are needed.
     """
-    bank.gather({adapter for mix in mixes for adapter, _ in mix})
     parts: dict[int, tuple[AdapterArena, list[_Part]]] = {}
     start = 0
     for mix, length in zip(mixes, lengths, strict=True):
@@ -123,81 +115,57 @@ def plan_step(
             arena, slot = bank.place(adapter)
             parts.setdefault(id(arena), (arena, []))[1].append(_Part(slot, strength, start, start + length))
         start += length
-    return StepPlan(kernels, tuple(_plan_arena(arena, found, device) for arena, found in parts.values()))
+    plans = (_plan_arena(arena, found, kernels.longest, device) for arena, found in parts.values())
+    return StepPlan(kernels, tuple(plans))
 
 
-def _plan_arena(arena: AdapterArena, parts: Sequence[_Part], device: torch.device) -> _ArenaPlan:
-    single = [part for part in parts if part.stop - part.start < _CHUNK]
+def _plan_arena(arena: AdapterArena, parts: Sequence[_Part], longest: int, device: torch.device) -> _ArenaPlan:
+    short = [part for part in parts if part.stop - part.start <= longest]
     return _ArenaPlan(
         arena=arena,
-        places=_places(single, arena.dtype, device) if single else None,
-        chunks=tuple(part for part in parts if part.stop - part.start >= _CHUNK),
+        places=_places(short, arena.dtype, device) if short else None,
+        chunks=tuple(part for part in parts if part.stop - part.start > longest),
         parts=tuple(parts),
     )
 
 
 def _places(parts: Sequence[_Part], dtype: torch.dtype, device: torch.device) -> Places:
-    """Arrange single rows both by row and by slot."""
+    """Arrange rows by adapter, and by row."""
     by_row: dict[int, list[_Part]] = {}
+    by_slot: dict[int, list[tuple[int, float]]] = {}
     for part in parts:
         for row in range(part.start, part.stop):
             by_row.setdefault(row, []).append(part)
-    in_order = [part for row in sorted(by_row) for part in by_row[row]]
-    ranges = _ranges(Counter(part.slot for part in in_order))
-    free = {
-        first + i: iter(range(offset + i * depth, offset + (i + 1) * depth))
-        for first, count, depth, offset in ranges
-        for i in range(count)
-    }
-    total = sum(count * depth for _, count, depth, _ in ranges)
-    gather, strengths = [0] * total, [1.0] * total
-    found: dict[int, list[int]] = {row: [] for row in by_row}
-    for row in sorted(by_row):
-        for part in by_row[row]:
-            place = next(free[part.slot])
-            gather[place], strengths[place] = row, part.strength
-            found[row].append(place)
-    back = [
-        [found[row][k] if row in found and k < len(found[row]) else total for row in range(max(found) + 1)]
-        for k in range(max(map(len, found.values())))
-    ]
-    plain = all(strength == 1.0 for strength in strengths)
+            by_slot.setdefault(part.slot, []).append((row, part.strength))
+    together: dict[tuple[int, ...], list[int]] = {}
+    for row, own in by_row.items():
+        own.sort()
+        together.setdefault(tuple(part.slot for part in own), []).append(row)
+    rows: list[int] = []
+    groups, first = [0], [0]
+    slots: list[int] = []
+    strengths: list[list[float]] = []
+    for shared, alike in together.items():
+        for start in range(0, len(alike), ROWS_TOGETHER):
+            group = alike[start : start + ROWS_TOGETHER]
+            rows += group
+            slots += shared
+            for number in range(len(shared)):
+                strengths.append([by_row[row][number].strength for row in group] + [0.0] * (ROWS_TOGETHER - len(group)))
+            groups.append(len(rows))
+            first.append(len(slots))
     return Places(
-        rows=torch.tensor(sorted(by_row), device=device),
-        first=torch.tensor([0, *itertools.accumulate(len(by_row[row]) for row in sorted(by_row))], device=device),
-        slots=torch.tensor([part.slot for part in in_order], device=device),
-        strengths=torch.tensor([part.strength for part in in_order], device=device, dtype=torch.float32),
-        ranges=ranges,
-        gather=torch.tensor(gather, device=device),
-        gathered_strengths=None if plain else torch.tensor(strengths, device=device, dtype=dtype),
-        back=tuple(torch.tensor(places, device=device) for places in back),
+        by_slot=tuple(_slot_rows(slot, found, dtype, device) for slot, found in by_slot.items()),
+        rows=torch.tensor(rows, device=device),
+        groups=torch.tensor(groups, device=device),
+        first=torch.tensor(first, device=device),
+        slots=torch.tensor(slots, device=device),
+        strengths=torch.tensor(strengths, device=device, dtype=torch.float32),
     )
 
 
-def _ranges(depth: Counter[int]) -> tuple[tuple[int, int, int, int], ...]:
-    """Divide the slots in use into ranges, so that few places stay empty: a hot adapter gets a range of its own.
-
-    Returns:
-        For each range its first slot, the number of slots, of places for rows in each, and its first place.
-    """
-    whole = [sorted(depth)]
-    while len(whole) < _MOST_RANGES:
-        waste = [_waste(slots, depth) for slots in whole]
-        worst = max(range(len(whole)), key=waste.__getitem__)
-        if waste[worst] <= 0:
-            break
-        slots = whole.pop(worst)
-        hot = max(range(len(slots)), key=lambda i: depth[slots[i]])
-        whole[worst:worst] = [part for part in (slots[:hot], slots[hot : hot + 1], slots[hot + 1 :]) if part]
-    ranges, offset = [], 0
-    for slots in whole:
-        count, most = slots[-1] - slots[0] + 1, max(depth[slot] for slot in slots)
-        ranges.append((slots[0], count, most, offset))
-        offset += count * most
-    return tuple(ranges)
-
-
-def _waste(slots: Sequence[int], depth: Counter[int]) -> int:
-    """Return how many places too many a range over these slots would have; up to as many as are used are allowed."""
-    used = sum(depth[slot] for slot in slots)
-    return (slots[-1] - slots[0] + 1) * max(depth[slot] for slot in slots) - 2 * used - 16
+def _slot_rows(slot: int, found: Sequence[tuple[int, float]], dtype: torch.dtype, device: torch.device) -> SlotRows:
+    rows, strengths = zip(*found, strict=True)
+    plain = all(strength == 1.0 for strength in strengths)
+    column = None if plain else torch.tensor(strengths, device=device, dtype=dtype)[:, None]
+    return SlotRows(slot, torch.tensor(rows, device=device), column)

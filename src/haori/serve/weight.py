@@ -1,7 +1,7 @@
 """Weights of the base's linear layers in 16 or 32 bits, 8 bits or 4 bits, each a function from x to W x.
 
 Eight bits: round(w / s) with s = max|row| / 127. Four bits: groups of 32 inputs, with a scale and a zero point each.
-Products run in kernels of torch that read the small weights and multiply in 16 bits, so activations are not rounded.
+Few rows are multiplied by kernels that read the small weights, many by 16-bit products; activations are not rounded.
 """
 
 from typing import Literal, Protocol
@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from haori.serve.native.calls import int8_product
+from haori.serve.native.calls import OUTS, native_kernels
 
 __all__ = ["DenseWeight", "Int4Weight", "Int8Weight", "PackedWeight", "Weight", "WeightFormat", "pack_weight"]
 
 WeightFormat = Literal["fp32", "bf16", "int8", "int4"]
 
-_GROUP = 32
+GROUP = 32
 _FEW_ROWS = 16
-_NATIVE_ROWS = 4
 _USUAL_ROWS = 32
 
 
@@ -58,50 +57,59 @@ class PackedWeight:
 
 
 class Int8Weight:
-    """A weight in 8 bits with one scale per output."""
+    """A weight in 8 bits with one scale per output, multiplied by torch."""
 
     def __init__(self, weight: Tensor) -> None:
-        scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127.0  # out
-        self._exact = scale
+        self._packed, scale = to_int8(weight)
         self._scale = scale.to(torch.bfloat16)
-        self._packed = (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return W x, for x in bf16."""
-        if len(x) <= _NATIVE_ROWS and (y := int8_product(x.contiguous(), self._packed, self._exact)) is not None:
-            return y
-        if len(x) <= _FEW_ROWS:
+        if len(x) <= _FEW_ROWS and x.shape[1] % GROUP == 0:  # of other widths torch's kernel reads past the end
             return torch._weight_int8pack_mm(x.contiguous(), self._packed, self._scale)
         # Many rows: the product costs more than reading the weight, and the 16-bit one is faster.
         return functional.linear(x, self._packed.to(x.dtype)) * self._scale
 
 
 class Int4Weight:
-    """A weight in 4 bits, with scale and zero point per group of inputs."""
+    """A weight in 4 bits with a step and a lowest value per group of inputs, multiplied by torch."""
 
     def __init__(self, weight: Tensor) -> None:
-        out, width = weight.shape
-        groups = weight.float().view(out, width // _GROUP, _GROUP)
-        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-        scale = ((high - low) / 15.0).clamp(min=1e-8)
-        zero = low + scale * 8.0  # the kernel computes (q - 8) * scale + zero
-        levels = ((groups - low) / scale).round().clamp(0, 15).to(torch.int32).view(out, width)
-        self._packed = torch._convert_weight_to_int4pack_for_cpu(levels, 1)
-        pairs = torch.cat([scale, zero], -1)  # out groups 2
-        self._scales = pairs.transpose(0, 1).contiguous().to(torch.bfloat16)
+        levels, step, low = to_int4(weight)
+        self._packed = torch._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
+        pairs = torch.stack([step, low + step * 8.0], -1)  # the kernel computes (q - 8) * step + zero
+        self._steps = pairs.transpose(0, 1).contiguous().to(torch.bfloat16)  # groups out 2
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return W x, for x in bf16."""
-        return torch._weight_int4pack_mm_for_cpu(x.contiguous(), self._packed, _GROUP, self._scales)
+        return torch._weight_int4pack_mm_for_cpu(x.contiguous(), self._packed, GROUP, self._steps)
+
+
+def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight (out D) to 8 bits; return them and the fp32 scale of each output."""
+    scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127.0  # out
+    return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round a weight (out D) to levels 0 to 15; return them and, per group of inputs, fp32 step and lowest value."""
+    groups = weight.float().view(len(weight), -1, GROUP)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = ((high - low) / 15.0).clamp(min=1e-8)
+    levels = ((groups - low) / step).round().clamp(0, 15).to(torch.uint8)  # out groups 32
+    return levels.flatten(1), step.squeeze(-1), low.squeeze(-1)
 
 
 def pack_weight(weight: Tensor, form: WeightFormat) -> Weight:
-    """Return a weight (out D) in a format; one whose width the 4-bit kernel does not take stays in 8 bits."""
-    if form == "int8":
-        return Int8Weight(weight)
-    if form == "int4":
+    """Return a weight (out D) in a format; one whose width the 4-bit kernels do not take stays in 8 bits."""
+    from haori.serve.native.weights import NativeInt4Weight, NativeInt8Weight
+
+    if form in {"int8", "int4"}:
         out, width = weight.shape
-        return Int4Weight(weight) if width % _GROUP == 0 and out % 16 == 0 else Int8Weight(weight)
+        kernels = native_kernels() if out % OUTS == 0 else None
+        if form == "int4" and width % GROUP == 0 and out % 16 == 0:
+            return Int4Weight(weight) if kernels is None else NativeInt4Weight(weight, kernels)
+        return Int8Weight(weight) if kernels is None else NativeInt8Weight(weight, kernels)
     if form == "bf16" and weight.device.type == "cpu" and torch._C._has_mkldnn:
         return PackedWeight(weight)
     return DenseWeight(weight)

@@ -11,12 +11,14 @@ from haori.serve.adapter_arena import OuterFactor
 from haori.serve.kernels import Angles, AttentionShape, Places, ShelfStep, TorchKernels
 from haori.serve.native.compilation import compiled
 
-__all__ = ["NativeKernels", "int8_product", "native_kernels"]
+__all__ = ["BLOCK", "LANES", "OUTS", "STRIPES", "NativeKernels", "native_kernels"]
 
+LANES, STRIPES, BLOCK, OUTS = 16, 4, 64, 4  # how weights of few bits are packed; as in kernels.c
+_MOST_SITES = 100_000
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
     "haori_update": [
-        _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 5, _INT, _INT, _INT, *[_POINTER] * 5, _POINTER, _INT,
+        _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 6, *[_INT] * 4, *[_POINTER] * 5,
     ],
     "haori_attend": [
         _POINTER, _INT, *[_POINTER] * 4, _INT, _POINTER, *[_INT] * 4, _FLOAT, _POINTER, _INT, _POINTER, _INT,
@@ -24,18 +26,23 @@ _ARGUMENTS = {
     "haori_add_norm": [*[_POINTER] * 5, _INT, _INT, _FLOAT],
     "haori_gate": [_POINTER, _POINTER, _INT, _INT],
     "haori_int8": [*[_POINTER] * 4, *[_INT] * 3],
+    "haori_int4": [*[_POINTER] * 5, *[_INT] * 3],
+    "haori_widen_int8": [*[_POINTER] * 3, *[_INT] * 2],
+    "haori_widen_int4": [*[_POINTER] * 4, *[_INT] * 2],
 }  # fmt: skip
 
 
 class NativeKernels(TorchKernels):
     """The steps in C; what has one norm weight for each row goes to torch."""
 
+    longest = 256
+
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, arguments in _ARGUMENTS.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
         self._c = library
-        self._outer: dict[int, tuple[object, ...]] = {}
+        self._sites: dict[int, tuple[object, ...]] = {}
 
     def add_norm(self, x: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """Return x + added, and its RMS norm times the weight."""
@@ -71,43 +78,56 @@ class NativeKernels(TorchKernels):
         )  # fmt: skip
 
     def update(self, places: Places, a: Tensor, b: tuple[OuterFactor, ...], x: Tensor, y: Tensor) -> None:
-        """Add the adapters' updates of single rows to y."""
-        _, width, rank = a.shape
-        columns = b[-1][3]
-        stride = columns + rank + 16
-        scratch = torch.empty(len(places.rows) * stride, dtype=torch.float32)
-        modules, outer, low, high, left, right = self._bounds(b)
+        """Add the adapters' updates of some rows to y."""
         self._c.haori_update(
-            x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), len(places.rows), places.rows.data_ptr(),
-            places.first.data_ptr(), places.slots.data_ptr(), places.strengths.data_ptr(), a.data_ptr(), width, rank,
-            modules, outer, low, high, left, right, scratch.data_ptr(), stride,
+            x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), *places.addresses, *self._factors(a, b)
         )  # fmt: skip
 
-    def _bounds(self, b: tuple[OuterFactor, ...]) -> tuple[object, ...]:
-        """Return the number of modules, the addresses of their B and their bounds, as arrays; made once per site."""
-        key = b[0][4].data_ptr()
-        known = self._outer.get(key)
+    def int8_product(self, x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+        """Return x W^T for a packed weight in 8 bits with fp32 scales (out); x is contiguous and has few rows."""
+        out = len(scales)
+        y = x.new_empty(len(x), out)
+        self._c.haori_int8(x.data_ptr(), packed.data_ptr(), scales.data_ptr(), y.data_ptr(), *x.shape, out)
+        return y
+
+    def int4_product(self, x: Tensor, packed: Tensor, steps: Tensor, lows: Tensor) -> Tensor:
+        """Return x W^T for a packed weight in 4 bits with bf16 steps and lows; x is contiguous and has few rows."""
+        out = len(steps)
+        y = x.new_empty(len(x), out)
+        self._c.haori_int4(
+            x.data_ptr(), packed.data_ptr(), steps.data_ptr(), lows.data_ptr(), y.data_ptr(), *x.shape, out
+        )
+        return y
+
+    def widen_int8(self, packed: Tensor, scales: Tensor) -> Tensor:
+        """Return a packed weight of 8 bits in bf16, its width rounded up to whole blocks."""
+        out, blocks = len(scales), packed.shape[1]
+        wide = torch.empty(out, blocks * BLOCK, dtype=torch.bfloat16)
+        self._c.haori_widen_int8(packed.data_ptr(), scales.data_ptr(), wide.data_ptr(), blocks, out)
+        return wide
+
+    def widen_int4(self, packed: Tensor, steps: Tensor, lows: Tensor) -> Tensor:
+        """Return a packed weight of 4 bits in bf16, its width rounded up to whole blocks."""
+        out, blocks = len(steps), packed.shape[1]
+        wide = torch.empty(out, blocks * BLOCK, dtype=torch.bfloat16)
+        self._c.haori_widen_int4(packed.data_ptr(), steps.data_ptr(), lows.data_ptr(), wide.data_ptr(), blocks, out)
+        return wide
+
+    def _factors(self, a: Tensor, b: tuple[OuterFactor, ...]) -> tuple[object, ...]:
+        """Return where the factors of a site lie, and the bounds of its modules; worked out once per site."""
+        key = a.data_ptr()
+        known = self._sites.get(key)
         if known is None or known[-1] is not b:
-            if len(self._outer) > 100_000:
-                self._outer.clear()
-            pointers = (_POINTER * len(b))(*(part[4].data_ptr() for part in b))
+            if len(self._sites) > _MOST_SITES:
+                self._sites.clear()
+            addresses = (_POINTER * len(b))(*(part[4].data_ptr() for part in b))
             bounds = [_integers([part[i] for part in b]) for i in range(4)]  # type: ignore[misc]
-            known = self._outer[key] = (len(b), pointers, *bounds, b)
+            known = self._sites[key] = (key, a.stride(0), *a.shape[1:], len(b), addresses, *bounds, b)
         return known[:-1]
 
 
 def _integers(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
     return (_INT * len(values))(*values)
-
-
-def int8_product(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor | None:
-    """Return x W^T for a weight in 8 bits (out D) with fp32 scales, or None where there are no kernels."""
-    kernels = native_kernels()
-    if kernels is None:
-        return None
-    y = x.new_empty(len(x), len(packed))
-    kernels._c.haori_int8(x.data_ptr(), packed.data_ptr(), scales.data_ptr(), y.data_ptr(), *x.shape, len(packed))
-    return y
 
 
 @lru_cache(maxsize=1)

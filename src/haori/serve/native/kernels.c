@@ -1,6 +1,6 @@
 /* Decoding kernels for a CPU, in bf16 with sums in fp32. Each has a twin in plain torch, and tests compare the two.
  *
- * Plain C with OpenMP: no intrinsics, the compiler vectorises. All tensors are contiguous in their last dimension;
+ * C with OpenMP and the vector types of GCC and clang: no intrinsics. All tensors are contiguous in their last dimension;
  * strides are in elements. GOMP_* symbols are resolved against the OpenMP runtime that torch has loaded, so both share
  * one set of threads.
  */
@@ -36,65 +36,154 @@ static inline float exponential(float x) {
     return (p * r * r + r + 1.0f) * power.number;
 }
 
-/* sum[j] += strength * sum over i of x[i] matrix[i][j], for x in fp32; four rows of the matrix at a time. */
-static void add_products(float *restrict sum, const float *restrict x, float strength, const bf16 *restrict matrix,
-                         int64_t rows, int64_t columns) {
-    int64_t i = 0;
-    for (; i + 4 <= rows; i += 4) {
-        float x0 = strength * x[i], x1 = strength * x[i + 1], x2 = strength * x[i + 2], x3 = strength * x[i + 3];
-        const bf16 *m0 = matrix + i * columns, *m1 = m0 + columns, *m2 = m1 + columns, *m3 = m2 + columns;
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++)
-            sum[j] += x0 * wide(m0[j]) + x1 * wide(m1[j]) + x2 * wide(m2[j]) + x3 * wide(m3[j]);
+/* Sixteen numbers at once; the compiler maps them to what the processor has. */
+typedef float numbers __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+
+#define LANES 16
+#define ROWS 4         /* rows under the same adapters that are worked on at once: ROWS_TOGETHER in kernels.py */
+#define LINES_AHEAD 16 /* lines of A that are asked for before they are needed */
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE numbers wide_lanes(const bf16 *source) {
+    halves packed;
+    memcpy(&packed, source, sizeof packed);
+    return (numbers)(__builtin_convertvector(packed, words) << 16);
+}
+
+INLINE void narrow_lanes(bf16 *target, numbers value) {
+    words bits = (words)value;
+    halves packed = __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, halves);
+    memcpy(target, &packed, sizeof packed);
+}
+
+/* t[g][j] = sum over i of x[g][i] a[i][j] for LANES * n columns j, for rows * n * steps <= 16. `rows`, `n` and `steps`
+ * are known when this is compiled, so sums stay in registers; each of `steps` sums takes every steps-th i, so that the
+ * processor does not wait for one sum. */
+INLINE void inner_block(float *t, int64_t t_stride, const float *x, int64_t x_stride, const bf16 *a, int64_t width,
+                        int64_t rank, const int rows, const int n, const int steps) {
+    numbers sum[16];
+    for (int k = 0; k < rows * n * steps; k++) sum[k] = (numbers){0};
+    for (int64_t i = 0; i + steps <= width; i += steps) {
+#pragma GCC unroll 8
+        for (int s = 0; s < steps; s++) {
+            const bf16 *line = a + (i + s) * rank;
+            __builtin_prefetch(line + LINES_AHEAD * rank);
+#pragma GCC unroll 8
+            for (int v = 0; v < n; v++) {
+                numbers factor = wide_lanes(line + LANES * v);
+#pragma GCC unroll 8
+                for (int g = 0; g < rows; g++) sum[(g * steps + s) * n + v] += x[g * x_stride + i + s] * factor;
+            }
+        }
     }
-    for (; i < rows; i++) {
-        float value = strength * x[i];
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++) sum[j] += value * wide(matrix[i * columns + j]);
+    for (int64_t i = width - width % steps; i < width; i++)
+        for (int v = 0; v < n; v++)
+            for (int g = 0; g < rows; g++)
+                sum[g * steps * n + v] += x[g * x_stride + i] * wide_lanes(a + i * rank + LANES * v);
+#pragma GCC unroll 8
+    for (int g = 0; g < rows; g++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < n; v++) {
+            numbers total = sum[g * steps * n + v];
+#pragma GCC unroll 8
+            for (int s = 1; s < steps; s++) total += sum[(g * steps + s) * n + v];
+            memcpy(t + g * t_stride + LANES * v, &total, sizeof total);
+        }
     }
 }
 
-/* The same for x in bf16, converted 256 at a time. */
-static void add_rows(float *restrict sum, const bf16 *restrict x, float strength, const bf16 *restrict matrix,
-                     int64_t rows, int64_t columns) {
-    float part[256];
-    for (int64_t start = 0; start < rows; start += 256) {
-        int64_t count = rows - start < 256 ? rows - start : 256;
-#pragma omp simd
-        for (int64_t i = 0; i < count; i++) part[i] = wide(x[start + i]);
-        add_products(sum, part, strength, matrix + start * columns, count, columns);
+/* t = x a for `rows` rows; t has room for `rank` rounded up to LANES, and what is behind rank in a line is ignored. */
+INLINE void inner(float *t, int64_t t_stride, const float *x, int64_t x_stride, const bf16 *a, int64_t width,
+                  int64_t rank, const int rows) {
+    int64_t j = 0;
+    for (; rank - j > 3 * LANES; j += 4 * LANES) inner_block(t + j, t_stride, x, x_stride, a + j, width, rank, rows, 4, 1);
+    if (rank - j > 2 * LANES)
+        inner_block(t + j, t_stride, x, x_stride, a + j, width, rank, rows, 3, rows == 1 ? 4 : 1);
+    else if (rank - j > LANES)
+        inner_block(t + j, t_stride, x, x_stride, a + j, width, rank, rows, 2, rows == 1 ? 4 : rows == 2 ? 2 : 1);
+    else if (rank - j > 0)
+        inner_block(t + j, t_stride, x, x_stride, a + j, width, rank, rows, 1, rows == 1 ? 8 : 4);
+}
+
+/* y[g][j] += sum over r of t[g][r] b[r][j] for LANES * n columns j, with sums in registers. */
+INLINE void outer_block(bf16 *const *y, int64_t column, const float *t, int64_t t_stride, const bf16 *b, int64_t size,
+                        int64_t rank, const int rows, const int n) {
+    numbers sum[16];
+    for (int g = 0; g < rows; g++)
+        for (int v = 0; v < n; v++) sum[g * n + v] = wide_lanes(y[g] + column + LANES * v);
+    for (int64_t r = 0; r < rank; r++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < n; v++) {
+            numbers factor = wide_lanes(b + r * size + column + LANES * v);
+#pragma GCC unroll 8
+            for (int g = 0; g < rows; g++) sum[g * n + v] += t[g * t_stride + r] * factor;
+        }
+    }
+    for (int g = 0; g < rows; g++)
+        for (int v = 0; v < n; v++) narrow_lanes(y[g] + column + LANES * v, sum[g * n + v]);
+}
+
+INLINE void outer(bf16 *const *y, const float *t, int64_t t_stride, const bf16 *b, int64_t size, int64_t rank,
+                  const int rows) {
+    int64_t j = 0;
+    for (; j + 4 * LANES <= size; j += 4 * LANES) outer_block(y, j, t, t_stride, b, size, rank, rows, 4);
+    for (; j + LANES <= size; j += LANES) outer_block(y, j, t, t_stride, b, size, rank, rows, 1);
+    for (; j < size; j++) {
+        for (int g = 0; g < rows; g++) {
+            float sum = wide(y[g][j]);
+            for (int64_t r = 0; r < rank; r++) sum += t[g * t_stride + r] * wide(b[r * size + j]);
+            y[g][j] = narrow(sum);
+        }
     }
 }
+
+/* Compile a call for each number of rows, R. */
+#define FOR_ROWS(rows, call)             \
+    switch (rows) {                      \
+        case 1: { enum { R = 1 }; call; break; } \
+        case 2: { enum { R = 2 }; call; break; } \
+        case 3: { enum { R = 3 }; call; break; } \
+        default: { enum { R = 4 }; call; }       \
+    }
 
 /* y[row] += sum over the row's parts of strength * (x[row] A[slot]) B[slot].
  *
- * rows: `count` rows with parts; the parts of rows[i] are first[i] .. first[i + 1].
- * a: [slots, width, rank]; the B of module m is b[m]: [slots, high[m] - low[m], right[m] - left[m]].
+ * Group g: up to ROWS rows under the same adapters, rows[starts[g]] .. rows[starts[g + 1] - 1]; its parts are first[g]
+ * .. first[g + 1], each with a slot and strengths[part][ROWS]. a: [slots, width, rank], the B of module m is b[m]:
+ * [slots, high[m] - low[m], right[m] - left[m]]; `slot` is the stride of slots in all of them. 64 bytes behind A may be
+ * read.
  */
-void haori_update(const bf16 *x, int64_t x_stride, bf16 *y, int64_t y_stride, int64_t count, const int64_t *rows,
-                  const int64_t *first, const int64_t *slots, const float *strengths, const bf16 *a, int64_t width,
-                  int64_t rank, int64_t modules, const bf16 *const *b, const int64_t *low, const int64_t *high,
-                  const int64_t *left, const int64_t *right, float *scratch, int64_t scratch_stride) {
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t i = 0; i < count; i++) {
-        const bf16 *input = x + rows[i] * x_stride;
-        bf16 *output = y + rows[i] * y_stride;
-        float *sum = scratch + i * scratch_stride;
-        float *t = sum + right[modules - 1];
-        memset(sum, 0, right[modules - 1] * sizeof(float));
-        for (int64_t part = first[i]; part < first[i + 1]; part++) {
-            const bf16 *factor = a + slots[part] * width * rank;
-            memset(t, 0, rank * sizeof(float));
-            add_rows(t, input, 1.0f, factor, width, rank);
-            for (int64_t m = 0; m < modules; m++) {
-                int64_t size = right[m] - left[m];
-                const bf16 *outer = b[m] + slots[part] * (high[m] - low[m]) * size;
-                add_products(sum + left[m], t + low[m], strengths[part], outer, high[m] - low[m], size);
-            }
-        }
-        for (int64_t m = 0; m < modules; m++) {
+void haori_update(const bf16 *x, int64_t x_stride, bf16 *y, int64_t y_stride, int64_t groups, const int64_t *starts,
+                  const int64_t *rows, const int64_t *first, const int64_t *slots, const float *strengths,
+                  const bf16 *a, int64_t slot, int64_t width, int64_t rank, int64_t modules, const bf16 *const *b,
+                  const int64_t *low, const int64_t *high, const int64_t *left, const int64_t *right) {
+    int64_t t_stride = (rank + LANES - 1) / LANES * LANES;
+#pragma omp parallel
+    {
+        float input[ROWS * width], t[ROWS * t_stride];
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t k = 0; k < groups; k++) {
+            const int64_t *row = rows + starts[k];
+            int count = (int)(starts[k + 1] - starts[k]);
+            for (int g = 0; g < count; g++) {
+                const bf16 *source = x + row[g] * x_stride;
 #pragma omp simd
-            for (int64_t o = left[m]; o < right[m]; o++) output[o] = narrow(wide(output[o]) + sum[o]);
+                for (int64_t i = 0; i < width; i++) input[g * width + i] = wide(source[i]);
+            }
+            for (int64_t part = first[k]; part < first[k + 1]; part++) {
+                const bf16 *factor = a + slots[part] * slot;
+                FOR_ROWS(count, inner(t, t_stride, input, width, factor, width, rank, R))
+                for (int g = 0; g < count; g++)
+                    for (int64_t r = 0; r < rank; r++) t[g * t_stride + r] *= strengths[part * ROWS + g];
+                for (int64_t m = 0; m < modules; m++) {
+                    const bf16 *own = b[m] + slots[part] * slot;
+                    bf16 *target[ROWS] = {y, y, y, y};
+                    for (int g = 0; g < count; g++) target[g] = y + row[g] * y_stride + left[m];
+                    FOR_ROWS(count, outer(target, t + low[m], t_stride, own, right[m] - left[m], high[m] - low[m], R))
+                }
+            }
         }
     }
 }
@@ -194,18 +283,179 @@ void haori_gate(const bf16 *both, bf16 *out, int64_t count, int64_t width) {
     }
 }
 
-/* y = W x for a weight in 8 bits with one scale per output: packed [out, width], y [count, out]. For few rows. */
+/* Weights of 8 and 4 bits come in blocks of 64 inputs, STRIPES of LANES: in 8 bits, byte k of word l of a block is input
+ * LANES k + l; in 4 bits, bits 4k to 4k + 3 of half l are. So a stripe is a shift away, in the order of the inputs. */
+#define STRIPES 4
+#define BLOCK (STRIPES * LANES)
+#define OUTS 4 /* outputs that are worked on at once: their first blocks lie side by side, then their second ones ... */
+#ifndef BYTES_AHEAD
+#define BYTES_AHEAD 4096 /* how far ahead of the one in use a stretch of a packed weight is asked for */
+#endif
+
+typedef int32_t integers __attribute__((vector_size(64)));
+
+INLINE numbers load_lanes(const float *source) {
+    numbers value;
+    memcpy(&value, source, sizeof value);
+    return value;
+}
+
+INLINE float lane_sum(numbers value) {
+    typedef float half __attribute__((vector_size(32)));
+    typedef float quarter __attribute__((vector_size(16)));
+    half two[2];
+    memcpy(two, &value, sizeof two);
+    half one = two[0] + two[1];
+    quarter four[2];
+    memcpy(four, &one, sizeof four);
+    quarter last = four[0] + four[1];
+    return last[0] + last[2] + (last[1] + last[3]);
+}
+
+INLINE numbers int8_stripe(const int8_t *block, const int k) {
+    words whole;
+    memcpy(&whole, block, sizeof whole);
+    return __builtin_convertvector((integers)(whole << (24 - 8 * k)) >> 24, numbers);
+}
+
+INLINE numbers int4_stripe(const uint16_t *block, const int k) {
+    halves packed;
+    memcpy(&packed, block, sizeof packed);
+    return __builtin_convertvector((integers)(__builtin_convertvector(packed, words) >> (4 * k) & 15), numbers);
+}
+
+/* y[g][o] = scales[o] * sum over i of w[o][i] x[g][i], for `outs` outputs of `rows` rows; x is padded to whole blocks. */
+INLINE void int8_rows(bf16 *y, int64_t y_stride, const float *x, const int8_t *packed, const float *scales,
+                      int64_t blocks, const int rows, const int outs) {
+    numbers sum[16];
+    for (int k = 0; k < rows * outs; k++) sum[k] = (numbers){0};
+    for (int64_t j = 0; j < blocks; j++) {
+        for (int o = 0; o < outs; o++) __builtin_prefetch(packed + (j * outs + o) * BLOCK + BYTES_AHEAD);
+#pragma GCC unroll 4
+        for (int k = 0; k < STRIPES; k++) {
+#pragma GCC unroll 4
+            for (int o = 0; o < outs; o++) {
+                numbers factor = int8_stripe(packed + (j * outs + o) * BLOCK, k);
+#pragma GCC unroll 4
+                for (int g = 0; g < rows; g++)
+                    sum[g * outs + o] += factor * load_lanes(x + (g * blocks + j) * BLOCK + LANES * k);
+            }
+        }
+    }
+    for (int g = 0; g < rows; g++)
+        for (int o = 0; o < outs; o++) y[g * y_stride + o] = narrow(lane_sum(sum[g * outs + o]) * scales[o]);
+}
+
+/* The same for 4 bits: a weight is q * step + low, with steps and lows [outs][2 blocks]; totals[g][2 blocks] are the sums
+ * of 32 inputs each. */
+INLINE void int4_rows(bf16 *y, int64_t y_stride, const float *x, const float *totals, const uint16_t *packed,
+                      const bf16 *steps, const bf16 *lows, int64_t blocks, const int rows, const int outs) {
+    numbers sum[16];
+    float step[OUTS * 2 * blocks];
+    for (int k = 0; k < rows * outs; k++) sum[k] = (numbers){0};
+#pragma omp simd
+    for (int64_t j = 0; j < outs * 2 * blocks; j++) step[j] = wide(steps[j]);
+    for (int64_t j = 0; j < blocks; j++) {
+        for (int o = 0; o < outs; o++) __builtin_prefetch(packed + (j * outs + o) * LANES + BYTES_AHEAD / 2);
+#pragma GCC unroll 4
+        for (int o = 0; o < outs; o++) {
+            const uint16_t *block = packed + (j * outs + o) * LANES;
+            const float *both = step + (o * blocks + j) * 2;
+#pragma GCC unroll 4
+            for (int k = 0; k < STRIPES; k++) {
+                numbers factor = int4_stripe(block, k) * both[k / 2];
+#pragma GCC unroll 4
+                for (int g = 0; g < rows; g++)
+                    sum[g * outs + o] += factor * load_lanes(x + (g * blocks + j) * BLOCK + LANES * k);
+            }
+        }
+    }
+    for (int g = 0; g < rows; g++) {
+        for (int o = 0; o < outs; o++) {
+            float rest = 0.0f;
+#pragma omp simd reduction(+ : rest)
+            for (int64_t j = 0; j < 2 * blocks; j++) rest += wide(lows[o * 2 * blocks + j]) * totals[g * 2 * blocks + j];
+            y[g * y_stride + o] = narrow(lane_sum(sum[g * outs + o]) + rest);
+        }
+    }
+}
+
+/* Widen x [count, width] into [count, blocks * BLOCK], zeros behind each row. */
+INLINE void pad_rows(float *input, const bf16 *x, int64_t count, int64_t width, int64_t blocks) {
+    for (int64_t i = 0; i < count; i++) {
+        float *line = input + i * blocks * BLOCK;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) line[j] = wide(x[i * width + j]);
+        for (int64_t j = width; j < blocks * BLOCK; j++) line[j] = 0.0f;
+    }
+}
+
+/* y = W x for a weight in 8 bits with one scale per output, y [count, out]; out divides by OUTS. For few rows: a stretch
+ * of the weight is read from memory once, and from the nearest cache for every ROWS rows. */
 void haori_int8(const bf16 *x, const int8_t *packed, const float *scales, bf16 *y, int64_t count, int64_t width,
                 int64_t out) {
+    int64_t blocks = (width + BLOCK - 1) / BLOCK;
+#pragma omp parallel
+    {
+        float input[count * blocks * BLOCK];
+        pad_rows(input, x, count, width, blocks);
+#pragma omp for schedule(static)
+        for (int64_t o = 0; o < out; o += OUTS) {
+            for (int64_t i = 0; i < count; i += ROWS) {
+                int rows = (int)(count - i < ROWS ? count - i : ROWS);
+                FOR_ROWS(rows, int8_rows(y + i * out + o, out, input + i * blocks * BLOCK, packed + o * blocks * BLOCK,
+                                         scales + o, blocks, R, OUTS))
+            }
+        }
+    }
+}
+
+/* The same for 4 bits. */
+void haori_int4(const bf16 *x, const uint16_t *packed, const bf16 *steps, const bf16 *lows, bf16 *y, int64_t count,
+                int64_t width, int64_t out) {
+    int64_t blocks = (width + BLOCK - 1) / BLOCK;
+#pragma omp parallel
+    {
+        float input[count * blocks * BLOCK], totals[count * 2 * blocks];
+        pad_rows(input, x, count, width, blocks);
+        for (int64_t j = 0; j < count * 2 * blocks; j++)
+            totals[j] = lane_sum(load_lanes(input + j * 2 * LANES) + load_lanes(input + j * 2 * LANES + LANES));
+#pragma omp for schedule(static)
+        for (int64_t o = 0; o < out; o += OUTS) {
+            for (int64_t i = 0; i < count; i += ROWS) {
+                int rows = (int)(count - i < ROWS ? count - i : ROWS);
+                FOR_ROWS(rows, int4_rows(y + i * out + o, out, input + i * blocks * BLOCK, totals + i * 2 * blocks,
+                                         packed + o * blocks * LANES, steps + o * 2 * blocks, lows + o * 2 * blocks, blocks,
+                                         R, OUTS))
+            }
+        }
+    }
+}
+
+/* A weight of 8 bits in 16: widened [out, blocks * BLOCK]. */
+void haori_widen_int8(const int8_t *packed, const float *scales, bf16 *widened, int64_t blocks, int64_t out) {
 #pragma omp parallel for schedule(static)
     for (int64_t o = 0; o < out; o++) {
-        const int8_t *row = packed + o * width;
-        for (int64_t i = 0; i < count; i++) {
-            const bf16 *input = x + i * width;
-            float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-            for (int64_t j = 0; j < width; j++) dot += (float)row[j] * wide(input[j]);
-            y[i * out + o] = narrow(dot * scales[o]);
+        for (int64_t j = 0; j < blocks; j++) {
+            const int8_t *block = packed + ((o / OUTS * blocks + j) * OUTS + o % OUTS) * BLOCK;
+            for (int k = 0; k < STRIPES; k++)
+                narrow_lanes(widened + (o * blocks + j) * BLOCK + LANES * k, int8_stripe(block, k) * scales[o]);
+        }
+    }
+}
+
+/* A weight of 4 bits in 16: widened [out, blocks * BLOCK]. */
+void haori_widen_int4(const uint16_t *packed, const bf16 *steps, const bf16 *lows, bf16 *widened, int64_t blocks,
+                      int64_t out) {
+#pragma omp parallel for schedule(static)
+    for (int64_t o = 0; o < out; o++) {
+        for (int64_t j = 0; j < blocks; j++) {
+            const uint16_t *block = packed + ((o / OUTS * blocks + j) * OUTS + o % OUTS) * LANES;
+            for (int k = 0; k < STRIPES; k++) {
+                int64_t group = (o * blocks + j) * 2 + k / 2;
+                narrow_lanes(widened + (o * blocks + j) * BLOCK + LANES * k,
+                             int4_stripe(block, k) * wide(steps[group]) + wide(lows[group]));
+            }
         }
     }
 }
