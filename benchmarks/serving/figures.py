@@ -29,6 +29,9 @@ _VALUES = {
     "ttft_p95_ms": "adapters.adapters32.haori.ttft_p95_ms",
     "fairness_p95_ratio": "fairness.p95_ratio",
     "soak_growth": "soak.growth",
+    "perplexity_bf16": "weights.bf16.perplexity",
+    "perplexity_int8": "weights.int8.perplexity",
+    "perplexity_int4": "weights.int4.perplexity",
 }
 
 

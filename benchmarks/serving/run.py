@@ -10,6 +10,7 @@ all linear layers, no prefix cache anywhere:
     cold       from submission to an adapter's being in memory, its file dropped from the page cache and not
     fairness   latency of others beside one adapter at ten times their load
     soak       resident memory over many short requests
+    weights    perplexity of general text with weights in 32, 16, 8 and 4 bits
 
 Each contender is a process of its own, those of other projects in environments of their own; they take turns. One
 that cannot be installed is reported with the reason. Prints tables and, as its last line, one JSON object; `--write`
@@ -36,13 +37,14 @@ from single_stream import stream_part
 from soak import soak_part
 from throughput import adapters_part, base_part, zipf_part
 from waiting import cold_part, fairness_part
+from weight_formats import weights_part
 from workload import BASE, prompts
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "base": base_part, "adapters": adapters_part, "zipf": zipf_part, "stream": stream_part, "cold": cold_part,
-    "fairness": fairness_part, "soak": soak_part,
+    "fairness": fairness_part, "soak": soak_part, "weights": weights_part,
 }  # fmt: skip
-CONTENDERS = {"ours": "haori", "vllm": "vllm", "peft": "peft", "llamacpp": "llamacpp"}
+CONTENDERS = {"ours": ("haori", "perplexity"), "vllm": ("vllm",), "peft": ("peft",), "llamacpp": ("llamacpp",)}
 
 
 def arguments() -> argparse.Namespace:
@@ -80,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(
             sizes=Sizes(**{name: getattr(given, name) for name in vars(Sizes())}),
-            systems=[CONTENDERS[name] for name in given.contenders],
+            systems=[system for name in given.contenders for system in CONTENDERS[name]],
             base=base.path,
             pool=prompts(base),
             cache=settings().cache / "benchmark-serving",

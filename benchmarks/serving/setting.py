@@ -99,7 +99,7 @@ class Setting:
 
     def note(self, system: str, error: Exception) -> None:
         """Remember that a contender cannot be had; ours must."""
-        if system == "haori":
+        if system in {"haori", "perplexity"}:
             raise error
         self.missing[system] = str(error).strip().splitlines()[-1]
         print(f"  without {system}: {self.missing[system]}", flush=True)
