@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from haori.core.errors import HaoriError, InputError, StorageError
+from haori.serve.openmp import compute_alone
 from haori.serve.request import AdapterMix
 from haori.serve.runner import AdapterBank
 
@@ -60,7 +61,7 @@ class AdapterTiers:
         self.pinned = pinned
         self._resident: dict[str, _Resident] = {}
         self._coming: dict[str, Future[AdapterWeights]] = {}
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="haori-adapter")
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="haori-adapter", initializer=compute_alone)
         self._clock = 0
         self.loads = 0
         self.evictions = 0

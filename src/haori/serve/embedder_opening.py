@@ -10,6 +10,7 @@ from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
 from haori.serve.embedder import EmbedderLimits, TextEmbedder
 from haori.serve.embedding_layout import read_embedding_layout
 from haori.serve.encoder import AdaptedEncoder
+from haori.serve.openmp import let_workers_go
 
 if TYPE_CHECKING:
     from haori.bases import Base
@@ -51,6 +52,8 @@ def open_embedder(
     model = load_model(base, dtype=_DTYPES[weights], device="cpu")
     pad = next((token for token in (model.config.pad_token_id, tokenizer.pad_token_id) if token is not None), 0)
     encoder = AdaptedEncoder(model, layout, pad=pad, name=base.name)
+
+    let_workers_go()  # this thread has loaded the model; the embedder's own computes
 
     def read(adapter: str) -> AdapterWeights:
         return read_adapter_weights(files_of(adapter), encoder.bank, adapter=adapter, dtype=encoder.dtype)

@@ -176,22 +176,23 @@ class LlamaRunner:
         """Return the sum of x and what came before it, and what this block adds to that sum."""
         plan, site, kernels, epsilon = step.plan, 4 * index, self._kernels, self._w.epsilon
         qkv, o, gate_up, down = layer.linears
-        x, h = kernels.add_norm(x, added, plan.vector(*layer.attention_norm, len(x)), epsilon)
+        rows = x.shape[0]  # len(x) goes through Python
+        x, h = kernels.add_norm(x, added, plan.vector(*layer.attention_norm, rows), epsilon)
         mixed = self._attend(index, plan.linear(site, qkv, layer.biases[0], h), layer, step)
         mixed = plan.linear(site + 1, o, layer.biases[1], mixed)
-        x, h = kernels.add_norm(x, mixed, plan.vector(*layer.mlp_norm, len(x)), epsilon)
+        x, h = kernels.add_norm(x, mixed, plan.vector(*layer.mlp_norm, rows), epsilon)
         gated = kernels.gate(plan.linear(site + 2, gate_up, layer.biases[2], h))
         return x, plan.linear(site + 3, down, layer.biases[3], gated)
 
     def _attend(self, index: int, qkv: Tensor, layer: LayerWeights, step: _Step) -> Tensor:
         """Write the new keys and values, attend, and return N (H d)."""
         shape = self._shape
-        split = qkv.view(len(qkv), -1, shape.width)
+        split = qkv.view(qkv.shape[0], -1, shape.width)
         if layer.q_norm is not None and layer.k_norm is not None:
             queries, keys = split[:, : shape.heads], split[:, shape.heads : shape.heads + shape.kv_heads]
             for part, named in ((queries, layer.q_norm), (keys, layer.k_norm)):
                 part.copy_(norm(part, _per_head(step.plan.vector(*named, len(qkv))), self._w.epsilon))
-        out = qkv.new_empty(len(qkv), shape.heads * shape.width)
+        out = qkv.new_empty(qkv.shape[0], shape.heads * shape.width)
         for shelf in step.shelves:
             self._kernels.attend(shelf, index, qkv, step.angles, shape, out)
         for chunk in step.chunks:

@@ -72,6 +72,8 @@ class StepPlan:
     def linear(self, site: int, weight: Weight, bias: Tensor | None, x: Tensor) -> Tensor:
         """Return y (N out) for x (N D): the base's product with every row's own updates."""
         y = weight(x)
+        if not self.arenas:
+            return y if bias is None else y + bias
         used = [(plan, factors) for plan in self.arenas if (factors := plan.arena.factors[site]) is not None]
         if any(factors.scale is not None for _, factors in used):
             factor = torch.ones_like(y, dtype=torch.float32)

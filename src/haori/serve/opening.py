@@ -19,6 +19,7 @@ from haori.serve.engine import TextEngine
 from haori.serve.llama_runner import LlamaRunner
 from haori.serve.llama_weights import read_llama, why_not_llama
 from haori.serve.native.calls import native_kernels
+from haori.serve.openmp import let_workers_go
 from haori.serve.reference_runner import ReferenceRunner
 from haori.serve.runner import Run, Runner
 from haori.serve.scheduler import EngineLimits
@@ -128,6 +129,8 @@ def open_engine(
     opened = open_runner(base, limits, weights=weights, cache_bytes=cache_bytes, look=look)
     if opened.slow_because is not None:
         say(f"{base.name} is served by the slow runner, one request at a time: {opened.slow_because}.")
+
+    let_workers_go()  # this thread has loaded the model; the engine's own computes
 
     def read(adapter: str) -> AdapterWeights:
         return read_adapter_weights(files_of(adapter), opened.tensors, adapter=adapter, dtype=opened.dtype)

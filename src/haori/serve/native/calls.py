@@ -57,7 +57,7 @@ class NativeKernels(TorchKernels):
 
     def gate(self, both: Tensor) -> Tensor:
         """Return silu(gate) * up for [N, gate and up]."""
-        out = both.new_empty(len(both), both.shape[1] // 2)
+        out = both.new_empty(both.shape[0], both.shape[1] // 2)
         self._c.haori_gate(both.data_ptr(), out.data_ptr(), *out.shape)
         return out
 
@@ -85,15 +85,15 @@ class NativeKernels(TorchKernels):
 
     def int8_product(self, x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
         """Return x W^T for a packed weight in 8 bits with fp32 scales (out); x is contiguous and has few rows."""
-        out = len(scales)
-        y = x.new_empty(len(x), out)
+        out = scales.shape[0]
+        y = x.new_empty(x.shape[0], out)
         self._c.haori_int8(x.data_ptr(), packed.data_ptr(), scales.data_ptr(), y.data_ptr(), *x.shape, out)
         return y
 
     def int4_product(self, x: Tensor, packed: Tensor, steps: Tensor, lows: Tensor) -> Tensor:
         """Return x W^T for a packed weight in 4 bits with bf16 steps and lows; x is contiguous and has few rows."""
-        out = len(steps)
-        y = x.new_empty(len(x), out)
+        out = steps.shape[0]
+        y = x.new_empty(x.shape[0], out)
         self._c.haori_int4(
             x.data_ptr(), packed.data_ptr(), steps.data_ptr(), lows.data_ptr(), y.data_ptr(), *x.shape, out
         )

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from haori.core.settings import settings
 from haori.core.storage import make_folder
+from haori.serve.openmp import openmp_path
 
 __all__ = ["Compiled", "compiled"]
 
@@ -43,7 +44,7 @@ def compiled() -> Compiled:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
         return Compiled(None, "there is no C compiler (cc) on this machine")
-    runtime = _openmp_runtime()
+    runtime = openmp_path()
     if runtime is None:
         return Compiled(None, "torch came without an OpenMP runtime")
     try:
@@ -54,12 +55,6 @@ def compiled() -> Compiled:
         return Compiled(None, f"{Path(compiler).name} failed: {''.join(last)[:200]}")
     except (OSError, subprocess.TimeoutExpired) as error:
         return Compiled(None, f"they could not be compiled or loaded: {error}")
-
-
-def _openmp_runtime() -> Path | None:
-    import torch
-
-    return next(iter(sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))), None)
 
 
 def _library(compiler: str) -> Path:

@@ -28,7 +28,7 @@ class NativeInt8Weight:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return W x, for x in bf16."""
-        if len(x) <= _FEW_ROWS_INT8:
+        if x.shape[0] <= _FEW_ROWS_INT8:
             return self._kernels.int8_product(x.contiguous(), self._packed, self._scales)
         return functional.linear(x, self._kernels.widen_int8(self._packed, self._scales)[:, : x.shape[1]])
 
@@ -54,7 +54,7 @@ class NativeInt4Weight:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return W x, for x in bf16."""
-        if len(x) <= _FEW_ROWS_INT4:
+        if x.shape[0] <= _FEW_ROWS_INT4:
             return self._kernels.int4_product(x.contiguous(), self._packed, self._steps, self._lows)
         wide = self._kernels.widen_int4(self._packed, self._steps, self._lows)
         return functional.linear(x, wide[:, : x.shape[1]])

@@ -1,0 +1,44 @@
+"""Keeps OpenMP's threads to the one thread that computes.
+
+Each thread that runs a parallel region gets workers of its own and keeps them. As soon as there are more of them than
+processors, libgomp lets all of them wait asleep instead of spinning, and a decoding step, which has hundreds of short
+regions, takes twice as long. So whoever loaded a model lets its workers go, and threads that only read files have none.
+"""
+
+import ctypes
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = ["compute_alone", "let_workers_go", "openmp_path"]
+
+_SOFT_PAUSE = 1
+
+
+def openmp_path() -> Path | None:
+    """Return the OpenMP runtime that came with torch, if it is GNU's."""
+    import torch
+
+    return next(iter(sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))), None)
+
+
+def let_workers_go() -> None:
+    """End the workers of this thread; they come back with its next parallel region."""
+    runtime = _runtime()
+    if runtime is not None and hasattr(runtime, "omp_pause_resource_all"):
+        runtime.omp_pause_resource_all(_SOFT_PAUSE)
+
+
+def compute_alone() -> None:
+    """Let this thread do without workers from now on."""
+    runtime = _runtime()
+    if runtime is not None:
+        runtime.omp_set_num_threads(1)
+
+
+@lru_cache(maxsize=1)
+def _runtime() -> ctypes.CDLL | None:
+    path = openmp_path()
+    try:
+        return None if path is None else ctypes.CDLL(str(path))
+    except OSError:
+        return None
