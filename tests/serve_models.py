@@ -96,8 +96,8 @@ def runners(kind, adapters=zoo, dtype=torch.float32, kernels=None):
     made = adapters(model)
     assert why_not_llama(model) is None
     weights = read_llama(model, "fp32" if dtype == torch.float32 else "bf16", 300)
-    fast = LlamaRunner(weights, cache_bytes=CACHE, adapter_bytes=64 << 20, kernels=kernels)
+    fast = LlamaRunner(weights, cache_bytes=CACHE, kernels=kernels)
     for adapter in made:
-        fast.bank.put(adapter)
-        slow.bank.put(adapter)
+        for runner in (fast, slow):
+            runner.bank.put(runner.bank.prepare(adapter))
     return fast, slow

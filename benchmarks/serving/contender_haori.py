@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 warnings.filterwarnings("ignore")
 CACHE_BYTES = 1 << 30
-_PAGE = 4096
 
 
 @dataclass
@@ -129,6 +128,7 @@ def open_spec(spec: dict[str, Any]) -> "TextEngine":
     from haori.bases import find_base
     from haori.library import inspect_adapter
     from haori.serve import EngineLimits, open_engine
+    from haori.serve.packed_adapter import memory_bytes
 
     root = Path(spec["adapters"])
 
@@ -140,7 +140,7 @@ def open_spec(spec: dict[str, Any]) -> "TextEngine":
 
     limits = EngineLimits(
         context_length=2048, running=spec["in_flight"], prefix_bytes=spec["prefix_bytes"],
-        adapter_bytes=spec["resident"] * (adapter_bytes() + _PAGE),
+        adapter_bytes=spec["resident"] * memory_bytes(adapter_bytes()),
     )  # fmt: skip
     base = find_base(spec["base"])
     return open_engine(base, files_of, limits, weights=spec["weights"], cache_bytes=CACHE_BYTES, say=refuse)

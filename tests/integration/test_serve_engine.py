@@ -117,7 +117,7 @@ def test_answers_in_a_crowd_equal_answers_alone_and_those_of_the_slow_runner(sta
 def test_adapters_beyond_the_budget_take_turns(start):
     engine = start()
     read = read_adapter(engine.opened)
-    size = engine.opened.runner.bank.size_of(read("a1"))
+    size = engine.opened.runner.bank.prepare(read("a1")).size_bytes
     engine, answers = start(replace(LIMITS, adapter_bytes=2 * size)), Answers()
     for number in range(10):
         engine.submit(request(f"r{number}", ((f"a{number}", 1.0),), number), answers.of(f"r{number}"))

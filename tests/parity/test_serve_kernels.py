@@ -3,55 +3,49 @@
 import pytest
 import torch
 
+from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate
 from haori.serve.kernels import TorchKernels
 from haori.serve.multi_lora import _Part, _places
 from haori.serve.native.calls import native_kernels
 from haori.serve.native.compilation import compiled
 from haori.serve.native.weights import NativeInt4Weight, NativeInt8Weight
+from haori.serve.packed_adapter import Site, pack_adapter
 from haori.serve.weight import Int4Weight, Int8Weight, pack_weight, to_int4, to_int8
 
 pytestmark = pytest.mark.skipif(native_kernels() is None, reason=compiled().reason)
 
 
-def arena(slots, width, ranks, outputs):
-    """A and the B of each module as an arena holds them: a slot is one stretch of memory."""
-    sizes = [width * sum(ranks), *(rank * out for rank, out in zip(ranks, outputs, strict=True))]
-    memory = (torch.randn(slots * sum(sizes) + 64) * 0.1).bfloat16()
-    held = memory[: slots * sum(sizes)].view(slots, -1)
-    a, *bs = (
-        part.unflatten(1, shape)
-        for part, shape in zip(
-            held.split(sizes, 1), [(width, sum(ranks)), *zip(ranks, outputs, strict=True)], strict=True
-        )
-    )
-    b, low, left = [], 0, 0
-    for rank, out, outer in zip(ranks, outputs, bs, strict=True):
-        b.append((low, low + rank, left, left + out, outer))
-        low, left = low + rank, left + out
-    return a, tuple(b)
-
-
-@pytest.mark.parametrize("ranks", [(1,), (4,), (8, 8), (16,), (16, 16, 16), (20, 3), (64,), (50, 64)])
+@pytest.mark.parametrize("ranks", [(1,), (4,), (8, 8), (16,), (16, 0, 16), (20, 3), (64,), (50, 64)])
 @pytest.mark.parametrize(("width", "outputs"), [(96, (64, 32, 80)), (37, (5, 64, 130))])
 def test_updates_of_many_adapters_on_many_rows(ranks, width, outputs):
     torch.manual_seed(0)
     outputs = outputs[: len(ranks)]
-    a, b = arena(5, width, ranks, outputs)
-    parts = [
-        _Part(3, 1.0, 0, 1), _Part(0, 1.0, 1, 10), _Part(4, 0.5, 2, 4), _Part(1, -2.0, 10, 12), _Part(3, 0.25, 12, 13),
-        _Part(0, 0.7, 12, 13), _Part(1, 0.1, 12, 13),
-    ]  # fmt: skip
-    places = _places(parts, torch.bfloat16, torch.device("cpu"))
+    site = Site(tuple(f"m{i}" for i in range(len(ranks))), width, outputs)
+    layouts, adapters = {}, []
+    for number in range(4):
+        updates = {
+            name: ModuleUpdate((torch.randn(rank, width) * 0.1).bfloat16(), (torch.randn(rank, out) * 0.1).bfloat16())
+            for name, rank, out in zip(site.modules, ranks, outputs, strict=True)
+            if rank
+        }
+        weights = AdapterWeights(f"a{number}", updates, {}, {}, 0)
+        adapters.append((weights, pack_adapter(weights, [site], layouts, torch.bfloat16)))
+    assert len(layouts) == 1
+    chosen = [(3, 1.0, 0, 1), (0, 1.0, 1, 10), (2, 0.5, 2, 4), (1, -2.0, 10, 12), (3, 0.25, 12, 13), (0, 0.7, 12, 13)]
+    places = _places([_Part(adapters[n][1], *rest) for n, *rest in chosen], torch.device("cpu"))
     x = torch.randn(15, width).bfloat16()  # rows 13 and 14 are the base's
     y = torch.randn(15, sum(outputs)).bfloat16()
     exact = y.float()
-    for slot, strength, start, stop in parts:
-        t = x[start:stop].float() @ a[slot].float()
-        for low, high, left, right, outer in b:
-            exact[start:stop, left:right] += strength * t[:, low:high] @ outer[slot].float()
+    for number, strength, start, stop in chosen:
+        left = 0
+        for name, out in zip(site.modules, outputs, strict=True):
+            if update := adapters[number][0].updates.get(name):
+                change = x[start:stop].float() @ update.a.float().T @ update.b.float()
+                exact[start:stop, left : left + out] += strength * change
+            left += out
     for kernels in (native_kernels(), TorchKernels()):
         found = y.clone()
-        kernels.update(places, a, b, x, found)
+        kernels.update(places, 0, adapters[0][1].layout.sites[0], x, found)
         torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.03)
         assert torch.equal(found[13:], y[13:])
 

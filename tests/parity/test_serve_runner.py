@@ -114,7 +114,7 @@ def test_an_adapter_that_was_dropped_and_others_moved_into_its_place():
             runner.bank.drop(name)
     late = random_adapter(build("llama"), "late", 99)
     for runner in (fast, slow):
-        runner.bank.put(late)
+        runner.bank.put(runner.bank.prepare(late))
     for mix in ((("plain3", 1.0),), (("late", 1.0),), ()):
         play.join(mix, [1, 2, 3])
     for _ in range(4):
@@ -198,7 +198,7 @@ def test_the_slow_runner_applies_weight_and_bias_of_a_layer_norm():
         for name, vector in vectors.items():
             changed.get_parameter(name).add_(0.5 * vector)
     runner = ReferenceRunner(model, cache_bytes=1 << 20)
-    runner.bank.put(AdapterWeights("norms", {}, vectors, {}, 0))
+    runner.bank.put(runner.bank.prepare(AdapterWeights("norms", {}, vectors, {}, 0)))
     tokens = [3, 1, 4, 1, 5, 9]
     for mix, oracle in (((("norms", 0.5),), changed), ((), model)):
         logits = runner.step([Run(runner.cache.open(6), 0, tokens, mix)])[0]

@@ -128,8 +128,8 @@ class Bank:
     def __init__(self):
         self.held = []
 
-    def size_of(self, weights):
-        return 10
+    def prepare(self, weights):
+        return weights
 
     def put(self, weights):
         self.held.append(weights.id)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from haori.core.errors import HaoriError, InputError, StorageError
 from haori.serve.openmp import compute_alone
 from haori.serve.request import AdapterMix
-from haori.serve.runner import AdapterBank
+from haori.serve.runner import AdapterBank, ReadyAdapter
 
 if TYPE_CHECKING:
     from haori.serve.adapter_weights import AdapterWeights
@@ -60,7 +60,7 @@ class AdapterTiers:
         self._landed = landed
         self.pinned = pinned
         self._resident: dict[str, _Resident] = {}
-        self._coming: dict[str, Future[AdapterWeights]] = {}
+        self._coming: dict[str, Future[ReadyAdapter]] = {}
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="haori-adapter", initializer=compute_alone)
         self._clock = 0
         self.loads = 0
@@ -111,14 +111,14 @@ class AdapterTiers:
         future = self._coming.get(adapter)
         if future is None:
             if len(self._coming) < 2 * _READERS:
-                future = self._coming[adapter] = self._readers.submit(self._read, adapter)
+                future = self._coming[adapter] = self._readers.submit(self._make_ready, adapter)
                 future.add_done_callback(lambda _: self._landed())
             return False
         if not future.done():
             return False
         try:
-            weights = future.result()
-            size = self._bank.size_of(weights)
+            ready = future.result()
+            size = ready.size_bytes
             staying = {name for name, _ in mix} | set(self.pinned())
             others = sum(self._resident[name].size_bytes for name in staying if name in self._resident)
             if size + others > self.budget_bytes:
@@ -128,7 +128,7 @@ class AdapterTiers:
                 )
             if not self._make_room(size, staying):
                 return False
-            self._bank.put(weights)
+            self._bank.put(ready)
         except HaoriError:
             del self._coming[adapter]
             raise
@@ -139,6 +139,9 @@ class AdapterTiers:
         self._resident[adapter] = _Resident(size, used=self._clock)
         self.loads += 1
         return True
+
+    def _make_ready(self, adapter: str) -> ReadyAdapter:
+        return self._bank.prepare(self._read(adapter))
 
     def forget_unwanted(self, wanted: Collection[str]) -> None:
         """Drop what was read for requests that no longer wait."""

@@ -11,6 +11,7 @@ shrinks kills the process.
 """
 
 import re
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -165,7 +166,7 @@ class _Reader:
             b = b * scale[:, None]
             if (scale - 1).abs().max() < _ROUNDING:
                 scale = None
-        if not b.any() or not a.any():
+        if not _any(b) or not _any(a):
             return None if scale is None and bias is None else ModuleUpdate(output_scale=scale, bias=bias)
         return ModuleUpdate(a.to(self.dtype, copy=True), b.T.contiguous().to(self.dtype), scale, bias)
 
@@ -179,11 +180,30 @@ class _Reader:
         return tokens, rows.to(self.dtype)
 
 
+def _any(tensor: Tensor) -> bool:
+    """Say whether a tensor has a number other than zero; mostly its first ones tell."""
+    return bool(tensor.flatten()[:8].any()) or bool(tensor.any())
+
+
+class _Scratch(threading.local):
+    """Memory that files are read into, kept by each thread: a system takes its time to give new memory."""
+
+    buffer = bytearray()
+
+    def take(self, length: int) -> bytearray:
+        if len(self.buffer) < length:
+            self.buffer = bytearray(length)
+        return self.buffer
+
+
+_scratch = _Scratch()
+
+
 def _read_tensors(files: "AdapterFiles", label: str) -> dict[str, Tensor]:
-    """Read the data of a file whose header was checked before; return views of one buffer."""
+    """Read the data of a file whose header was checked before; return views of memory that the next file overwrites."""
     length = max(entry.end for entry in files.tensors.values())
-    buffer = bytearray(length)
-    place = memoryview(buffer)
+    buffer = _scratch.take(length)
+    place = memoryview(buffer)[:length]
     try:
         with files.weights.open("rb", buffering=0) as file:
             file.seek(files.size_bytes - length)

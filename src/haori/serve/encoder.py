@@ -71,12 +71,8 @@ class EncoderBank:
         """Return a parameter of the base."""
         return self._parameters[name]
 
-    def size_of(self, weights: AdapterWeights) -> int:
-        """Return the bytes that an adapter takes."""
-        return weights.size_bytes
-
-    def put(self, weights: AdapterWeights) -> None:
-        """Keep an adapter.
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        """Refuse an adapter that cannot be served.
 
         Raises:
             MismatchError: It changes something that cannot be changed for single rows.
@@ -89,7 +85,11 @@ class EncoderBank:
                 f"The adapter {weights.id[:19]} changes {min(lost)!r}, which cannot be changed for one text alone; "
                 "merge it with `haori merge` and serve the merged model."
             )
-        self.held[weights.id] = weights
+        return weights
+
+    def put(self, adapter: AdapterWeights) -> None:
+        """Keep an adapter."""
+        self.held[adapter.id] = adapter
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter."""

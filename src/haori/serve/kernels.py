@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from haori.serve.adapter_arena import OuterFactor
 from haori.serve.kv_cache import Shelf
+from haori.serve.packed_adapter import PackedAdapter, SitePlace
 
 __all__ = [
     "HIDDEN",
     "ROWS_TOGETHER",
+    "AdapterRows",
     "Angles",
     "AttentionShape",
     "Kernels",
     "Places",
     "ShelfStep",
-    "SlotRows",
     "TorchKernels",
     "norm",
     "rotate",
@@ -79,39 +79,39 @@ class ShelfStep:
         return int(self.rows.stop - self.rows.start)
 
 
-class SlotRows(NamedTuple):
-    """Rows of a step that one adapter acts on: its slot, the rows [n], their strengths [n, 1] if not 1."""
+class AdapterRows(NamedTuple):
+    """Rows of a step that one adapter acts on: the rows [n], and their strengths [n, 1] if not 1."""
 
-    slot: int
+    adapter: PackedAdapter
     rows: Tensor
     strengths: Tensor | None
 
 
 @dataclass(frozen=True)
 class Places:
-    """Which adapters of one arena act on which rows, by adapter and by row.
+    """Which adapters of one layout act on which rows, by adapter and by row.
 
     Attributes:
-        by_slot: By adapter.
+        by_adapter: By adapter.
         rows: Rows, those under the same adapters side by side.
         groups: Up to `ROWS_TOGETHER` of them under the same adapters: group g is rows[groups[g] : groups[g + 1]].
         first: The parts of group g are first[g] .. first[g + 1].
-        slots: The adapter of each part.
+        adapters: Where the memory of each part's adapter begins.
         strengths: Its strength on each row of the group, [parts, ROWS_TOGETHER].
     """
 
-    by_slot: tuple[SlotRows, ...]
+    by_adapter: tuple[AdapterRows, ...]
     rows: Tensor
     groups: Tensor
     first: Tensor
-    slots: Tensor
+    adapters: Tensor
     strengths: Tensor
 
     @cached_property
     def addresses(self) -> tuple[int, ...]:
-        """Return the number of groups, and where groups, rows, first, slots and strengths lie, for a kernel in C."""
-        tensors = (self.groups, self.rows, self.first, self.slots, self.strengths)
-        return (len(self.groups) - 1, *(tensor.data_ptr() for tensor in tensors))
+        """Return the number of groups, and where groups, rows, first, adapters and strengths lie."""
+        tensors = (self.groups, self.rows, self.first, self.adapters, self.strengths)
+        return (self.groups.shape[0] - 1, *(tensor.data_ptr() for tensor in tensors))
 
 
 class Kernels(Protocol):
@@ -137,7 +137,7 @@ class Kernels(Protocol):
         """Let the rows of a shelf write their keys and values and attend; the result goes to `out` [N, H d]."""
         ...
 
-    def update(self, places: Places, a: Tensor, b: tuple[OuterFactor, ...], x: Tensor, y: Tensor) -> None:
+    def update(self, places: Places, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
         """Add the adapters' updates of some rows to y."""
         ...
 
@@ -173,14 +173,17 @@ class TorchKernels:
         scores = torch.baddbmm(self._mask(step, shape, qkv.dtype), q, k, alpha=shape.scale)
         out[step.rows] = torch.bmm(torch.softmax(scores, -1), v).view(count, -1)
 
-    def update(self, places: Places, a: Tensor, b: tuple[OuterFactor, ...], x: Tensor, y: Tensor) -> None:
+    def update(self, places: Places, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
         """Add the adapters' updates of some rows to y."""
-        for slot, rows, strengths in places.by_slot:
-            t = x.index_select(0, rows) @ a[slot]  # n R
+        for adapter, rows, strengths in places.by_adapter:
+            factors = adapter.factors[site]
+            if factors is None or factors.a is None:
+                continue
+            t = x.index_select(0, rows) @ factors.a  # n R
             if strengths is not None:
                 t *= strengths
-            for low, high, left, right, outer in b:
-                y[:, left:right].index_add_(0, rows, t[:, low:high] @ outer[slot])
+            for module, b in zip(place.modules, factors.b, strict=True):
+                y[:, module.left : module.right].index_add_(0, rows, t[:, module.low : module.high] @ b)
 
     def _mask(self, step: ShelfStep, shape: AttentionShape, dtype: torch.dtype) -> Tensor:
         capacity = step.shelf.capacity

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from haori.serve.adapter_bank import ArenaBank
+from haori.serve.adapter_bank import PackedBank
 from haori.serve.kernels import HIDDEN, Angles, AttentionShape, Kernels, ShelfStep, TorchKernels, norm, rotate
 from haori.serve.kv_cache import CacheShape, KVCache, Shelf
 from haori.serve.llama_weights import LayerWeights, LlamaWeights
@@ -50,13 +50,10 @@ class LlamaRunner:
     Args:
         weights: The model.
         cache_bytes: Memory for keys and values.
-        adapter_bytes: Memory for adapters.
         kernels: The steps between the products; plain torch by default.
     """
 
-    def __init__(
-        self, weights: LlamaWeights, *, cache_bytes: int, adapter_bytes: int, kernels: Kernels | None = None
-    ) -> None:
+    def __init__(self, weights: LlamaWeights, *, cache_bytes: int, kernels: Kernels | None = None) -> None:
         self._w = weights
         self._device = weights.embedding.device
         shape = CacheShape(
@@ -64,7 +61,7 @@ class LlamaRunner:
             self._device,
         )  # fmt: skip
         self.cache = KVCache(shape, cache_bytes)
-        self.bank = ArenaBank(weights.sites, weights.vector_names, weights.dtype, adapter_bytes)
+        self.bank = PackedBank(weights.sites, weights.vector_names, weights.dtype)
         self._shape = AttentionShape(weights.heads, weights.kv_heads, weights.head_width, weights.scale)
         self._kernels = kernels or TorchKernels()
         self._planned: tuple[object, StepPlan] | None = None
@@ -129,13 +126,11 @@ class LlamaRunner:
         )  # fmt: skip
 
     def _plan(self, mixes: tuple[tuple[AdapterMix, int, int], ...]) -> StepPlan:
-        """Return the plan for these mixes: the last one still, if nothing has changed."""
-        key = (mixes, self.bank.version)
-        if self._planned is None or self._planned[0] != key:
-            plan = plan_step(
-                [mix for mix, _, _ in mixes], [b - a for _, a, b in mixes], self.bank, self._kernels, self._device
-            )
-            self._planned = ((mixes, self.bank.version), plan)
+        """Return the plan for these mixes: the last one still, if they are the same."""
+        if self._planned is None or self._planned[0] != mixes:
+            lengths = [stop - start for _, start, stop in mixes]
+            plan = plan_step([mix for mix, *_ in mixes], lengths, self.bank.held, self._kernels, self._device)
+            self._planned = (mixes, plan)
         return self._planned[1]
 
     def _shelf_step(self, shelf: Shelf, first: int, lengths: list[int]) -> ShelfStep:

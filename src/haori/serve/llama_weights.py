@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from haori.serve.adapter_arena import Site
+from haori.serve.packed_adapter import Site
 from haori.serve.weight import Weight, WeightFormat, pack_weight
 
 __all__ = ["LayerWeights", "LlamaWeights", "read_llama", "why_not_llama"]

@@ -153,7 +153,7 @@ def open_runner(
 
     Args:
         base: The base.
-        limits: Context length and memory for adapters.
+        limits: Its context length is what counts here.
         weights: Format of the weights.
         cache_bytes: Memory for keys and values.
         look: Is shown the model while it is whole.
@@ -181,7 +181,7 @@ def open_runner(
         laid_out = read_llama(model, form, limits.context_length)
         del model
         kernels = native_kernels() if dtype == torch.bfloat16 else None
-        runner = LlamaRunner(laid_out, cache_bytes=cache_bytes, adapter_bytes=limits.adapter_bytes, kernels=kernels)
+        runner = LlamaRunner(laid_out, cache_bytes=cache_bytes, kernels=kernels)
         difference = _difference(runner, probe.tolist(), wanted)
         if difference <= _TOLERANCES[form]:
             return OpenedRunner(runner, tensors, dtype, form, vocabulary, None)

@@ -72,16 +72,16 @@ class _Bank:
         self._vectors = {name for name, value in model.named_parameters() if value.dim() == 1}
         self.held: dict[str, AdapterWeights] = {}
 
-    def size_of(self, weights: AdapterWeights) -> int:
-        """Return the bytes that an adapter takes."""
-        return weights.size_bytes
-
-    def put(self, weights: AdapterWeights) -> None:
-        """Keep an adapter."""
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        """Refuse an adapter that this model cannot have."""
         lost = sorted((set(weights.updates) - self._linears) | (set(weights.vectors) - self._vectors))
         if lost:
             raise MismatchError(f"The adapter {weights.id[:19]} changes {lost[0]!r}, which this model does not have.")
-        self.held[weights.id] = weights
+        return weights
+
+    def put(self, adapter: AdapterWeights) -> None:
+        """Keep an adapter."""
+        self.held[adapter.id] = adapter
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter."""

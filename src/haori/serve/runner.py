@@ -6,7 +6,7 @@ each under its own mix of adapters, and gives the logits after the last token of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from haori.serve.request import AdapterMix
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from haori.serve.adapter_weights import AdapterWeights
 
-__all__ = ["AdapterBank", "Run", "Runner", "SequenceCache"]
+__all__ = ["AdapterBank", "ReadyAdapter", "Run", "Runner", "SequenceCache"]
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,33 @@ class SequenceCache(Protocol):
         ...
 
 
+class ReadyAdapter(Protocol):
+    """An adapter as a bank keeps it: its content id, and the memory it takes."""
+
+    @property
+    def id(self) -> str:
+        """Its content id."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory it takes."""
+        ...
+
+
 class AdapterBank(Protocol):
     """Adapters ready to be multiplied with."""
 
-    def size_of(self, weights: "AdapterWeights") -> int:
-        """Return the bytes that an adapter will take."""
-        ...
-
-    def put(self, weights: "AdapterWeights") -> None:
-        """Make an adapter ready.
+    def prepare(self, weights: "AdapterWeights") -> ReadyAdapter:
+        """Make ready what was read; unlike the other methods, on any thread.
 
         Raises:
             MismatchError: The runner cannot apply something in it.
         """
+        ...
+
+    def put(self, adapter: Any) -> None:
+        """Keep what `prepare` gave; takes no time."""
         ...
 
     def drop(self, adapter: str) -> None:

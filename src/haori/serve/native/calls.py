@@ -7,18 +7,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from haori.serve.adapter_arena import OuterFactor
 from haori.serve.kernels import Angles, AttentionShape, Places, ShelfStep, TorchKernels
 from haori.serve.native.compilation import compiled
+from haori.serve.packed_adapter import SitePlace
 
 __all__ = ["BLOCK", "LANES", "OUTS", "STRIPES", "NativeKernels", "native_kernels"]
 
 LANES, STRIPES, BLOCK, OUTS = 16, 4, 64, 4  # how weights of few bits are packed; as in kernels.c
-_MOST_SITES = 100_000
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
     "haori_update": [
-        _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 6, *[_INT] * 4, *[_POINTER] * 5,
+        _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 5, *[_INT] * 4, *[_POINTER] * 5,
     ],
     "haori_attend": [
         _POINTER, _INT, *[_POINTER] * 4, _INT, _POINTER, *[_INT] * 4, _FLOAT, _POINTER, _INT, _POINTER, _INT,
@@ -42,7 +41,7 @@ class NativeKernels(TorchKernels):
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
         self._c = library
-        self._sites: dict[int, tuple[object, ...]] = {}
+        self._sites: dict[int, tuple[SitePlace, tuple[object, ...]]] = {}  # by id; a place that is kept keeps its id
 
     def add_norm(self, x: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """Return x + added, and its RMS norm times the weight."""
@@ -77,11 +76,11 @@ class NativeKernels(TorchKernels):
             out.data_ptr() + first * out.stride(0) * size, out.stride(0), scratch.data_ptr(), stride,
         )  # fmt: skip
 
-    def update(self, places: Places, a: Tensor, b: tuple[OuterFactor, ...], x: Tensor, y: Tensor) -> None:
+    def update(self, places: Places, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
         """Add the adapters' updates of some rows to y."""
         self._c.haori_update(
-            x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), *places.addresses, *self._factors(a, b)
-        )  # fmt: skip
+            x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), *places.addresses, *self._bounds(place)
+        )
 
     def int8_product(self, x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
         """Return x W^T for a packed weight in 8 bits with fp32 scales (out); x is contiguous and has few rows."""
@@ -113,17 +112,14 @@ class NativeKernels(TorchKernels):
         self._c.haori_widen_int4(packed.data_ptr(), steps.data_ptr(), lows.data_ptr(), wide.data_ptr(), blocks, out)
         return wide
 
-    def _factors(self, a: Tensor, b: tuple[OuterFactor, ...]) -> tuple[object, ...]:
-        """Return where the factors of a site lie, and the bounds of its modules; worked out once per site."""
-        key = a.data_ptr()
-        known = self._sites.get(key)
-        if known is None or known[-1] is not b:
-            if len(self._sites) > _MOST_SITES:
-                self._sites.clear()
-            addresses = (_POINTER * len(b))(*(part[4].data_ptr() for part in b))
-            bounds = [_integers([part[i] for part in b]) for i in range(4)]  # type: ignore[misc]
-            known = self._sites[key] = (key, a.stride(0), *a.shape[1:], len(b), addresses, *bounds, b)
-        return known[:-1]
+    def _bounds(self, place: SitePlace) -> tuple[object, ...]:
+        """Return where the factors of a site lie in an adapter, and the bounds of its modules; made once."""
+        known = self._sites.get(id(place))
+        if known is None:
+            columns = [_integers([module[i] for module in place.modules]) for i in range(5)]
+            bounds = (place.a, place.width, place.rank, len(place.modules), *columns)
+            known = self._sites[id(place)] = (place, bounds)
+        return known[1]
 
 
 def _integers(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":

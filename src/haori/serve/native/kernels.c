@@ -148,17 +148,16 @@ INLINE void outer(bf16 *const *y, const float *t, int64_t t_stride, const bf16 *
         default: { enum { R = 4 }; call; }       \
     }
 
-/* y[row] += sum over the row's parts of strength * (x[row] A[slot]) B[slot].
+/* y[row] += sum over the row's parts of strength * (x[row] A) B, A and B of the part's adapter.
  *
  * Group g: up to ROWS rows under the same adapters, rows[starts[g]] .. rows[starts[g + 1] - 1]; its parts are first[g]
- * .. first[g + 1], each with a slot and strengths[part][ROWS]. a: [slots, width, rank], the B of module m is b[m]:
- * [slots, high[m] - low[m], right[m] - left[m]]; `slot` is the stride of slots in all of them. 64 bytes behind A may be
- * read.
+ * .. first[g + 1], each with the address of an adapter and strengths[part][ROWS]. In an adapter's memory A [width, rank]
+ * begins at element a, the B of module m [high[m] - low[m], right[m] - left[m]] at b[m]. 64 bytes behind A may be read.
  */
 void haori_update(const bf16 *x, int64_t x_stride, bf16 *y, int64_t y_stride, int64_t groups, const int64_t *starts,
-                  const int64_t *rows, const int64_t *first, const int64_t *slots, const float *strengths,
-                  const bf16 *a, int64_t slot, int64_t width, int64_t rank, int64_t modules, const bf16 *const *b,
-                  const int64_t *low, const int64_t *high, const int64_t *left, const int64_t *right) {
+                  const int64_t *rows, const int64_t *first, const bf16 *const *adapters, const float *strengths,
+                  int64_t a, int64_t width, int64_t rank, int64_t modules, const int64_t *low, const int64_t *high,
+                  const int64_t *left, const int64_t *right, const int64_t *b) {
     int64_t t_stride = (rank + LANES - 1) / LANES * LANES;
 #pragma omp parallel
     {
@@ -173,12 +172,12 @@ void haori_update(const bf16 *x, int64_t x_stride, bf16 *y, int64_t y_stride, in
                 for (int64_t i = 0; i < width; i++) input[g * width + i] = wide(source[i]);
             }
             for (int64_t part = first[k]; part < first[k + 1]; part++) {
-                const bf16 *factor = a + slots[part] * slot;
+                const bf16 *factor = adapters[part] + a;
                 FOR_ROWS(count, inner(t, t_stride, input, width, factor, width, rank, R))
                 for (int g = 0; g < count; g++)
                     for (int64_t r = 0; r < rank; r++) t[g * t_stride + r] *= strengths[part * ROWS + g];
                 for (int64_t m = 0; m < modules; m++) {
-                    const bf16 *own = b[m] + slots[part] * slot;
+                    const bf16 *own = adapters[part] + b[m];
                     bf16 *target[ROWS] = {y, y, y, y};
                     for (int g = 0; g < count; g++) target[g] = y + row[g] * y_stride + left[m];
                     FOR_ROWS(count, outer(target, t + low[m], t_stride, own, right[m] - left[m], high[m] - low[m], R))
