@@ -24,6 +24,7 @@ SIZES = {
 KINDS = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
     "llama-untied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False, "attention_bias": True}),
+    "llama-wide": (LlamaConfig, LlamaForCausalLM, {"hidden_size": 48, "head_dim": 80, "num_attention_heads": 12}),
     "mistral": (MistralConfig, MistralForCausalLM, {"head_dim": 16, "sliding_window": None}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 12}),
@@ -34,7 +35,7 @@ CACHE = 64 << 20
 def build(kind, seed=0, dtype=torch.float32):
     config, model, options = KINDS[kind]
     torch.manual_seed(seed)
-    built = model(config(**SIZES, **options)).eval().requires_grad_(False)
+    built = model(config(**{**SIZES, **options})).eval().requires_grad_(False)
     for name, value in built.named_parameters():  # zeros and ones would hide a mistake
         if value.dim() == 1:
             value.add_(0.1 * torch.randn_like(value))

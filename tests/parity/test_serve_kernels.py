@@ -9,7 +9,7 @@ from haori.serve.multi_lora import _Part, _places
 from haori.serve.native.calls import native_kernels
 from haori.serve.native.compilation import compiled
 from haori.serve.native.weights import NativeInt4Weight, NativeInt8Weight
-from haori.serve.packed_adapter import Site, pack_adapter
+from haori.serve.packed_adapter import Site, SpareMemory, pack_adapter
 from haori.serve.weight import Int4Weight, Int8Weight, pack_weight, to_int4, to_int8
 
 pytestmark = pytest.mark.skipif(native_kernels() is None, reason=compiled().reason)
@@ -29,7 +29,7 @@ def test_updates_of_many_adapters_on_many_rows(ranks, width, outputs):
             if rank
         }
         weights = AdapterWeights(f"a{number}", updates, {}, {}, 0)
-        adapters.append((weights, pack_adapter(weights, [site], layouts, torch.bfloat16)))
+        adapters.append((weights, pack_adapter(weights, [site], layouts, torch.bfloat16, SpareMemory())))
     assert len(layouts) == 1
     chosen = [(3, 1.0, 0, 1), (0, 1.0, 1, 10), (2, 0.5, 2, 4), (1, -2.0, 10, 12), (3, 0.25, 12, 13), (0, 0.7, 12, 13)]
     places = _places([_Part(adapters[n][1], *rest) for n, *rest in chosen], torch.device("cpu"))

@@ -124,9 +124,11 @@ def test_an_adapter_that_was_dropped_and_others_moved_into_its_place():
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(native_kernels() is None, reason=compiled().reason))
 
 
+@pytest.mark.parametrize("short", [512, 4])  # chunks longer than that are batched products in any case
 @pytest.mark.parametrize("kernels", ["torch", NATIVE])
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_bf16_stays_within_its_rounding(kind, kernels):
+@pytest.mark.parametrize("kind", ["llama", "llama-wide", "qwen3"])
+def test_bf16_stays_within_its_rounding(kind, kernels, short, monkeypatch):
+    monkeypatch.setattr("haori.serve.kernels._SHORT", short)
     fast, slow = runners(kind, dtype=torch.bfloat16, kernels=native_kernels() if kernels == "native" else None)
     exact, _ = runners(kind)
     mixes = [(("plain0", 0.4), ("uneven", 0.6)), *(((adapter, 1.0),) for adapter in ADAPTERS), ()]

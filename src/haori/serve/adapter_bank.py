@@ -8,7 +8,7 @@ from torch import Tensor
 
 from haori.core.errors import MismatchError
 from haori.serve.adapter_weights import AdapterWeights
-from haori.serve.packed_adapter import PackedAdapter, Site, pack_adapter
+from haori.serve.packed_adapter import PackedAdapter, Site, SpareMemory, pack_adapter
 
 __all__ = ["PackedBank"]
 
@@ -28,6 +28,7 @@ class PackedBank:
         self._modules = frozenset(name for site in sites for name in site.modules)
         self._dtype = dtype
         self._layouts: dict[Any, Any] = {}
+        self._spare = SpareMemory()
         self.held: dict[str, PackedAdapter] = {}
         self.token_rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
 
@@ -43,7 +44,7 @@ class PackedBank:
                 f"The adapter {weights.id[:19]} changes {lost[0]!r}{' and others' if lost[1:] else ''}, which the "
                 "engine cannot apply per request; merge it with `haori merge` and serve the merged model."
             )
-        return pack_adapter(weights, self._sites, self._layouts, self._dtype)
+        return pack_adapter(weights, self._sites, self._layouts, self._dtype, self._spare)
 
     def put(self, adapter: PackedAdapter) -> None:
         """Keep an adapter."""

@@ -20,6 +20,8 @@ __all__ = [
     "AdapterRows",
     "Angles",
     "AttentionShape",
+    "AttentionStep",
+    "Chunk",
     "Kernels",
     "Places",
     "ShelfStep",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 HIDDEN = -1e30  # score of a place that is not looked at; finite, so that nothing becomes NaN
+_SHORT = 512  # tokens up to which row by row in C beats batched products over whole chunks
 ROWS_TOGETHER = 4  # rows under the same adapters that the kernel in C works on at once
 
 
@@ -77,6 +80,55 @@ class ShelfStep:
     def count(self) -> int:
         """Number of rows."""
         return int(self.rows.stop - self.rows.start)
+
+
+class Chunk(NamedTuple):
+    """A chunk of one prompt: its rows of the step, the row of its shelf, and its tokens' places from, to."""
+
+    shelf: Shelf
+    shelf_row: int
+    rows: slice
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class AttentionStep:
+    """What the rows of a step attend to: decoding rows by shelf, and chunks of prompts."""
+
+    shelves: tuple[ShelfStep, ...]
+    chunks: tuple[Chunk, ...]
+
+    @cached_property
+    def table(self) -> "RowTable":
+        """Return decoding rows and short chunks row by row, for a kernel in C."""
+        return row_table(self)
+
+    @cached_property
+    def masks(self) -> dict[int, Tensor]:
+        """Masks of chunks that were made already, by first row."""
+        return {}
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Rows of a step, and where their sequences' keys and values are.
+
+    Attributes:
+        rows: Rows of the step [n].
+        places: Place of each row's token in its sequence [n].
+        capacities: Tokens that the sequence's row of the cache has room for [n].
+        keys: Address of its keys at each layer [layers, n].
+        values: Address of its values.
+        long_chunks: Chunks that are not in it.
+    """
+
+    rows: Tensor
+    places: Tensor
+    capacities: Tensor
+    keys: Tensor
+    values: Tensor
+    long_chunks: tuple[Chunk, ...]
 
 
 class AdapterRows(NamedTuple):
@@ -132,9 +184,9 @@ class Kernels(Protocol):
         ...
 
     def attend(
-        self, step: ShelfStep, layer: int, qkv: Tensor, angles: Angles, shape: AttentionShape, out: Tensor
+        self, step: AttentionStep, layer: int, qkv: Tensor, angles: Angles, shape: AttentionShape, out: Tensor
     ) -> None:
-        """Let the rows of a shelf write their keys and values and attend; the result goes to `out` [N, H d]."""
+        """Let all rows write their keys and values and attend; the result goes to `out` [N, H d]."""
         ...
 
     def update(self, places: Places, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
@@ -158,9 +210,37 @@ class TorchKernels:
         return functional.silu(gate) * up
 
     def attend(
+        self, step: AttentionStep, layer: int, qkv: Tensor, angles: Angles, shape: AttentionShape, out: Tensor
+    ) -> None:
+        """Let all rows write their keys and values and attend; the result goes to `out` [N, H d]."""
+        for shelf in step.shelves:
+            self._attend_shelf(shelf, layer, qkv, angles, shape, out)
+        for chunk in step.chunks:
+            self.attend_chunk(chunk, step, layer, qkv, angles, shape, out)
+
+    def attend_chunk(
+        self, chunk: Chunk, step: AttentionStep, layer: int, qkv: Tensor, angles: Angles, shape: AttentionShape,
+        out: Tensor,
+    ) -> None:  # fmt: skip
+        """Let the rows of a chunk write their keys and values and attend."""
+        rows, both = chunk.rows, shape.heads + shape.kv_heads
+        split = qkv[rows].view(rows.stop - rows.start, -1, shape.width)
+        turned = rotate(split[:, :both], angles, rows)
+        keys, values = chunk.shelf.keys[layer][chunk.shelf_row], chunk.shelf.values[layer][chunk.shelf_row]  # Hkv T d
+        keys[:, chunk.start : chunk.stop] = turned[:, shape.heads :].transpose(0, 1)
+        values[:, chunk.start : chunk.stop] = split[:, both:].transpose(0, 1)
+        queries = turned[:, : shape.heads].reshape(len(turned), shape.kv_heads, shape.groups, -1)
+        queries = queries.permute(1, 2, 0, 3).flatten(1, 2)  # Hkv G*tokens d
+        mask = step.masks.get(rows.start)
+        if mask is None:
+            mask = step.masks[rows.start] = _chunk_mask(chunk, shape, qkv)
+        scores = torch.baddbmm(mask, queries, keys[:, : chunk.stop].transpose(1, 2), alpha=shape.scale)
+        y = torch.bmm(torch.softmax(scores, -1), values[:, : chunk.stop])  # Hkv G*tokens d
+        out[rows] = y.view(shape.kv_heads, shape.groups, -1, shape.width).permute(2, 0, 1, 3).flatten(1)
+
+    def _attend_shelf(
         self, step: ShelfStep, layer: int, qkv: Tensor, angles: Angles, shape: AttentionShape, out: Tensor
     ) -> None:
-        """Let the rows of a shelf write their keys and values and attend; the result goes to `out` [N, H d]."""
         count, groups = step.count, shape.groups
         split = qkv[step.rows].view(count, -1, shape.width)
         turned = rotate(split[:, : shape.heads + shape.kv_heads], angles, step.rows)
@@ -190,6 +270,47 @@ class TorchKernels:
         hidden = torch.arange(capacity, device=step.places.device) > step.places[:, None]  # count T
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, HIDDEN)
         return mask[:, None, None].expand(-1, shape.kv_heads, shape.groups, -1).reshape(-1, shape.groups, capacity)
+
+
+def _chunk_mask(chunk: Chunk, shape: AttentionShape, like: Tensor) -> Tensor:
+    """Return what is added to the scores of a chunk, [Hkv, G * tokens, stop]."""
+    seen = torch.arange(chunk.start, chunk.stop, device=like.device)
+    hidden = torch.arange(chunk.stop, device=like.device) > seen[:, None]  # tokens T
+    mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, HIDDEN)
+    return mask.repeat(shape.groups, 1).expand(shape.kv_heads, -1, -1)
+
+
+def row_table(step: AttentionStep) -> RowTable:
+    """Write down decoding rows and short chunks row by row."""
+    rows: list[int] = []
+    places: list[int] = []
+    owners: list[tuple[Shelf, int, int]] = []  # shelf, row in it, how many rows of the step
+    for shelf in step.shelves:
+        rows += range(shelf.rows.start, shelf.rows.stop)
+        places += shelf.places.tolist()
+        owners += [(shelf.shelf, number, 1) for number in range(shelf.count)]
+    short = [chunk for chunk in step.chunks if chunk.stop <= _SHORT]
+    for chunk in short:
+        rows += range(chunk.rows.start, chunk.rows.stop)
+        places += range(chunk.start, chunk.stop)
+        owners.append((chunk.shelf, chunk.shelf_row, chunk.stop - chunk.start))
+    counts = torch.tensor([count for *_, count in owners], dtype=torch.long)
+
+    def addresses(name: str) -> Tensor:
+        found = [
+            [tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size() for tensor in getattr(shelf, name)]
+            for shelf, row, _ in owners
+        ]
+        return torch.tensor(found).T.repeat_interleave(counts, 1) if found else torch.empty(0, 0, dtype=torch.long)
+
+    return RowTable(
+        rows=torch.tensor(rows),
+        places=torch.tensor(places),
+        capacities=torch.tensor([shelf.capacity for shelf, *_ in owners], dtype=torch.long).repeat_interleave(counts),
+        keys=addresses("keys"),
+        values=addresses("values"),
+        long_chunks=tuple(chunk for chunk in step.chunks if chunk.stop > _SHORT),
+    )
 
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

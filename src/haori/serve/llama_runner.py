@@ -1,19 +1,27 @@
 """The fast runner: one pass through a Llama-like model for all rows of a step, whatever adapters they wear.
 
 Rows are tokens. Those of sequences that decode come first, in the order in which the cache holds them, so that a
-shelf's attention is one batched product; then come the chunks of prompts, each attending on its own.
+shelf's attention may be one batched product; then come the chunks of prompts.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from haori.serve.adapter_bank import PackedBank
-from haori.serve.kernels import HIDDEN, Angles, AttentionShape, Kernels, ShelfStep, TorchKernels, norm, rotate
+from haori.serve.kernels import (
+    Angles,
+    AttentionShape,
+    AttentionStep,
+    Chunk,
+    Kernels,
+    ShelfStep,
+    TorchKernels,
+    norm,
+)
 from haori.serve.kv_cache import CacheShape, KVCache, Shelf
 from haori.serve.llama_weights import LayerWeights, LlamaWeights
 from haori.serve.multi_lora import StepPlan, plan_step
@@ -23,23 +31,11 @@ from haori.serve.runner import Run
 __all__ = ["LlamaRunner"]
 
 
-class _Chunk(NamedTuple):
-    """A chunk of one prompt: its rows of the step, its place in the cache, what its tokens may see."""
-
-    shelf: Shelf
-    row: int
-    rows: slice
-    start: int
-    stop: int
-    mask: Tensor  # [G * tokens, stop]
-
-
 @dataclass(frozen=True)
 class _Step:
     ids: Tensor
     angles: Angles
-    shelves: tuple[ShelfStep, ...]
-    chunks: tuple[_Chunk, ...]
+    attention: AttentionStep
     plan: StepPlan
     mixes: tuple[tuple[AdapterMix, int, int], ...]  # mix, first row, row behind the last
 
@@ -122,7 +118,7 @@ class LlamaRunner:
         at = torch.tensor(positions, device=self._device)
         return order, _Step(
             torch.tensor(ids, device=self._device), Angles(self._w.cosines[at], self._w.sines[at]),
-            tuple(shelves), tuple(chunks), self._plan(tuple(mixes)), tuple(mixes),
+            AttentionStep(tuple(shelves), tuple(chunks)), self._plan(tuple(mixes)), tuple(mixes),
         )  # fmt: skip
 
     def _plan(self, mixes: tuple[tuple[AdapterMix, int, int], ...]) -> StepPlan:
@@ -138,14 +134,10 @@ class LlamaRunner:
         numbers = torch.arange(len(lengths), device=self._device)
         return ShelfStep(shelf, slice(first, first + len(lengths)), places, numbers)
 
-    def _chunk(self, run: Run, row: int) -> _Chunk:
+    def _chunk(self, run: Run, row: int) -> Chunk:
         shelf, place = self.cache.place(run.sequence)
-        count, stop = len(run.tokens), run.start + len(run.tokens)
-        seen = torch.arange(run.start, stop, device=self._device)
-        hidden = torch.arange(stop, device=self._device) > seen[:, None]  # tokens T
-        mask = torch.zeros(count, stop, dtype=self._w.dtype, device=self._device).masked_fill_(hidden, HIDDEN)
-        groups = self._w.heads // self._w.kv_heads
-        return _Chunk(shelf, place, slice(row, row + count), run.start, stop, mask.repeat(groups, 1))
+        count = len(run.tokens)
+        return Chunk(shelf, place, slice(row, row + count), run.start, run.start + count)
 
     def _embed(self, step: _Step) -> Tensor:
         x = functional.embedding(step.ids, self._w.embedding)  # N D
@@ -186,27 +178,10 @@ class LlamaRunner:
         if layer.q_norm is not None and layer.k_norm is not None:
             queries, keys = split[:, : shape.heads], split[:, shape.heads : shape.heads + shape.kv_heads]
             for part, named in ((queries, layer.q_norm), (keys, layer.k_norm)):
-                part.copy_(norm(part, _per_head(step.plan.vector(*named, len(qkv))), self._w.epsilon))
+                part.copy_(norm(part, _per_head(step.plan.vector(*named, qkv.shape[0])), self._w.epsilon))
         out = qkv.new_empty(qkv.shape[0], shape.heads * shape.width)
-        for shelf in step.shelves:
-            self._kernels.attend(shelf, index, qkv, step.angles, shape, out)
-        for chunk in step.chunks:
-            out[chunk.rows] = self._attend_chunk(index, split, chunk, step)
+        self._kernels.attend(step.attention, index, qkv, step.angles, shape, out)
         return out
-
-    def _attend_chunk(self, index: int, split: Tensor, chunk: _Chunk, step: _Step) -> Tensor:
-        shape, rows = self._shape, chunk.rows
-        both = shape.heads + shape.kv_heads
-        turned = rotate(split[rows, :both], step.angles, rows)
-        keys, values = chunk.shelf.keys[index][chunk.row], chunk.shelf.values[index][chunk.row]  # Hkv T d
-        keys[:, chunk.start : chunk.stop] = turned[:, shape.heads :].transpose(0, 1)
-        values[:, chunk.start : chunk.stop] = split[rows, both:].transpose(0, 1)
-        queries = turned[:, : shape.heads].reshape(len(turned), shape.kv_heads, shape.groups, -1)
-        queries = queries.permute(1, 2, 0, 3).flatten(1, 2)  # Hkv G*tokens d
-        mask = chunk.mask.expand(shape.kv_heads, -1, -1)
-        scores = torch.baddbmm(mask, queries, keys[:, : chunk.stop].transpose(1, 2), alpha=shape.scale)
-        y = torch.bmm(torch.softmax(scores, -1), values[:, : chunk.stop])  # Hkv G*tokens d
-        return y.view(shape.kv_heads, shape.groups, -1, shape.width).permute(2, 0, 1, 3).flatten(1)
 
 
 def _per_head(weight: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ biases need. Adapters of one layout hold everything at the same offsets, so one 
 
 import math
 import mmap
+import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,11 +20,52 @@ from torch import Tensor
 
 from haori.serve.adapter_weights import AdapterWeights
 
-__all__ = ["Layout", "ModulePlace", "PackedAdapter", "Site", "SiteFactors", "SitePlace", "pack_adapter"]
+__all__ = [
+    "Layout",
+    "ModulePlace",
+    "PackedAdapter",
+    "Site",
+    "SiteFactors",
+    "SitePlace",
+    "SpareMemory",
+    "memory_bytes",
+    "pack_adapter",
+]
 
 _PAGE = mmap.PAGESIZE
 _LARGE_PAGE = 2 << 20  # Linux gives large pages to memory that has a multiple of their size
 _READ_AHEAD = 64  # bytes behind a factor that a kernel may read, and ignores
+
+
+class SpareMemory:
+    """Gives memory to adapters, and keeps that of the last few which went for the next ones.
+
+    Memory comes in large pages where there are any: a step reads hundreds of megabytes of adapters once each, and with
+    small pages, looking up where they are takes as long as reading them. A system, and more so a virtual machine, takes
+    longer to give new memory than an adapter to be copied into it.
+    """
+
+    _MOST = 2
+
+    def __init__(self) -> None:
+        self._kept: deque[mmap.mmap] = deque(maxlen=self._MOST)  # of the size asked for last; others go
+
+    def take(self, size: int) -> mmap.mmap:
+        """Return memory of a size that `memory_bytes` gave; what is in it is left over."""
+        with suppress(IndexError):
+            while len(kept := self._kept.pop()) != size:
+                pass
+            return kept
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        memory = mmap.mmap(-1, size, **flags)
+        if size % _LARGE_PAGE == 0 and hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a system without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        return memory
+
+    def give(self, memory: mmap.mmap) -> None:
+        """Take back what an adapter had."""
+        self._kept.append(memory)
 
 
 class Site(NamedTuple):
@@ -162,7 +205,11 @@ class PackedAdapter:
 
 
 def pack_adapter(
-    weights: AdapterWeights, sites: Sequence[Site], known: dict[_Kind, Layout], dtype: torch.dtype
+    weights: AdapterWeights,
+    sites: Sequence[Site],
+    known: dict[_Kind, Layout],
+    dtype: torch.dtype,
+    spare: "SpareMemory",
 ) -> PackedAdapter:
     """Lay an adapter out; may run on any thread.
 
@@ -171,11 +218,15 @@ def pack_adapter(
         sites: The sites of the model.
         known: Layouts met so far; adapters of one kind share one.
         dtype: Of the factors.
+        spare: Where its memory comes from, and where it goes when nobody refers to the adapter any more.
     """
     kind = _kind(weights, sites)
     layout = known.get(kind) or known.setdefault(kind, Layout(kind, sites))
     rows = {name: (ids, change.to(dtype)) for name, (ids, change) in weights.token_rows.items()}
-    packed = PackedAdapter(weights.id, layout, _memory(layout.elements, dtype), rows)
+    memory = spare.take(memory_bytes(layout.elements * dtype.itemsize))
+    count = layout.elements
+    packed = PackedAdapter(weights.id, layout, torch.frombuffer(memory, dtype=dtype, count=max(count, 1))[:count], rows)
+    weakref.finalize(packed, spare.give, memory).atexit = False
     for site, factors in zip(sites, packed.factors, strict=True):
         if factors is not None:
             for target, source in zip(_targets(factors), _sources(weights, site, factors), strict=True):
@@ -194,21 +245,6 @@ def _kind(weights: AdapterWeights, sites: Sequence[Site]) -> _Kind:
         biased.append(any(u is not None and u.bias is not None for u in updates))
     vectors = tuple(sorted((name, int(vector.numel())) for name, vector in weights.vectors.items()))
     return _Kind(tuple(ranks), tuple(scaled), tuple(biased), vectors)
-
-
-def _memory(elements: int, dtype: torch.dtype) -> Tensor:
-    """Return memory of its own, which goes back to the system with the tensor; in large pages where there are any.
-
-    A step reads hundreds of megabytes of adapters once each: with small pages, looking up where they are takes as long
-    as reading them.
-    """
-    size = memory_bytes(elements * dtype.itemsize)
-    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, size, **flags)
-    if size % _LARGE_PAGE == 0 and hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a system without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=max(elements, 1))[:elements]
 
 
 def memory_bytes(size: int) -> int:

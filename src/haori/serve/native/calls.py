@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from haori.serve.kernels import Angles, AttentionShape, Places, ShelfStep, TorchKernels
+from haori.serve.kernels import Angles, AttentionShape, AttentionStep, Places, TorchKernels
 from haori.serve.native.compilation import compiled
 from haori.serve.packed_adapter import SitePlace
 
@@ -19,9 +19,7 @@ _ARGUMENTS = {
     "haori_update": [
         _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 5, *[_INT] * 4, *[_POINTER] * 5,
     ],
-    "haori_attend": [
-        _POINTER, _INT, *[_POINTER] * 4, _INT, _POINTER, *[_INT] * 4, _FLOAT, _POINTER, _INT, _POINTER, _INT,
-    ],
+    "haori_attend": [_POINTER, _INT, *[_POINTER] * 7, *[_INT] * 4, _FLOAT, _POINTER, _INT],
     "haori_add_norm": [*[_POINTER] * 5, _INT, _INT, _FLOAT],
     "haori_gate": [_POINTER, _POINTER, _INT, _INT],
     "haori_int8": [*[_POINTER] * 4, *[_INT] * 3],
@@ -61,20 +59,24 @@ class NativeKernels(TorchKernels):
         return out
 
     def attend(
-        self, step: ShelfStep, layer: int, qkv: Tensor, angles: Angles, shape: AttentionShape, out: Tensor
+        self, step: AttentionStep, layer: int, qkv: Tensor, angles: Angles, shape: AttentionShape, out: Tensor
     ) -> None:
-        """Let the rows of a shelf write their keys and values and attend; the result goes to `out` [N, H d]."""
-        shelf, first, width = step.shelf, step.rows.start, shape.width
-        stride = shape.groups * (2 * width + shelf.capacity) + 16
-        scratch = torch.empty(step.count * shape.kv_heads * stride, dtype=torch.float32)
-        size = qkv.element_size()
-        self._c.haori_attend(
-            qkv.data_ptr() + first * qkv.stride(0) * size, qkv.stride(0),
-            angles.cosines.data_ptr() + first * width * size, angles.sines.data_ptr() + first * width * size,
-            shelf.keys[layer].data_ptr(), shelf.values[layer].data_ptr(), shelf.capacity, step.places.data_ptr(),
-            step.count, shape.kv_heads, shape.groups, width, shape.scale,
-            out.data_ptr() + first * out.stride(0) * size, out.stride(0), scratch.data_ptr(), stride,
-        )  # fmt: skip
+        """Let all rows write their keys and values and attend; the result goes to `out` [N, H d]."""
+        if shape.width % LANES:
+            super().attend(step, layer, qkv, angles, shape, out)
+            return
+        table = step.table
+        count = table.rows.shape[0]
+        if count:
+            offset = 8 * layer * count
+            self._c.haori_attend(
+                qkv.data_ptr(), qkv.stride(0), angles.cosines.data_ptr(), angles.sines.data_ptr(),
+                table.keys.data_ptr() + offset, table.values.data_ptr() + offset, table.rows.data_ptr(),
+                table.capacities.data_ptr(), table.places.data_ptr(), count, shape.kv_heads, shape.groups, shape.width,
+                shape.scale, out.data_ptr(), out.stride(0),
+            )  # fmt: skip
+        for chunk in table.long_chunks:
+            self.attend_chunk(chunk, step, layer, qkv, angles, shape, out)
 
     def update(self, places: Places, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
         """Add the adapters' updates of some rows to y."""

@@ -139,7 +139,7 @@ INLINE void outer(bf16 *const *y, const float *t, int64_t t_stride, const bf16 *
     }
 }
 
-/* Compile a call for each number of rows, R. */
+/* Compile a call for each number of rows or heads, R. */
 #define FOR_ROWS(rows, call)             \
     switch (rows) {                      \
         case 1: { enum { R = 1 }; call; break; } \
@@ -187,64 +187,139 @@ void haori_update(const bf16 *x, int64_t x_stride, bf16 *y, int64_t y_stride, in
     }
 }
 
-/* One decoding step of attention for `count` sequences with `kv_heads` x `groups` query heads of `width`.
+INLINE numbers load_lanes(const float *source) {
+    numbers value;
+    memcpy(&value, source, sizeof value);
+    return value;
+}
+
+INLINE float lane_sum(numbers value) {
+    typedef float half __attribute__((vector_size(32)));
+    typedef float quarter __attribute__((vector_size(16)));
+    half two[2];
+    memcpy(two, &value, sizeof two);
+    half one = two[0] + two[1];
+    quarter four[2];
+    memcpy(four, &one, sizeof four);
+    quarter last = four[0] + four[1];
+    return last[0] + last[2] + (last[1] + last[3]);
+}
+
+#define HEADS 4   /* query heads of one key head that are worked on at once */
+#define TOKENS 64 /* tokens that are, between two looks at the greatest score */
+
+/* scores[g][t] = q[g] . keys[t] for `count` tokens; q in fp32, width divides by LANES. */
+INLINE void score(float *scores, const float *q, const bf16 *keys, int64_t count, int64_t width, const int heads) {
+    for (int64_t t = 0; t < count; t++) {
+        numbers dot[HEADS] = {{0}};
+        for (int64_t j = 0; j < width; j += LANES) {
+            numbers key = wide_lanes(keys + t * width + j);
+#pragma GCC unroll 4
+            for (int g = 0; g < heads; g++) dot[g] += key * load_lanes(q + g * width + j);
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < heads; g++) scores[g * TOKENS + t] = lane_sum(dot[g]);
+    }
+}
+
+/* sum[g][j] = sum[g][j] * fade[g] + sum over t of shares[g][t] values[t][j] for LANES * n numbers j. */
+INLINE void gather_values(float *sum, const float *fade, const float *shares, const bf16 *values, int64_t count,
+                          int64_t width, const int heads, const int n) {
+    numbers part[16];
+#pragma GCC unroll 4
+    for (int g = 0; g < heads; g++)
+#pragma GCC unroll 4
+        for (int v = 0; v < n; v++) part[g * n + v] = load_lanes(sum + g * width + LANES * v) * fade[g];
+    for (int64_t t = 0; t < count; t++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < n; v++) {
+            numbers value = wide_lanes(values + t * width + LANES * v);
+#pragma GCC unroll 4
+            for (int g = 0; g < heads; g++) part[g * n + v] += shares[g * TOKENS + t] * value;
+        }
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < heads; g++)
+#pragma GCC unroll 4
+        for (int v = 0; v < n; v++) memcpy(sum + g * width + LANES * v, &part[g * n + v], sizeof(numbers));
+}
+
+/* Attention of up to HEADS query heads over `length` tokens of one key head, block by block (arXiv 2205.14135). */
+INLINE void attend_heads(bf16 *out, const float *q, const bf16 *keys, const bf16 *values, int64_t length, int64_t width,
+                         const int heads) {
+    float sum[HEADS * width], scores[HEADS * TOKENS], most[HEADS], total[HEADS], fade[HEADS];
+    memset(sum, 0, sizeof sum);
+    for (int g = 0; g < heads; g++) most[g] = -1e30f, total[g] = 0.0f;
+    for (int64_t start = 0; start < length; start += TOKENS) {
+        int64_t count = length - start < TOKENS ? length - start : TOKENS, j = 0;
+        score(scores, q, keys + start * width, count, width, heads);
+        for (int g = 0; g < heads; g++) {
+            float *line = scores + g * TOKENS, greatest = most[g], part = 0.0f;
+#pragma omp simd reduction(max : greatest)
+            for (int64_t t = 0; t < count; t++) greatest = line[t] > greatest ? line[t] : greatest;
+#pragma omp simd reduction(+ : part)
+            for (int64_t t = 0; t < count; t++) {
+                line[t] = exponential(line[t] - greatest);
+                part += line[t];
+            }
+            fade[g] = exponential(most[g] - greatest);
+            total[g] = total[g] * fade[g] + part;
+            most[g] = greatest;
+        }
+        const bf16 *some = values + start * width;
+        for (; j + 4 * LANES <= width; j += 4 * LANES)
+            gather_values(sum + j, fade, scores, some + j, count, width, heads, 4);
+        for (; j < width; j += LANES) gather_values(sum + j, fade, scores, some + j, count, width, heads, 1);
+    }
+    for (int g = 0; g < heads; g++)
+        for (int64_t j = 0; j < width; j++) out[g * width + j] = narrow(sum[g * width + j] / total[g]);
+}
+
+/* Number j of a head turned by the rotary angles c, s (the first half of s is negative), rounded. */
+INLINE float turned(const bf16 *head, const bf16 *c, const bf16 *s, int64_t j, int64_t width) {
+    int64_t other = j < width / 2 ? j + width / 2 : j - width / 2;
+    return wide(narrow(wide(head[j]) * wide(c[j]) + wide(head[other]) * wide(s[j])));
+}
+
+/* Attention for `count` rows, each a token of some sequence, with `kv_heads` x `groups` query heads of `width`.
  *
- * qkv: [count, (heads + 2 kv_heads) width], queries and keys not yet turned by the rotary angles cosines, sines [count,
- * width] (the first half of sines is negative). Turned keys and values are written to the cache at places[i]; then each
- * query attends to places 0 .. places[i]. keys, values: [rows, kv_heads, capacity, width]; out: [count, heads width].
+ * Row i is row rows[i] of qkv [N, (heads + 2 kv_heads) width], queries and keys not yet turned by the rotary angles
+ * cosines, sines [N, width], and of out [N, heads width]. Its sequence's keys and values [kv_heads, capacities[i],
+ * width] begin at keys[i], values[i]; its own are written to places[i], all rows' first of all, and then it attends to
+ * places 0 .. places[i]. width divides by LANES.
  */
-void haori_attend(const bf16 *qkv, int64_t qkv_stride, const bf16 *cosines, const bf16 *sines, bf16 *keys, bf16 *values,
-                  int64_t capacity, const int64_t *places, int64_t count, int64_t kv_heads, int64_t groups,
-                  int64_t width, float scale, bf16 *out, int64_t out_stride, float *scratch, int64_t scratch_stride) {
-    int64_t half = width / 2;
-#pragma omp parallel for collapse(2) schedule(dynamic, 1)
-    for (int64_t i = 0; i < count; i++) {
-        for (int64_t h = 0; h < kv_heads; h++) {
-            const bf16 *row = qkv + i * qkv_stride, *c = cosines + i * width, *s = sines + i * width;
-            bf16 *k = keys + (i * kv_heads + h) * capacity * width, *v = values + (i * kv_heads + h) * capacity * width;
-            int64_t length = places[i] + 1;
-            float *q = scratch + (i * kv_heads + h) * scratch_stride, *scores = q + groups * width;
-            float *sum = scores + groups * capacity;
-            for (int64_t g = 0; g < groups; g++) {
-                const bf16 *head = row + (h * groups + g) * width;
-                for (int64_t j = 0; j < width; j++)
-                    q[g * width + j] = scale * wide(narrow(wide(head[j]) * wide(c[j]) +
-                                                           wide(head[(j + half) % width]) * wide(s[j])));
+void haori_attend(const bf16 *qkv, int64_t qkv_stride, const bf16 *cosines, const bf16 *sines, bf16 *const *keys,
+                  bf16 *const *values, const int64_t *rows, const int64_t *capacities, const int64_t *places,
+                  int64_t count, int64_t kv_heads, int64_t groups, int64_t width, float scale, bf16 *out,
+                  int64_t out_stride) {
+#pragma omp parallel
+    {
+        float q[HEADS * width];
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < count; i++) {
+            const bf16 *row = qkv + rows[i] * qkv_stride, *c = cosines + rows[i] * width, *s = sines + rows[i] * width;
+            for (int64_t h = 0; h < kv_heads; h++) {
+                const bf16 *key = row + (kv_heads * groups + h) * width, *value = key + kv_heads * width;
+                int64_t place = (h * capacities[i] + places[i]) * width;
+                for (int64_t j = 0; j < width; j++) keys[i][place + j] = narrow(turned(key, c, s, j, width));
+                memcpy(values[i] + place, value, width * sizeof(bf16));
             }
-            const bf16 *key = row + (kv_heads * groups + h) * width, *value = key + kv_heads * width;
-            for (int64_t j = 0; j < width; j++)
-                k[places[i] * width + j] = narrow(wide(key[j]) * wide(c[j]) +
-                                                  wide(key[(j + half) % width]) * wide(s[j]));
-            memcpy(v + places[i] * width, value, width * sizeof(bf16));
-            for (int64_t t = 0; t < length; t++) {
-                for (int64_t g = 0; g < groups; g++) {
-                    float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-                    for (int64_t j = 0; j < width; j++) dot += q[g * width + j] * wide(k[t * width + j]);
-                    scores[g * capacity + t] = dot;
+        }
+#pragma omp for collapse(2) schedule(dynamic, 4)
+        for (int64_t i = 0; i < count; i++) {
+            for (int64_t h = 0; h < kv_heads; h++) {
+                const bf16 *row = qkv + rows[i] * qkv_stride, *c = cosines + rows[i] * width, *s = sines + rows[i] * width;
+                const bf16 *k = keys[i] + h * capacities[i] * width, *v = values[i] + h * capacities[i] * width;
+                for (int64_t g = 0; g < groups; g += HEADS) {
+                    int heads = (int)(groups - g < HEADS ? groups - g : HEADS);
+                    const bf16 *head = row + (h * groups + g) * width;
+                    for (int n = 0; n < heads; n++)
+                        for (int64_t j = 0; j < width; j++)
+                            q[n * width + j] = scale * turned(head + n * width, c, s, j, width);
+                    bf16 *target = out + rows[i] * out_stride + (h * groups + g) * width;
+                    FOR_ROWS(heads, attend_heads(target, q, k, v, places[i] + 1, width, R))
                 }
             }
-            memset(sum, 0, groups * width * sizeof(float));
-            for (int64_t g = 0; g < groups; g++) {
-                float *score = scores + g * capacity, most = score[0], total = 0.0f;
-#pragma omp simd reduction(max : most)
-                for (int64_t t = 1; t < length; t++) most = score[t] > most ? score[t] : most;
-#pragma omp simd reduction(+ : total)
-                for (int64_t t = 0; t < length; t++) {
-                    score[t] = exponential(score[t] - most);
-                    total += score[t];
-                }
-                for (int64_t t = 0; t < length; t++) score[t] /= total;
-            }
-            for (int64_t t = 0; t < length; t++) {
-                for (int64_t g = 0; g < groups; g++) {
-                    float share = scores[g * capacity + t];
-#pragma omp simd
-                    for (int64_t j = 0; j < width; j++) sum[g * width + j] += share * wide(v[t * width + j]);
-                }
-            }
-            bf16 *target = out + i * out_stride + h * groups * width;
-            for (int64_t j = 0; j < groups * width; j++) target[j] = narrow(sum[j]);
         }
     }
 }
@@ -292,24 +367,6 @@ void haori_gate(const bf16 *both, bf16 *out, int64_t count, int64_t width) {
 #endif
 
 typedef int32_t integers __attribute__((vector_size(64)));
-
-INLINE numbers load_lanes(const float *source) {
-    numbers value;
-    memcpy(&value, source, sizeof value);
-    return value;
-}
-
-INLINE float lane_sum(numbers value) {
-    typedef float half __attribute__((vector_size(32)));
-    typedef float quarter __attribute__((vector_size(16)));
-    half two[2];
-    memcpy(two, &value, sizeof two);
-    half one = two[0] + two[1];
-    quarter four[2];
-    memcpy(four, &one, sizeof four);
-    quarter last = four[0] + four[1];
-    return last[0] + last[2] + (last[1] + last[3]);
-}
 
 INLINE numbers int8_stripe(const int8_t *block, const int k) {
     words whole;
