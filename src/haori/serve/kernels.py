@@ -295,20 +295,17 @@ def row_table(step: AttentionStep) -> RowTable:
         places += range(chunk.start, chunk.stop)
         owners.append((chunk.shelf, chunk.shelf_row, chunk.stop - chunk.start))
     counts = torch.tensor([count for *_, count in owners], dtype=torch.long)
-
-    def addresses(name: str) -> Tensor:
-        found = [
-            [tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size() for tensor in getattr(shelf, name)]
-            for shelf, row, _ in owners
-        ]
-        return torch.tensor(found).T.repeat_interleave(counts, 1) if found else torch.empty(0, 0, dtype=torch.long)
-
+    begins = torch.empty(2, 0, 0, dtype=torch.long)
+    if owners:
+        row_bytes = [row * shelf.row_bytes // (2 * shelf.shape.layers) for shelf, row, _ in owners]
+        begins = torch.stack([shelf.addresses for shelf, *_ in owners], -1) + torch.tensor(row_bytes)
+        begins = begins.repeat_interleave(counts, -1)  # keys or values, layers, n
     return RowTable(
         rows=torch.tensor(rows),
         places=torch.tensor(places),
         capacities=torch.tensor([shelf.capacity for shelf, *_ in owners], dtype=torch.long).repeat_interleave(counts),
-        keys=addresses("keys"),
-        values=addresses("values"),
+        keys=begins[0],
+        values=begins[1],
         long_chunks=tuple(chunk for chunk in step.chunks if chunk.stop > _SHORT),
     )
 

@@ -50,6 +50,7 @@ class Shelf:
         self.rows = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.addresses = torch.empty(2, shape.layers, dtype=torch.long)  # where keys, values of each layer begin
 
     @property
     def row_bytes(self) -> int:
@@ -71,6 +72,7 @@ class Shelf:
                 new.append(tensor)
             setattr(self, name, new)
         self.rows = rows
+        self.addresses = torch.tensor([[tensor.data_ptr() for tensor in held] for held in (self.keys, self.values)])
 
     def copy(self, source: int, target: int) -> None:
         """Copy one row over another."""
