@@ -191,7 +191,7 @@ def test_true_ranks_and_layout(tiny_base_folder, tmp_path):
     assert update.a.shape == (2, 64) and update.b.shape == (2, 64)
     assert weights.updates["model.layers.1.mlp.up_proj"].a.shape == (3, 64)
     held = [t for u in weights.updates.values() for t in (u.a, u.b)]
-    assert all(t.dtype == torch.bfloat16 and t.is_contiguous() for t in held)
+    assert all(t.dtype == torch.bfloat16 for t in held)
     assert weights.size_bytes == sum(t.numel() * 2 for t in held)
     assert sum(t.untyped_storage().nbytes() for t in held) == weights.size_bytes  # nothing more is kept alive
 

@@ -107,18 +107,27 @@ def read_adapter_weights(
     except (KeyError, ValueError, TypeError, ZeroDivisionError, re.error) as error:
         raise FileFormatError(f"The configuration of the adapter {label} is damaged ({error!r}).") from None
     with torch.no_grad():
-        tensors = _read_tensors(files, label)
+        tensors, sums_to_zero = _read_tensors(files, label)
         if any(module.rho is not None for module in plan.modules.values()):
             tensors = _without_gates(files, tensors, label)
-        return _Reader(plan, tensors, base, dtype).read(adapter, label)
+            sums_to_zero = tensors.keys()
+        return _Reader(plan, tensors, sums_to_zero, base, dtype).read(adapter, label)
 
 
 class _Reader:
     """Turns the tensors of a file into what the engine multiplies."""
 
-    def __init__(self, plan: AdapterPlan, tensors: Mapping[str, Tensor], base: BaseTensors, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        plan: AdapterPlan,
+        tensors: Mapping[str, Tensor],
+        sums_to_zero: Collection[str],
+        base: BaseTensors,
+        dtype: torch.dtype,
+    ) -> None:
         self.plan = plan
         self.tensors = tensors
+        self.sums_to_zero = sums_to_zero
         self.base = base
         self.dtype = dtype
 
@@ -166,9 +175,14 @@ class _Reader:
             b = b * scale[:, None]
             if (scale - 1).abs().max() < _ROUNDING:
                 scale = None
-        if not _any(b) or not _any(a):
+        if self._vanishes(module, factor) and not (a.any() and b.any()):
             return None if scale is None and bias is None else ModuleUpdate(output_scale=scale, bias=bias)
-        return ModuleUpdate(a.to(self.dtype, copy=True), b.T.contiguous().to(self.dtype), scale, bias)
+        return ModuleUpdate(a.to(self.dtype, copy=True), b.to(self.dtype).T, scale, bias)
+
+    def _vanishes(self, module: ModuleTensors, factor: float) -> bool:
+        """Say whether A or B may be zero, so that a look is worth it: their sums are, or something scales them."""
+        scaled = module.e is not None or module.magnitude is not None or not abs(factor) > _ROUNDING
+        return scaled or module.a in self.sums_to_zero or module.b in self.sums_to_zero
 
     def _difference(self, key: str, name: str) -> Tensor:
         return self.tensors[key].float() - self.base.tensor(name).float()
@@ -178,11 +192,6 @@ class _Reader:
         tokens = torch.tensor(ids)
         rows = self.tensors[key].float() - self.base.tensor(name)[tokens].float()  # K D
         return tokens, rows.to(self.dtype)
-
-
-def _any(tensor: Tensor) -> bool:
-    """Say whether a tensor has a number other than zero; mostly its first ones tell."""
-    return bool(tensor.flatten()[:8].any()) or bool(tensor.any())
 
 
 class _Scratch(threading.local):
@@ -199,8 +208,12 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _read_tensors(files: "AdapterFiles", label: str) -> dict[str, Tensor]:
-    """Read the data of a file whose header was checked before; return views of memory that the next file overwrites."""
+def _read_tensors(files: "AdapterFiles", label: str) -> tuple[dict[str, Tensor], Collection[str]]:
+    """Read the data of a file whose header was checked before.
+
+    Returns:
+        Views of memory that the next file overwrites, and the names of those whose numbers sum to zero.
+    """
     length = max(entry.end for entry in files.tensors.values())
     buffer = _scratch.take(length)
     place = memoryview(buffer)[:length]
@@ -221,16 +234,17 @@ def _read_tensors(files: "AdapterFiles", label: str) -> dict[str, Tensor]:
         empty = torch.empty(0, dtype=dtype)
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=entry.start) if count else empty
         tensors[key] = flat.view(entry.shape)
-    _check_finite(tensors, label)
-    return tensors
+    return tensors, _check_finite(tensors, label)
 
 
-def _check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
+def _check_finite(tensors: Mapping[str, Tensor], label: str) -> Collection[str]:
+    """Refuse NaN and infinity; return the names of tensors whose numbers sum to zero."""
     # NaN and infinity survive a sum, which is the quickest look at every number; a sum may also overflow.
     sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()])
     for key, is_finite in zip(tensors, sums.isfinite().tolist(), strict=True):
         if not is_finite and not tensors[key].isfinite().all():
             raise FileFormatError(f"The adapter {label} holds NaN or infinity in {key!r}, so it cannot be served.")
+    return {key for key, total in zip(tensors, sums.tolist(), strict=True) if total == 0.0}
 
 
 def _without_gates(files: "AdapterFiles", tensors: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
