@@ -8,11 +8,7 @@ _FORMATS = ("fp32", "bf16", "int8", "int4")
 
 
 def weights_part(setting: Setting) -> dict[str, Any]:
-    """Measure the perplexity of the general text that comes with the package in each format.
-
-    The base was itself made from a file of 4 bits in groups of 32, whose levels ours can represent: a base that never
-    was in 4 bits loses more.
-    """
+    """Measure the perplexity of the general text that comes with the package in each format."""
     found: dict[str, Any] = {}
     for form in _FORMATS:
         with setting.contenders({form: ("perplexity", setting.spec(weights=form))}) as race:
