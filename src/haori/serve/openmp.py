@@ -30,8 +30,11 @@ def let_workers_go() -> None:
 
 def compute_alone() -> None:
     """Let this thread do without workers from now on."""
+    import torch
+
     runtime = _runtime()
     if runtime is not None:
+        torch.get_num_threads()  # when first asked on a thread, torch sets the number anew
         runtime.omp_set_num_threads(1)
 
 
