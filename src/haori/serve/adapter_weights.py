@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["AdapterWeights", "BaseTensors", "ModuleUpdate", "read_adapter_weights"]
 
 _ROUNDING = 1e-6  # an untouched magnitude differs from the norm it was taken from by so much at most
+_MOST_KEPT = 64 << 20  # bytes that a reader keeps for the next file
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -181,7 +182,7 @@ class _Reader:
 
     def _vanishes(self, module: ModuleTensors, factor: float) -> bool:
         """Say whether A or B may be zero, so that a look is worth it: their sums are, or something scales them."""
-        scaled = module.e is not None or module.magnitude is not None or not abs(factor) > _ROUNDING
+        scaled = module.e is not None or module.magnitude is not None or factor == 0.0
         return scaled or module.a in self.sums_to_zero or module.b in self.sums_to_zero
 
     def _difference(self, key: str, name: str) -> Tensor:
@@ -200,6 +201,8 @@ class _Scratch(threading.local):
     buffer = bytearray()
 
     def take(self, length: int) -> bytearray:
+        if length > _MOST_KEPT:
+            return bytearray(length)
         if len(self.buffer) < length:
             self.buffer = bytearray(length)
         return self.buffer
