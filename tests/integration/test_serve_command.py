@@ -206,6 +206,7 @@ def test_what_cannot_be_served_is_a_sentence(capsys, haori_home, tiny_base_folde
         (["--base", tmp_path / "missing"], "missing"),
         (["--weights", "int3"], "int4"),
         (["--pin", "nobody"], "nobody"),
+        (["--pin", tiny_base_folder.name], "without an adapter"),
         (["--pin", "a0", "--engine", "vllm"], "--pin is for the native engine"),
     ):
         done = haori(capsys, "serve", "--base", tiny_base_folder, "--port", 0, *arguments)

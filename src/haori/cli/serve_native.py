@@ -48,8 +48,7 @@ def open_native(base: "Base", settings: "ServerSettings", choice: NativeChoice, 
     from haori.server import Backend
 
     directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=choice.roots)
-    for name in choice.pinned:
-        directory.resolve(name)
+    directory.check_adapters(choice.pinned)
 
     def pinned() -> frozenset[str]:
         return directory.contents(choice.pinned)

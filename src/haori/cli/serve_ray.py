@@ -70,8 +70,7 @@ def open_on_ray(
     if is_encoder(base):
         raise InputError(f"The base {base.name!r} is an encoder, and --ray serves text only; leave --ray out.")
     directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=native.roots)
-    for name in native.pinned:
-        directory.resolve(name)
+    directory.check_adapters(native.pinned)
     limits = EngineLimits(
         base.context_length, running=settings.max_batch, waiting=native.waiting, adapter_bytes=native.adapter_bytes
     )

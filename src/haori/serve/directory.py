@@ -124,6 +124,18 @@ class AdapterDirectory:
         label = "+".join(f"{found[adapter].full}:{strengths[adapter]:g}" for adapter in found if strengths[adapter])
         return Resolved(mix, label, tuple(names))
 
+    def check_adapters(self, models: Iterable[str]) -> None:
+        """Refuse names that mean no adapter now.
+
+        Raises:
+            InputError: One means the base alone, or is no name.
+            LibraryError: There is no such adapter.
+            MismatchError: It was made for another base.
+        """
+        for model in models:
+            if not self.resolve(model).mix:
+                raise InputError(f"{model!r} is the base without an adapter; give the name of an adapter.")
+
     def contents(self, models: Iterable[str]) -> frozenset[str]:
         """Return the content ids that names mean now; what means nothing (any more) is left out."""
         found: set[str] = set()
