@@ -13,8 +13,9 @@ from transformers import (
 )
 
 from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate
+from haori.serve.llama_plan import LlamaPlan, plan_llama, why_not_llama
 from haori.serve.llama_runner import LlamaRunner
-from haori.serve.llama_weights import read_llama, why_not_llama
+from haori.serve.llama_weights import lay_out_llama
 from haori.serve.reference_runner import ReferenceRunner
 
 SIZES = {
@@ -96,7 +97,10 @@ def runners(kind, adapters=zoo, dtype=torch.float32, kernels=None):
     model = build(kind, dtype=dtype)
     made = adapters(model)
     assert why_not_llama(model) is None
-    weights = read_llama(model, "fp32" if dtype == torch.float32 else "bf16", 300)
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    plan = LlamaPlan.model_validate_json(plan_llama(model).model_dump_json())
+    form = "fp32" if dtype == torch.float32 else "bf16"
+    weights = lay_out_llama(plan, tensors.__getitem__, form, dtype, 300)
     fast = LlamaRunner(weights, cache_bytes=CACHE, kernels=kernels)
     for adapter in made:
         for runner in (fast, slow):

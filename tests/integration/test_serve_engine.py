@@ -1,5 +1,7 @@
 """The engine on a tiny base: answers in a crowd equal answers alone, and everything is freed."""
 
+import json
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -9,11 +11,13 @@ import torch
 
 from haori.bases import find_base, load_tokenizer
 from haori.core.errors import FileFormatError, InputError, OverloadedError
+from haori.core.settings import settings
 from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate
 from haori.serve.engine import TextEngine
 from haori.serve.opening import open_runner
 from haori.serve.reference_runner import ReferenceRunner
 from haori.serve.request import Sampling, TextRequest
+from haori.serve.runner import Run
 from haori.serve.scheduler import EngineLimits
 
 LIMITS = EngineLimits(context_length=256, running=4, waiting=100, chunk_tokens=32)
@@ -287,3 +291,54 @@ def test_stop_tokens_end_an_answer_and_are_not_in_its_text(start):
     assert answers.end("stopped").finish == "stop"
     assert "".join(piece.text for piece in answers.pieces["stopped"]) == text[: text.index(stop)]
     assert len(answers.tokens("stopped")) < len(free)
+
+
+def first_logits(opened):
+    place = opened.runner.cache.open(4)
+    return opened.runner.step([Run(place, 0, [3, 1, 4, 1], ())])[0].float()
+
+
+def no_model(*_, **__):
+    raise AssertionError("the model was built")
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8", "int4"])
+def test_the_second_opening_of_a_base_reads_its_weights_without_building_the_model(
+    tiny_base_folder, monkeypatch, weights
+):
+    base = find_base(str(tiny_base_folder))
+    first = open_runner(base, LIMITS, weights=weights, cache_bytes=8 << 20)
+    monkeypatch.setattr("haori.bases.load_model", no_model, raising=False)
+    second = open_runner(base, LIMITS, weights=weights, cache_bytes=8 << 20)
+    assert torch.equal(first_logits(first), first_logits(second))
+    for name in ("vocabulary", "end_tokens", "dtype", "form", "slow_because"):
+        assert getattr(first, name) == getattr(second, name)
+    assert first.tensors._linears == second.tensors._linears
+
+
+def test_a_base_that_computes_otherwise_than_remembered_is_opened_by_its_model(tiny_base_folder, monkeypatch):
+    base = find_base(str(tiny_base_folder))
+    wanted = first_logits(open_runner(base, LIMITS, weights="fp32", cache_bytes=8 << 20))
+    [place] = (settings().cache / "remembered").glob("llama-fp32-*.json")
+    document = json.loads(place.read_text())
+    for change in ({"probe": document["probe"][::-1]}, {"plan": {**document["plan"], "epsilon": 10.0}}):
+        place.write_text(json.dumps({**document, **change}))
+        opened = open_runner(base, LIMITS, weights="fp32", cache_bytes=8 << 20)
+        assert torch.equal(first_logits(opened), wanted)
+        assert json.loads(place.read_text()) == document
+    monkeypatch.setattr("haori.bases.load_model", no_model, raising=False)
+    assert open_runner(base, LIMITS, weights="fp32", cache_bytes=8 << 20).slow_because is None
+
+
+def test_a_base_whose_files_name_weights_otherwise_is_served_fast_too(tiny_base_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    wanted = first_logits(open_runner(find_base(str(tiny_base_folder)), LIMITS, weights="fp32", cache_bytes=8 << 20))
+    folder = shutil.copytree(tiny_base_folder, tmp_path / "bare")
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("model."): value for name, value in tensors.items()}
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    for _ in range(2):
+        opened = open_runner(find_base(str(folder)), LIMITS, weights="fp32", cache_bytes=8 << 20)
+        assert opened.slow_because is None
+        assert torch.equal(first_logits(opened), wanted)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haori.serve.adapter_weights import AdapterWeights
-from haori.serve.llama_weights import why_not_llama
+from haori.serve.llama_plan import why_not_llama
 from haori.serve.native.calls import native_kernels
 from haori.serve.native.compilation import compiled
 from haori.serve.reference_runner import ReferenceRunner

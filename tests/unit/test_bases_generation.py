@@ -30,7 +30,7 @@ def slow_twin(model, tokenizer, prompts, **options):
         ids = list(prompt)
         for _ in range(options["max_new_tokens"]):
             token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-            if token in bases.stop_tokens(model, tokenizer):
+            if token in bases.stop_tokens(bases.end_tokens(model), tokenizer):
                 break
             ids.append(token)
         out.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
@@ -97,10 +97,10 @@ def test_a_cut_character_is_still_given(model, tiny_tokenizer) -> None:
 
 def test_stop_tokens_come_from_everywhere(model, tiny_tokenizer) -> None:
     end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert bases.stop_tokens(model, tiny_tokenizer) == [end]
+    assert bases.stop_tokens(bases.end_tokens(model), tiny_tokenizer) == [end]
     model.generation_config.eos_token_id = [7, 8]
     try:
-        assert bases.stop_tokens(model, tiny_tokenizer) == [7, 8, end]
+        assert bases.stop_tokens(bases.end_tokens(model), tiny_tokenizer) == [7, 8, end]
         stopped = bases.generate(model, tiny_tokenizer, PROMPTS, max_new_tokens=30)
         assert stopped == slow_twin(model, tiny_tokenizer, PROMPTS, max_new_tokens=30)
     finally:

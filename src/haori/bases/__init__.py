@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from haori.bases.dtype import DtypeChoice, choose_dtype, default_device, torch_dtype
     from haori.bases.find import add_base, find_base, list_bases, remove_base, show_base
     from haori.bases.fingerprint import fingerprint_folder
-    from haori.bases.generation import generate, stop_tokens, stream
-    from haori.bases.loading import load_model, load_skeleton, load_tokenizer, weight_bytes
+    from haori.bases.generation import end_tokens, generate, stop_tokens, stream
+    from haori.bases.loading import load_model, load_skeleton, weight_bytes
     from haori.bases.targets import linear_modules, resolve_targets
+    from haori.bases.tokenizer import load_tokenizer
 
 __all__ = [
     "CATALOGUE",
@@ -25,6 +26,7 @@ __all__ = [
     "add_base",
     "choose_dtype",
     "default_device",
+    "end_tokens",
     "find_base",
     "fingerprint_folder",
     "generate",
@@ -48,9 +50,10 @@ _HOMES = {
     "dtype": ("DtypeChoice", "choose_dtype", "default_device", "torch_dtype"),
     "find": ("add_base", "find_base", "list_bases", "remove_base", "show_base"),
     "fingerprint": ("fingerprint_folder",),
-    "generation": ("generate", "stop_tokens", "stream"),
-    "loading": ("load_model", "load_skeleton", "load_tokenizer", "weight_bytes"),
+    "generation": ("end_tokens", "generate", "stop_tokens", "stream"),
+    "loading": ("load_model", "load_skeleton", "weight_bytes"),
     "targets": ("linear_modules", "resolve_targets"),
+    "tokenizer": ("load_tokenizer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -5,7 +5,7 @@ module knows nothing about chat templates beyond the names of end-of-turn tokens
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["generate", "stop_tokens", "stream"]
+__all__ = ["end_tokens", "generate", "stop_tokens", "stream"]
 
 _BATCH_ROWS = 16
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<turn|>", "<|endoftext|>")
@@ -61,7 +61,7 @@ def generate(
     """
     sampling = _Sampling(max_new_tokens, temperature, top_p, seed)
     context = _check(model, prompts, sampling)
-    stops = stop_tokens(model, tokenizer)
+    stops = stop_tokens(end_tokens(model), tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0] if stops else 0
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
@@ -103,12 +103,18 @@ def stream(
     return _pieces(tokenizer, tokens)
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Return the ids that end an answer: end tokens of model and tokenizer, and end-of-turn tokens in use."""
+def end_tokens(model: Any) -> list[int]:
+    """Return the ids that end an answer by the configurations of a model."""
     found: list[int] = []
-    configs = (getattr(model, "generation_config", None), getattr(model, "config", None))
-    for value in (*(getattr(config, "eos_token_id", None) for config in configs), tokenizer.eos_token_id):
+    for name in ("generation_config", "config"):
+        value = getattr(getattr(model, name, None), "eos_token_id", None)
         found.extend(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+    return list(dict.fromkeys(map(int, found)))
+
+
+def stop_tokens(ends: Iterable[int], tokenizer: Any) -> list[int]:
+    """Return the ids that end an answer: a model's `end_tokens`, the tokenizer's, and end-of-turn tokens in use."""
+    found = [*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
     template = str(tokenizer.chat_template or "")
     special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
     found.extend(tokenizer.convert_tokens_to_ids(t) for t in _END_OF_TURN if t in special and t in template)
@@ -119,7 +125,7 @@ def _tokens(model: Any, tokenizer: Any, prompt: list[int], sampling: _Sampling, 
     """Yield the answer's token ids one by one, from a key-value cache."""
     import torch
 
-    stops = set(stop_tokens(model, tokenizer))
+    stops = set(stop_tokens(end_tokens(model), tokenizer))
     generator = torch.Generator(device=_device(model))
     if sampling.seed is None:
         generator.seed()

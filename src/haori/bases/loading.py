@@ -1,4 +1,4 @@
-"""Loads the tokenizer and the frozen model of a base, quietly and without running any code from its folder.
+"""Loads the frozen model of a base, quietly and without running any code from its folder.
 
 A base in 16 or 32 bits may be quantised while it is loaded (bitsandbytes): its linear layers then hold 4 or 8 bits per
 weight; embeddings, norms and the output head keep the dtype asked for.
@@ -16,37 +16,11 @@ from haori.core.quantization import Quantization, require_bitsandbytes
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-__all__ = ["load_model", "load_skeleton", "load_tokenizer", "weight_bytes"]
+__all__ = ["load_model", "load_skeleton", "weight_bytes"]
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError)
-
-
-def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of `base`; where it has no padding token, its end token pads.
-
-    The vocabulary is never changed.
-
-    Raises:
-        BaseError: There is no tokenizer, or it cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    if base.fingerprint.tokenizer is None:
-        raise BaseError(
-            f"The base {base.name!r} has no tokenizer in {str(base.path)!r}; add its tokenizer.json and "
-            "tokenizer_config.json to the folder."
-        )
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    except Exception as error:
-        # tokenizers raises bare Exception for a damaged tokenizer.json.
-        raise BaseError(f"The tokenizer of {base.name!r} cannot be loaded: {_first_line(error)}.") from error
-    return tokenizer
 
 
 def load_model(

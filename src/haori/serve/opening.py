@@ -1,23 +1,28 @@
 """Opens a base for serving: loads it, takes the fast runner if it understands the model, and starts the engine.
 
 Whether the fast runner understood a model is measured: it must give the logits that the model itself gave for a short
-probe. If it does not, or the model is of another kind, the slow runner serves it and the reason is said.
+probe. If it does not, or the model is of another kind, the slow runner serves it and the reason is said. What was
+understood and the model's logits are remembered: the next start reads the weights without building the model, which
+takes transformers several seconds, and is measured by the same logits.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from haori.bases.remembered import recall, remember
 from haori.core.errors import BaseError, InputError
+from haori.core.records import Record
 from haori.serve.adapter_tiers import PinnedAdapters
 from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
+from haori.serve.base_files import BaseFiles
 from haori.serve.engine import TextEngine
+from haori.serve.llama_plan import LlamaPlan, plan_llama, why_not_llama
 from haori.serve.llama_runner import LlamaRunner
-from haori.serve.llama_weights import read_llama, why_not_llama
+from haori.serve.llama_weights import lay_out_llama
 from haori.serve.native.calls import native_kernels
 from haori.serve.openmp import let_workers_go
 from haori.serve.reference_runner import ReferenceRunner
@@ -32,8 +37,18 @@ if TYPE_CHECKING:
 __all__ = ["OpenedRunner", "open_engine", "open_runner"]
 
 _PROBE_TOKENS = 16
+_PROBE_LOGITS = 1024
 # Difference of logits allowed, root mean square, as a share of their standard deviation: what rounding does to them.
 _TOLERANCES: dict[WeightFormat, float] = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.2, "int4": 0.7}
+
+
+class _Known(Record):
+    """What an earlier start found out about a base."""
+
+    plan: LlamaPlan
+    vocabulary: int
+    end_tokens: tuple[int, ...]
+    probe: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -46,49 +61,17 @@ class OpenedRunner:
         dtype: Of activations and adapters.
         form: Format of the weights.
         vocabulary: Width of the logits.
+        end_tokens: Ids that end an answer by the model's configuration.
         slow_because: Why the slow runner was taken, or None.
     """
 
     runner: Runner
-    tensors: "BaseFiles"
+    tensors: BaseFiles
     dtype: torch.dtype
     form: WeightFormat
     vocabulary: int
+    end_tokens: tuple[int, ...]
     slow_because: str | None
-
-
-class BaseFiles:
-    """The weights of a base on disk, and which of its linear layers take updates."""
-
-    def __init__(self, folder: Path, linears: dict[str, tuple[int, int]]) -> None:
-        from haori.core.safetensors_header import read_safetensors_header
-
-        self._linears = linears
-        self._open: dict[Path, Any] = {}  # DoRA reads every weight it changes
-        self._file_of = {
-            name: path
-            for path in sorted(folder.glob("*.safetensors"))
-            for name in read_safetensors_header(path).tensors
-        }
-
-    @property
-    def names(self) -> Collection[str]:
-        """Full names of all parameters."""
-        return self._file_of.keys()
-
-    def linear(self, name: str) -> tuple[int, int] | None:
-        """Return (D_out, D_in) of a linear module that takes updates."""
-        return self._linears.get(name)
-
-    def tensor(self, name: str) -> Tensor:
-        """Read one parameter."""
-        from safetensors import safe_open
-
-        path = self._file_of[name]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        tensor: Tensor = self._open[path].get_tensor(name)
-        return tensor
 
 
 def open_engine(
@@ -116,17 +99,11 @@ def open_engine(
         BaseError: The base cannot be loaded, or generates no text.
         InputError: The format is unknown.
     """
-    from haori.bases import load_tokenizer
-    from haori.bases.generation import stop_tokens
+    from haori.bases import load_tokenizer, stop_tokens
 
     limits = replace(limits, context_length=min(limits.context_length, base.context_length))
     tokenizer = load_tokenizer(base)
-    stops: set[int] = set()
-
-    def look(model: Any) -> None:
-        stops.update(stop_tokens(model, tokenizer))
-
-    opened = open_runner(base, limits, weights=weights, cache_bytes=cache_bytes, look=look)
+    opened = open_runner(base, limits, weights=weights, cache_bytes=cache_bytes)
     if opened.slow_because is not None:
         say(f"{base.name} is served by the slow runner, one request at a time: {opened.slow_because}.")
 
@@ -137,18 +114,12 @@ def open_engine(
 
     return TextEngine(
         base, tokenizer, opened.runner, read,
-        stop_tokens=frozenset(stops), limits=limits, vocabulary=opened.vocabulary, pinned=pinned,
+        stop_tokens=frozenset(stop_tokens(opened.end_tokens, tokenizer)), limits=limits,
+        vocabulary=opened.vocabulary, pinned=pinned,
     )  # fmt: skip
 
 
-def open_runner(
-    base: "Base",
-    limits: EngineLimits,
-    *,
-    weights: str = "auto",
-    cache_bytes: int,
-    look: Callable[[Any], None] = lambda _: None,
-) -> OpenedRunner:
+def open_runner(base: "Base", limits: EngineLimits, *, weights: str = "auto", cache_bytes: int) -> OpenedRunner:
     """Load a base into a runner.
 
     Args:
@@ -156,39 +127,84 @@ def open_runner(
         limits: Its context length is what counts here.
         weights: Format of the weights.
         cache_bytes: Memory for keys and values.
-        look: Is shown the model while it is whole.
-    """
-    from haori.bases import load_model
 
+    Raises:
+        BaseError: The base cannot be loaded, or generates no text.
+        InputError: The format is unknown, or the memory too small.
+    """
     form = _format(weights)
-    model: Any = load_model(base, dtype="fp32" if form == "fp32" else "bf16", device="cpu")
+    dtype = torch.float32 if form == "fp32" else torch.bfloat16
+    topic = f"llama-{'fp32' if form == 'fp32' else 'bf16'}"
+    known = recall(topic, base, _Known)
+    if known is not None:
+        tensors = BaseFiles(base.path, known.plan.linears)
+        runner = _fast_runner(known.plan, tensors.tensor, form, dtype, limits, cache_bytes)
+        if _difference(runner, known.vocabulary, torch.tensor(known.probe)) <= _TOLERANCES[form]:
+            return OpenedRunner(runner, tensors, dtype, form, known.vocabulary, known.end_tokens, None)
+        del runner
+    return _open_by_model(base, limits, form, dtype, cache_bytes, topic)
+
+
+def _open_by_model(
+    base: "Base", limits: EngineLimits, form: WeightFormat, dtype: torch.dtype, cache_bytes: int, topic: str
+) -> OpenedRunner:
+    """Load the model itself, and see whether the fast runner computes what it does."""
+    from haori.bases import end_tokens, load_model
+
+    number_format: WeightFormat = "fp32" if form == "fp32" else "bf16"
+    model: Any = load_model(base, dtype=number_format, device="cpu")
     if not model.can_generate():
         raise BaseError(f"The base {base.name!r} is an encoder and generates no text; it can serve embeddings only.")
-    look(model)
-    vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    head = model.get_output_embeddings()
+    vocabulary, ends = int(head.weight.shape[0]), tuple(end_tokens(model))
     linears = {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and module is not model.get_output_embeddings()
+        if type(module) is nn.Linear and module is not head
     }
     tensors = BaseFiles(base.path, linears)
-    probe = torch.arange(_PROBE_TOKENS) * 37 % vocabulary
     with torch.no_grad():
-        wanted = model(input_ids=probe[None]).logits[0, -1].float()
+        logits = model(input_ids=torch.tensor([_probe(vocabulary)])).logits[0, -1].float()
+    wanted = logits[_sample(vocabulary)]
     reason = why_not_llama(model)
-    dtype = model.dtype
     if reason is None:
-        laid_out = read_llama(model, form, limits.context_length)
-        del model
-        kernels = native_kernels() if dtype == torch.bfloat16 else None
-        runner = LlamaRunner(laid_out, cache_bytes=cache_bytes, kernels=kernels)
-        difference = _difference(runner, probe.tolist(), wanted)
+        plan = plan_llama(model)
+        own = set(plan.parameters) <= set(tensors.names)  # else transformers renames them when it loads
+        tensor_of = tensors.tensor if own else dict(model.named_parameters(remove_duplicate=False)).__getitem__
+        del model, head
+        runner = _fast_runner(plan, tensor_of, form, dtype, limits, cache_bytes)
+        difference = _difference(runner, vocabulary, wanted)
         if difference <= _TOLERANCES[form]:
-            return OpenedRunner(runner, tensors, dtype, form, vocabulary, None)
+            if own:
+                known = _Known(plan=plan, vocabulary=vocabulary, end_tokens=ends, probe=tuple(wanted.tolist()))
+                remember(topic, base, known)
+            return OpenedRunner(runner, tensors, dtype, form, vocabulary, ends, None)
         reason = f"the fast runner's logits are off by {difference:.2g} standard deviations"
-        model = load_model(base, dtype="fp32" if form == "fp32" else "bf16", device="cpu")
+        model = load_model(base, dtype=number_format, device="cpu")
     slow = ReferenceRunner(model, cache_bytes=cache_bytes)
-    return OpenedRunner(slow, tensors, dtype, "fp32" if form == "fp32" else "bf16", vocabulary, reason)
+    return OpenedRunner(slow, tensors, dtype, number_format, vocabulary, ends, reason)
+
+
+def _fast_runner(
+    plan: LlamaPlan,
+    tensor_of: Callable[[str], Tensor],
+    form: WeightFormat,
+    dtype: torch.dtype,
+    limits: EngineLimits,
+    cache_bytes: int,
+) -> LlamaRunner:
+    laid_out = lay_out_llama(plan, tensor_of, form, dtype, limits.context_length)
+    kernels = native_kernels() if dtype == torch.bfloat16 else None
+    return LlamaRunner(laid_out, cache_bytes=cache_bytes, kernels=kernels)
+
+
+def _probe(vocabulary: int) -> list[int]:
+    return [number * 37 % vocabulary for number in range(_PROBE_TOKENS)]
+
+
+def _sample(vocabulary: int) -> Tensor:
+    """Return the ids whose logits are compared."""
+    return torch.arange(0, vocabulary, max(vocabulary // _PROBE_LOGITS, 1))
 
 
 def _format(weights: str) -> WeightFormat:
@@ -202,8 +218,9 @@ def _format(weights: str) -> WeightFormat:
     raise InputError(f"Weights cannot be {weights!r}; choose auto, {', '.join(_TOLERANCES)}.")
 
 
-def _difference(runner: LlamaRunner, probe: list[int], wanted: Tensor) -> float:
+def _difference(runner: LlamaRunner, vocabulary: int, wanted: Tensor) -> float:
     """Return how far the runner's logits are from the model's, in standard deviations; the probe comes in pieces."""
+    probe = _probe(vocabulary)
     place = runner.cache.open(len(probe))
     if place is None:
         raise InputError("The memory for keys and values (--kv-memory) is too small for a single request.")
@@ -211,8 +228,9 @@ def _difference(runner: LlamaRunner, probe: list[int], wanted: Tensor) -> float:
         half = len(probe) // 2
         runner.step([Run(place, 0, probe[:half], (), wants_logits=False)])
         runner.step([Run(place, half, probe[half:-1], (), wants_logits=False)])
-        found = runner.step([Run(place, len(probe) - 1, probe[-1:], ())])[0].float()
+        logits = runner.step([Run(place, len(probe) - 1, probe[-1:], ())])[0].float()
     finally:
         runner.cache.close(place)
+    found = logits[_sample(vocabulary)]
     difference = (found - wanted).square().mean().sqrt() / wanted.std()
     return float(difference) if torch.isfinite(difference) else float("inf")

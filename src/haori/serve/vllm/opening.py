@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from haori.bases import Base
     from haori.library import AdapterFiles
-    from haori.serve.opening import BaseFiles
+    from haori.serve.base_files import BaseFiles
 
 __all__ = ["VllmChoice", "open_vllm"]
 
@@ -137,9 +137,9 @@ def _look_at(base: "Base", tokenizer: Any) -> "tuple[BaseFiles, frozenset[int], 
     from torch import nn
     from transformers import GenerationConfig
 
-    from haori.bases import load_skeleton, stop_tokens
+    from haori.bases import end_tokens, load_skeleton, stop_tokens
     from haori.core.errors import BaseError
-    from haori.serve.opening import BaseFiles
+    from haori.serve.base_files import BaseFiles
 
     model: Any = load_skeleton(base)
     if not model.can_generate():
@@ -152,7 +152,7 @@ def _look_at(base: "Base", tokenizer: Any) -> "tuple[BaseFiles, frozenset[int], 
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
-    stops = frozenset(stop_tokens(model, tokenizer))
+    stops = frozenset(stop_tokens(end_tokens(model), tokenizer))
     return BaseFiles(base.path, linears), stops, int(head.weight.shape[0])
 
 
