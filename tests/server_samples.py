@@ -48,6 +48,7 @@ class Status:
     kv_total_bytes: int
     prefix_queries: int
     prefix_hits: int
+    adapter_loads: int
 
 
 @dataclass
@@ -98,7 +99,7 @@ class RepeatingEngine:
         with self._changed:
             mixes = [job.request.adapters for job in self._jobs.values()]
         names = tuple(sorted({identity for mix in mixes for identity, _ in mix}))
-        return Status(len(mixes), 0, names, (), 10 * len(mixes), 1000, 7, 3)
+        return Status(len(mixes), 0, names, (), 10 * len(mixes), 1000, 7, 3, 5)
 
     def drain(self, timeout_s: float) -> bool:
         with self._changed:

@@ -10,6 +10,7 @@ all linear layers, no prefix cache anywhere:
     cold       from submission to an adapter's being in memory, its file dropped from the page cache and not
     fairness   latency of others beside one adapter at ten times their load
     soak       resident memory over many short requests
+    start      from the command to the first answer of `haori serve`
     weights    perplexity of general text with weights in 32, 16, 8 and 4 bits
 
 Each contender is a process of its own, those of other projects in environments of their own; they take turns. One
@@ -35,6 +36,7 @@ from provenance import provenance, report
 from setting import Setting, Sizes
 from single_stream import stream_part
 from soak import soak_part
+from starting import start_part
 from throughput import adapters_part, base_part, zipf_part
 from waiting import cold_part, fairness_part
 from weight_formats import weights_part
@@ -42,7 +44,8 @@ from workload import BASE, prompts
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "base": base_part, "adapters": adapters_part, "zipf": zipf_part, "stream": stream_part, "cold": cold_part,
-    "fairness": fairness_part, "soak": soak_part, "weights": weights_part,
+    "fairness": fairness_part, "soak": soak_part, "start": start_part,
+    "weights": weights_part,
 }  # fmt: skip
 CONTENDERS = {"ours": ("haori", "perplexity"), "vllm": ("vllm",), "peft": ("peft",), "llamacpp": ("llamacpp",)}
 

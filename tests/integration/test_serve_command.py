@@ -2,14 +2,11 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import httpx
 import openai
@@ -19,49 +16,9 @@ from haori.bases import find_base
 from haori.library import import_adapter, open_adapter
 from haori.server import KeyStore
 from tests.command_line import haori
-from tests.library_samples import save_stock, stock_model
+from tests.serving_process import said, serving, strong_lora
 
 PROMPTS = ["Is this review positive?", "user answer", "the system"]
-
-
-def strong_lora(base, folder, seed):
-    """An adapter that changes what the base says."""
-    from peft import LoraConfig
-
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
-    return save_stock(stock_model(base, config, seed=seed, scale=0.4), folder)
-
-
-@contextmanager
-def serving(*arguments):
-    """Yield the process, its address, and the command that it printed, once it is ready."""
-    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads fills up, and the server waits
-    process = subprocess.Popen(
-        [sys.executable, "-m", "haori.cli.app", "serve", "--port", "0", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=log, text=True,
-    )  # fmt: skip
-    process.log = log
-    first = process.stdout.readline()
-    found = re.search(r"http://\S+:\d+", first)
-    assert found, first + said(process)
-    url, command = found[0], process.stdout.readline().strip()
-    try:
-        for _ in range(1200):
-            if httpx.get(f"{url}/health").status_code == 200:
-                break
-            time.sleep(0.05)
-        yield process, url, command
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-        log.close()
-
-
-def said(process):
-    """What a server wrote on standard error."""
-    process.log.seek(0)
-    return process.log.read()
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,7 @@ def test_figures_of_what_was_done(tiny_tokenizer, tmp_path):
         assert found['haori:adapter_requests_total{adapter="support"}'] == 2
         assert found['haori:adapter_requests_total{adapter="other-one"}'] == 1
         assert found['haori:adapter_tokens_total{adapter="tiny"}'] == 4
+        assert found["haori:adapter_loads_total"] == 5
         assert not [name for name in found if "_created" in name]
 
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from haori.core.errors import HaoriError, InputError, MissingExtraError, UnavailableError
@@ -16,6 +18,7 @@ from haori.serve.vllm.conversion import allowed_rank, vllm_name
 from haori.serve.vllm.process import VllmProcess
 from haori.serve.vllm.registry import LoadedAdapters
 from haori.serve.vllm.routing import Server, choose_server
+from haori.serve.vllm.servers import VllmServers
 from haori.serve.vllm.upstream import ServedModel, Upstream
 from haori.serve.vllm.wire import Chunk, completion_body, read_chunk
 from tests.server_samples import sample_base, until
@@ -300,3 +303,70 @@ def test_how_a_server_ended_is_said_with_its_last_error(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match="pip install vllm"):
         VllmProcess(sample_base(), tmp_path / "log", options={})
     assert time.monotonic() - began < 1
+
+
+SERVER = """
+import json, os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        model = {"id": "tiny", "root": "/nowhere", "parent": None, "max_model_len": 256}
+        body = json.dumps({"data": [model]}).encode() if self.path == "/v1/models" else b""
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+server = HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Answer)
+with open(os.environ["MARK"], "a") as mark:
+    mark.write(f"{os.getpid()}\\n")
+server.serve_forever()
+"""
+
+
+def test_a_started_server_that_ends_is_started_again_but_not_for_ever(tmp_path, monkeypatch):
+    mark, says = tmp_path / "mark", []
+    monkeypatch.setenv("PATH", f"{program(tmp_path / 'bin', SERVER)}:{os.environ['PATH']}")
+    monkeypatch.setenv("MARK", str(mark))
+    process = VllmProcess(sample_base(), tmp_path / "log", options={})
+
+    def pids():
+        return [int(line) for line in mark.read_text().splitlines()] if mark.exists() else []
+
+    async def play():
+        async def become(true):
+            async with asyncio.timeout(30):
+                while not true():
+                    await asyncio.sleep(0.02)
+
+        await become(pids)
+        async with httpx.AsyncClient() as client:
+            upstream = Upstream(process.url, client)
+            server = Server(upstream, await upstream.served(), LoadedAdapters(upstream, 4), process)
+            back = []
+            servers = VllmServers([server], says.append)
+            watching = asyncio.create_task(servers.watch(lambda: back.append(len(pids()))))
+            for count in (1, 2, 3):
+                os.kill(pids()[-1], signal.SIGKILL)
+                await become(lambda: len(back) == count)  # noqa: B023 - used at once
+                assert server.alive
+            os.kill(pids()[-1], signal.SIGKILL)
+            await become(lambda: len(says) == 7)
+            assert not server.alive
+            await asyncio.sleep(1.2)
+            watching.cancel()
+            return back
+
+    try:
+        assert asyncio.run(play()) == [2, 3, 4]
+    finally:
+        process.close()
+    assert [("started again, which" in text, "is back" in text) for text in says[:6]] == [
+        (True, False),
+        (False, True),
+    ] * 3
+    assert "It was started again 3 times; start this server anew." in says[6]
+    process.start_again()  # after its end was asked for it stays ended
+    assert not process.running
+    assert len(pids()) == 4

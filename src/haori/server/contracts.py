@@ -50,6 +50,10 @@ class EngineStatus(Protocol):
     def prefix_hits(self) -> int:
         """Prompt tokens found there."""
 
+    @property
+    def adapter_loads(self) -> int:
+        """Times that an adapter was brought into memory since the start."""
+
 
 class Engine(Protocol):
     """Answers requests; every method may be called from any thread."""

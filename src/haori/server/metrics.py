@@ -138,6 +138,9 @@ class _EngineFigures(Collector):
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the key-value cache in use; 1 is all.", share)
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up.", status.prefix_queries)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", status.prefix_hits)
+        loads = CounterMetricFamily("haori:adapter_loads", "Times that an adapter was brought into memory.")
+        loads.add_metric((), status.adapter_loads)
+        yield loads
         names = {entry.adapter: entry.id for entry in reversed(backend.directory.entries()) if entry.adapter}
         info = GaugeMetricFamily(
             "vllm:lora_requests_info", "Adapters at work; the value is the time.",

@@ -44,6 +44,7 @@ class RayStatus:
     kv_total_bytes: int
     prefix_queries: int
     prefix_hits: int
+    adapter_loads: int
     replicas: tuple[ReplicaStatus, ...]
 
 
@@ -147,7 +148,7 @@ class RayEngine:
             calls = list(self._calls.values())
         begun = [call for call in calls if call.begun]
         replicas = tuple(self._watch.latest.values())
-        queries, hits = self._watch.prefixes()
+        totals = self._watch.totals()
         return RayStatus(
             running=len(begun),
             waiting=len(calls) - len(begun),
@@ -155,8 +156,9 @@ class RayEngine:
             waiting_adapters=_adapters([call for call in calls if not call.begun]),
             kv_used_bytes=sum(replica.engine.kv_used_bytes for replica in replicas),
             kv_total_bytes=sum(replica.engine.kv_total_bytes for replica in replicas),
-            prefix_queries=queries,
-            prefix_hits=hits,
+            prefix_queries=totals.prefix_queries,
+            prefix_hits=totals.prefix_hits,
+            adapter_loads=totals.adapter_loads,
             replicas=replicas,
         )
 

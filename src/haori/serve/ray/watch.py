@@ -2,16 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from haori.serve.ray.plan import ReplicaStatus
 
-__all__ = ["ReplicaWatch"]
+__all__ = ["ReplicaWatch", "Totals"]
 
 _PERIOD_S = 1.0
 _REPLY_S = 10.0
 _PATIENCE_S = 60.0
+
+
+class Totals(NamedTuple):
+    """What replicas have done since the start: tokens looked up in prefix caches, those found, adapters loaded."""
+
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    adapter_loads: int = 0
 
 
 class ReplicaWatch:
@@ -30,13 +38,11 @@ class ReplicaWatch:
         self.gone = False
         self._say = say
         self._seen_s = time.monotonic()
-        self._ended = (0, 0)
+        self._ended = Totals()
 
-    def prefixes(self) -> tuple[int, int]:
-        """Return the prompt tokens looked up in prefix caches and those found, of all replicas there ever were."""
-        engines = [replica.engine for replica in self.latest.values()]
-        queries, hits = self._ended
-        return queries + sum(e.prefix_queries for e in engines), hits + sum(e.prefix_hits for e in engines)
+    def totals(self) -> Totals:
+        """Return what all replicas that there ever were have done."""
+        return _sum([self._ended, *map(_totals, self.latest.values())])
 
     async def keep_looking(self, handle: Any, give_up: Callable[[], None]) -> None:
         """Look again and again; calls `give_up` for as long as no replica answers and patience is at its end."""
@@ -61,15 +67,20 @@ class ReplicaWatch:
         self._take({reply.replica: reply for reply in replies if isinstance(reply, ReplicaStatus)})
 
     def _take(self, found: dict[str, ReplicaStatus]) -> None:
-        queries, hits = self._ended
-        for name, replica in self.latest.items():
-            if name not in found:
-                queries += replica.engine.prefix_queries
-                hits += replica.engine.prefix_hits
+        lost = [_totals(replica) for name, replica in self.latest.items() if name not in found]
         before = set(self.latest)
-        self._ended, self.latest = (queries, hits), found
+        self._ended, self.latest = _sum([self._ended, *lost]), found
         if found:
             self._seen_s = time.monotonic()
         if before != set(found):
             count = len(found)
             self._say(f"{count} replica{' answers' if count == 1 else 's answer'} requests.")
+
+
+def _totals(replica: ReplicaStatus) -> Totals:
+    engine = replica.engine
+    return Totals(engine.prefix_queries, engine.prefix_hits, engine.adapter_loads)
+
+
+def _sum(parts: Iterable[Totals]) -> Totals:
+    return Totals(*map(sum, zip(*parts, strict=True)))

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ class VllmProcess:
         url: Its address.
         key: What it is to be asked with.
         log: The file.
+        closed: Whether it was ended from here.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -64,21 +66,39 @@ class VllmProcess:
         command = [program, "serve", str(base.path), "--host", "127.0.0.1", "--port", str(port), "--enable-lora"]
         for name, value in options.items():
             command += [] if name in given else [name, value] if value else [name]
+        self._command = [sys.executable, "-m", "haori.serve.vllm.guard", str(_GRACE_S), *command, *extra]
+        self._lock = threading.Lock()
+        self.closed = False
         make_folder(log.parent)
-        with explain_os_errors(log), log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "haori.serve.vllm.guard", str(_GRACE_S), *command, *extra],
+        self._process = self._begin("wb")
+
+    @property
+    def running(self) -> bool:
+        """Say whether it has not ended."""
+        return self._process.poll() is None
+
+    def start_again(self) -> None:
+        """Start a server that has ended once more, at the same address and with the same key; not after `close`.
+
+        Raises:
+            StorageError: Its log cannot be written.
+            OSError: The system has no room for another process.
+        """
+        with self._lock:
+            if not self.closed:
+                self._end()
+                self._process = self._begin("ab")
+
+    def _begin(self, mode: str) -> "subprocess.Popen[bytes]":
+        with explain_os_errors(self.log), self.log.open(mode) as output:
+            return subprocess.Popen(
+                self._command,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **_ENVIRONMENT, "VLLM_API_KEY": self.key},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
             )
-
-    @property
-    def running(self) -> bool:
-        """Say whether it has not ended."""
-        return self._process.poll() is None
 
     def ended(self) -> HaoriError:
         """Return the error that says that it ended, with its last words."""
@@ -90,7 +110,12 @@ class VllmProcess:
         return HaoriError(f"vLLM ended with status {status}: {reason.strip()[:400]} (more is in {str(self.log)!r}).")
 
     def close(self) -> None:
-        """End it and everything that it started, and wait until it is gone."""
+        """End it and everything that it started, for good, and wait until it is gone."""
+        with self._lock:
+            self.closed = True
+            self._end()
+
+    def _end(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
