@@ -6,8 +6,7 @@ import torch
 from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate
 from haori.serve.kernels import TorchKernels
 from haori.serve.multi_lora import _Part, _places
-from haori.serve.native.calls import native_kernels
-from haori.serve.native.compilation import compiled
+from haori.serve.native.calls import compiled, native_kernels
 from haori.serve.native.weights import NativeInt4Weight, NativeInt8Weight
 from haori.serve.packed_adapter import Site, SpareMemory, pack_adapter
 from haori.serve.weight import Int4Weight, Int8Weight, pack_weight, to_int4, to_int8

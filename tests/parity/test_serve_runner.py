@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from haori.serve.adapter_weights import AdapterWeights
 from haori.serve.llama_plan import why_not_llama
-from haori.serve.native.calls import native_kernels
-from haori.serve.native.compilation import compiled
+from haori.serve.native.calls import compiled, native_kernels
 from haori.serve.reference_runner import ReferenceRunner
 from haori.serve.runner import Run
 from tests.serve_models import KINDS, build, random_adapter, runners, zoo

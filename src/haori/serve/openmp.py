@@ -7,18 +7,12 @@ regions, takes twice as long. So whoever loaded a model lets its workers go, and
 
 import ctypes
 from functools import lru_cache
-from pathlib import Path
 
-__all__ = ["compute_alone", "let_workers_go", "openmp_path"]
+from haori.core.native_code import openmp_path
+
+__all__ = ["compute_alone", "let_workers_go"]
 
 _SOFT_PAUSE = 1
-
-
-def openmp_path() -> Path | None:
-    """Return the OpenMP runtime that came with torch, if it is GNU's."""
-    import torch
-
-    return next(iter(sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))), None)
 
 
 def let_workers_go() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from haori.adapters.fused.kernels import kernels_for
+
 __all__ = ["rms_norm", "rotate"]
 
 
@@ -21,45 +23,30 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [B, T, H, d] by positions; cos and sin are [B or 1, T, d] with equal halves."""
-    cos, sin = (t.unsqueeze(2).to(x.dtype) for t in (cos, sin))  # [B or 1, T, 1, d]
-    y: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    y: Tensor = _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))  # type: ignore[no-untyped-call]
     return y
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = (norm.square_() / x.shape[-1]).add_(eps).rsqrt_()  # [..., 1]
+        y, inverse = kernels_for(x, weight).rms(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        y: Tensor = (x * inverse).to(x.dtype)
-        return y.mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, inverse = ctx.saved_tensors
-        scaled = grad * weight  # [..., D]
-        dot = (scaled * x).sum(-1, keepdim=True, dtype=torch.float32)
-        dx = scaled * inverse
-        dx.addcmul_(x, dot.mul_(inverse.pow(3)).div_(-x.shape[-1]))
-        return dx.to(x.dtype), None, None
+        return kernels_for(grad, x, weight).rms_back(grad, x, weight, inverse), None, None
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1.0)
+        return kernels_for(x, cos, sin).rotate(x, cos, sin, 1.0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grad, cos, sin, -1.0), None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    half = x.shape[-1] // 2
-    y = x * cos
-    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
-    y[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
-    return y
+        return kernels_for(grad, cos, sin).rotate(grad, cos, sin, -1.0), None, None

@@ -4,37 +4,24 @@ Saved: x, the pre-activations of gate and up, and the N x R products of the adap
 are computed again in backward. Layers that rescale rows (DoRA) run as single projections instead.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from haori.adapters.fused.factors import LinearPlan, read_factors
-from haori.adapters.fused.projections import Product, compute_dtype, frozen_output, lora_linears, product_gradients
+from haori.adapters.fused.kernels import Activation, kernels_for
+from haori.adapters.fused.projections import (
+    Product,
+    a_gradients,
+    back_products,
+    compute_dtype,
+    frozen_output,
+    lora_linears,
+    product_gradients,
+)
 
-__all__ = ["ACTIVATIONS", "Activation", "gated_mlp"]
-
-
-class Activation(NamedTuple):
-    """An activation and its gradient: `backward(dy, x)`."""
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return torch.nn.functional.gelu(x, approximate="tanh")
-
-
-def _gelu_tanh_backward(dy: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.aten.gelu_backward(dy, x, approximate="tanh")  # type: ignore[no-any-return]
-
-
-ACTIVATIONS = {
-    "silu": Activation(torch.nn.functional.silu, torch.ops.aten.silu_backward),
-    "gelu_tanh": Activation(_gelu_tanh, _gelu_tanh_backward),
-}
+__all__ = ["gated_mlp"]
 
 
 def gated_mlp(x: Tensor, gate: LinearPlan, up: LinearPlan, down: LinearPlan, activation: Activation) -> Tensor:
@@ -61,7 +48,7 @@ class _GatedMlp(torch.autograd.Function):
             inner = _product(flat, plans[:2], factors[:4])
             g, u = (frozen_output(flat, plan, dtype, with_bias=True) for plan in plans[:2])
             _add(inner, plans[:2], (g, u))
-            h = activation.forward(g).mul_(u)
+            h = kernels_for(g, u).gate(g, u, activation)
             outer = _product(h, plans[2:], factors[4:])
             y = frozen_output(h, plans[2], dtype, with_bias=True)
             _add(outer, plans[2:], (y,))
@@ -76,11 +63,13 @@ class _GatedMlp(torch.autograd.Function):
         flat, g, u = ctx.saved_tensors
         with torch.autocast(flat.device.type, enabled=False):
             d = grad.reshape(-1, grad.shape[-1]).to(dtype)
-            a = activation.forward(g)
             dh = d @ plans[2].frozen.weight(dtype)
-            outer = _gradients(plans[2:], ctx.outer, a * u if ctx.outer else None, (d,), dh)
-            du = a.mul_(dh)
-            dg = activation.backward(dh.mul_(u), g)
+            outer: list[Tensor | None] = [None, None]
+            if ctx.outer is not None:
+                back, (outer[1],) = back_products(plans[2:], ctx.outer, (d,), dh)
+            h, dg, du = kernels_for(dh, g, u).gate_back(dh, g, u, activation)
+            if ctx.outer is not None:
+                (outer[0],) = a_gradients(h, plans[2:], ctx.outer, back)
             dx = None
             if ctx.needs_input_grad[0]:
                 dx = dg @ plans[0].frozen.weight(dtype)
@@ -106,10 +95,10 @@ def _add(product: Product | None, plans: tuple[LinearPlan, ...], outputs: tuple[
 
 
 def _gradients(
-    plans: tuple[LinearPlan, ...], product: Product | None, x: Tensor | None, out: tuple[Tensor, ...], dx: Tensor | None
+    plans: tuple[LinearPlan, ...], product: Product | None, x: Tensor, out: tuple[Tensor, ...], dx: Tensor | None
 ) -> list[Tensor | None]:
     result: list[Tensor | None] = [None] * (2 * len(plans))
-    if product is None or x is None:
+    if product is None:
         return result
     adapted = [i for i, plan in enumerate(plans) if plan.adapter is not None]
     found = product_gradients(x, [plans[i] for i in adapted], product, [out[i] for i in adapted], dx)

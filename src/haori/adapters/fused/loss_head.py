@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from haori.adapters.fused.kernels import kernels_for
+
 __all__ = ["head_losses"]
 
 _CHUNK_ELEMENTS = 1 << 24  # of logits: 32 MiB in bf16
-_CACHE_ELEMENTS = 1 << 19
-_TINY = 1e-30
 
 
 def head_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ class _HeadLoss(torch.autograd.Function):
             for start in range(0, len(targets), rows):
                 part = slice(start, start + rows)
                 logits = hidden[part].to(dtype) @ frozen.T  # [n, V]
-                _losses_and_residuals(logits, targets[part], each[part])
+                kernels_for(logits).residuals(logits, targets[part], each[part])
                 if gradient is not None:
                     gradient[part] = logits @ frozen
         ctx.save_for_backward(gradient)
@@ -58,21 +58,3 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * grad).to(ctx.dtype), None, None
-
-
-def _losses_and_residuals(logits: Tensor, targets: Tensor, each: Tensor) -> None:
-    """Write the loss of each row into `each` [n], and softmax - onehot over `logits` [n, V], a few rows at a time.
-
-    The rows worked on stay in a core's cache; the softmax is fp32 whatever the dtype of the logits.
-    """
-    rows = max(1, _CACHE_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(targets)
-    for start in range(0, len(targets), rows):
-        part = slice(start, start + rows)
-        wanted = targets[part].unsqueeze(1)
-        p = torch.softmax(logits[part], -1, dtype=torch.float32)
-        of_target = p.gather(1, wanted)
-        each[part] = of_target.log().neg_().squeeze(1)
-        if (of_target < _TINY).any():  # too unlikely for the logarithm of an fp32 probability
-            whole = logits[part].float()
-            each[part] = torch.logsumexp(whole, -1) - whole.gather(1, wanted).squeeze(1)
-        logits[part] = p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from haori.adapters.fused.attention import causal_attention
 from haori.adapters.fused.elementwise import rms_norm, rotate
 from haori.adapters.fused.factors import linear_plan, why_not
-from haori.adapters.fused.gated_mlp import ACTIVATIONS, Activation, gated_mlp
+from haori.adapters.fused.gated_mlp import gated_mlp
+from haori.adapters.fused.kernels import ACTIVATIONS, Activation
 from haori.adapters.fused.projections import lora_linears
 
 __all__ = ["SharedPrefix", "StandIn", "attention_stand_in", "linear_stand_in", "mlp_stand_in", "norm_stand_in"]

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from haori.adapters.fused.factors import LinearPlan, read_factors
 
-__all__ = ["Product", "compute_dtype", "frozen_output", "lora_linears", "product_gradients"]
+__all__ = [
+    "Product",
+    "a_gradients",
+    "back_products",
+    "compute_dtype",
+    "frozen_output",
+    "lora_linears",
+    "product_gradients",
+]
 
 
 def lora_linears(x: Tensor, plans: Sequence[LinearPlan]) -> tuple[Tensor, ...]:
@@ -62,25 +70,33 @@ def product_gradients(
     x: Tensor, plans: Sequence[LinearPlan], product: Product, out: Sequence[Tensor], dx: Tensor | None
 ) -> list[tuple[Tensor, Tensor]]:
     """Return (dA, dB) of each adapter for output gradients `out` [N, out_i], and add their share to `dx` in place."""
-    back = torch.cat([d @ b for d, b in zip(out, product.b, strict=True)], 1)  # [N, sum R], s (D B)
+    back, db = back_products(plans, product, out, dx)
+    return list(zip(a_gradients(x, plans, product, back), db, strict=True))
+
+
+def back_products(
+    plans: Sequence[LinearPlan], product: Product, out: Sequence[Tensor], dx: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Return s D B of all adapters [N, sum R] and each dB, and add the adapters' share to `dx` in place."""
+    back = torch.cat([d @ b for d, b in zip(out, product.b, strict=True)], 1)
     db = [(d.T @ xa).mul_(plan.scale) for d, xa, plan in zip(out, product.columns(), plans, strict=True)]
-    if any(mask is not None for mask in product.masks):
-        da = []
-        parts = zip(
-            plans,
-            product.masks,
-            torch.split(back, product.ranks, 1),
-            torch.split(product.a, product.ranks),
-            strict=True,
-        )
-        for plan, mask, part, a in parts:
-            da.append(part.T @ _dropped(x, mask, plan.dropout))
-            if dx is not None:
-                dx.add_(_dropped(part @ a, mask, plan.dropout))
-        return list(zip(da, db, strict=True))
-    if dx is not None:
+    if dx is not None and any(mask is not None for mask in product.masks):
+        parts = zip(torch.split(back, product.ranks, 1), torch.split(product.a, product.ranks), strict=True)
+        for plan, mask, (part, a) in zip(plans, product.masks, parts, strict=True):
+            dx.add_(_dropped(part @ a, mask, plan.dropout))
+    elif dx is not None:
         dx.addmm_(back, product.a)
-    return list(zip(torch.split(back.T @ x, product.ranks), db, strict=True))
+    return back, db
+
+
+def a_gradients(x: Tensor, plans: Sequence[LinearPlan], product: Product, back: Tensor) -> tuple[Tensor, ...]:
+    """Return dA of each adapter [R, in] from the input x [N, in] and `back_products`."""
+    if all(mask is None for mask in product.masks):
+        return torch.split(back.T @ x, product.ranks)
+    parts = torch.split(back, product.ranks, 1)
+    return tuple(
+        part.T @ _dropped(x, mask, plan.dropout) for plan, mask, part in zip(plans, product.masks, parts, strict=True)
+    )
 
 
 class _Projections(torch.autograd.Function):

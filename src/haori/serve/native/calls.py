@@ -3,15 +3,16 @@
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from haori.core.native_code import NativeCode, native_code
 from haori.serve.kernels import Angles, AttentionShape, AttentionStep, Places, TorchKernels
-from haori.serve.native.compilation import compiled
 from haori.serve.packed_adapter import SitePlace
 
-__all__ = ["BLOCK", "LANES", "OUTS", "STRIPES", "NativeKernels", "native_kernels"]
+__all__ = ["BLOCK", "LANES", "OUTS", "STRIPES", "NativeKernels", "compiled", "native_kernels"]
 
 LANES, STRIPES, BLOCK, OUTS = 16, 4, 64, 4  # how weights of few bits are packed; as in kernels.c
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -133,3 +134,8 @@ def native_kernels() -> NativeKernels | None:
     """Return the kernels in C, or None where they cannot be had."""
     library = compiled().library
     return None if library is None else NativeKernels(library)
+
+
+def compiled() -> NativeCode:
+    """Return the library of the kernels, or why there is none."""
+    return native_code(Path(__file__).with_name("kernels.c"))

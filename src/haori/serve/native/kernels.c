@@ -5,58 +5,10 @@
  * one set of threads.
  */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "numbers.h"
 
-typedef uint16_t bf16;
-
-static inline float wide(bf16 value) {
-    union { uint32_t bits; float number; } u = {(uint32_t)value << 16};
-    return u.number;
-}
-
-static inline bf16 narrow(float number) {
-    union { float number; uint32_t bits; } u = {number};
-    return (bf16)((u.bits + 0x7FFF + ((u.bits >> 16) & 1)) >> 16); /* to the nearest, ties to even */
-}
-
-/* e^x to about 2e-7, for x <= 88: 2^n times a polynomial over half an octave either side; the compiler vectorises it. */
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = __builtin_rintf(x * 1.44269504f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    union { uint32_t bits; float number; } power = {(uint32_t)((int32_t)n + 127) << 23};
-    return (p * r * r + r + 1.0f) * power.number;
-}
-
-/* Sixteen numbers at once; the compiler maps them to what the processor has. */
-typedef float numbers __attribute__((vector_size(64)));
-typedef uint32_t words __attribute__((vector_size(64)));
-typedef uint16_t halves __attribute__((vector_size(32)));
-
-#define LANES 16
 #define ROWS 4         /* rows under the same adapters that are worked on at once: ROWS_TOGETHER in kernels.py */
 #define LINES_AHEAD 16 /* lines of A that are asked for before they are needed */
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE numbers wide_lanes(const bf16 *source) {
-    halves packed;
-    memcpy(&packed, source, sizeof packed);
-    return (numbers)(__builtin_convertvector(packed, words) << 16);
-}
-
-INLINE void narrow_lanes(bf16 *target, numbers value) {
-    words bits = (words)value;
-    halves packed = __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, halves);
-    memcpy(target, &packed, sizeof packed);
-}
 
 /* t[g][j] = sum over i of x[g][i] a[i][j] for LANES * n columns j, for rows * n * steps <= 16. `rows`, `n` and `steps`
  * are known when this is compiled, so sums stay in registers; each of `steps` sums takes every steps-th i, so that the
@@ -351,8 +303,7 @@ void haori_gate(const bf16 *both, bf16 *out, int64_t count, int64_t width) {
         const bf16 *gate = both + i * 2 * width, *up = gate + width;
 #pragma omp simd
         for (int64_t j = 0; j < width; j++) {
-            float value = wide(gate[j]), least = value < -80.0f ? -80.0f : value;
-            out[i * width + j] = narrow(wide(narrow(value / (1.0f + exponential(-least)))) * wide(up[j]));
+            out[i * width + j] = narrow(wide(narrow(wide(gate[j]) * logistic(wide(gate[j])))) * wide(up[j]));
         }
     }
 }
