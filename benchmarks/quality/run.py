@@ -1,8 +1,9 @@
 """What each method is worth: LoRA, DoRA, ARD-LoRA, AdaLoRA and full fine-tuning, three seeds, two tasks.
 
 Runs `haori compare` on the demo's reviews (accuracy) and on docstrings of Python's standard library (chrF and loss),
-each method with the learning rate that Haori chooses for it. Bars: the best adapter within a point of full
-fine-tuning, and forgetting at most half of full fine-tuning's. Prints tables and, as its last line, one JSON object;
+each method with the learning rate that Haori chooses for it; and the three LoRA adapters blended at half strength.
+Bars: the best adapter within a point of full fine-tuning, and forgetting at most half of full fine-tuning's. Prints
+tables and, as its last line, one JSON object;
 `--write` keeps it with both reports. It takes an hour or two: `--home DIR` keeps what is done there, and the same
 command goes on from it.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent)]
+from blended import blended
 from provenance import provenance, report
 from tasks import write_docstrings, write_reviews
 
@@ -62,6 +64,20 @@ def figures(comparison: dict[str, Any], score: str) -> dict[str, Any]:
     return found
 
 
+def share_of(one: dict[str, Any], full: dict[str, Any]) -> float | None:
+    """Return forgetting as a share of full fine-tuning's; None where that forgot nothing."""
+    if full["forgetting"]["low"] <= 0:  # after some tasks the general text is predicted better than before
+        return None
+    return round(one["forgetting"]["difference"] / full["forgetting"]["difference"], 3)
+
+
+def say(one: dict[str, Any], full: dict[str, Any], share: float | None) -> None:
+    """Print what was forgotten."""
+    of_full = "full forgot nothing" if share is None else f"a share of {share:.2f} (bar <= 0.5)"
+    forgotten = (method["forgetting"]["difference"] for method in (one, full))
+    print("  {:+.4f} nats per token, full {:+.4f}; {}".format(*forgotten, of_full))
+
+
 def main() -> None:
     """Run both comparisons, check the bars and report."""
     results: dict[str, Any] = {}
@@ -77,15 +93,18 @@ def main() -> None:
             best = max(adapters, key=lambda name: of[name]["score"]["value"])
             unit = 100 if score == "accuracy" else 1
             below = unit * (of["full"]["score"]["value"] - of[best]["score"]["value"])
-            forgotten = {name: of[name]["forgetting"]["difference"] for name in METHODS}
-            # A share of nothing says nothing: after some tasks the general text is predicted better than before.
-            share = forgotten[best] / forgotten["full"] if of["full"]["forgetting"]["low"] > 0 else None
+            share = share_of(of[best], of["full"])
             print(f"{task}: best adapter {best}, {below:+.2f} points below full (bar <= 1); it forgot")
-            print(f"  {forgotten[best]:+.4f} nats per token, full {forgotten['full']:+.4f}", end="; ")
-            print("full forgot nothing" if share is None else f"a share of {share:.2f} (bar <= 0.5)")
+            say(of[best], of["full"], share)
+            blend = blended(task, test, home, score, SEEDS)
+            blend_below = unit * (of["full"]["score"]["value"] - blend["score"]["value"])
+            blend_share = share_of(blend, of["full"])
+            print(f"  three LoRA blended at half strength, {blend_below:+.2f} points below full; they forgot")
+            say(blend, of["full"], blend_share)
             results[task] = {
-                "score": score, "best": best, "points_below_full": round(below, 3),
-                "forgetting_share": share if share is None else round(share, 3), "methods": of,
+                "score": score, "best": best, "points_below_full": round(below, 3), "forgetting_share": share,
+                "methods": of,
+                "blend": {**blend, "points_below_full": round(blend_below, 3), "forgetting_share": blend_share},
             }  # fmt: skip
     report({"benchmark": "quality", "seeds": SEEDS, "tasks": results, "bars": BARS, **provenance()}, HERE)
 
