@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from haori.serve.openmp import openmp_path
+from haori.core.native_code import openmp_path
 
 PROGRAM = """
 import os, threading

@@ -10,6 +10,7 @@ from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
 from haori.serve.embedder import EmbedderLimits, TextEmbedder
 from haori.serve.embedding_layout import read_embedding_layout
 from haori.serve.encoder import AdaptedEncoder
+from haori.serve.onednn import remember_few_shapes
 from haori.serve.openmp import let_workers_go
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def open_embedder(
 
     if weights not in _DTYPES:
         raise InputError(f"Weights of an encoder cannot be {weights!r}; choose {', '.join(_DTYPES)}.")
+    remember_few_shapes()
     layout = read_embedding_layout(base.path, name=base.name)
     tokenizer = load_tokenizer(base)
     model = load_model(base, dtype=_DTYPES[weights], device="cpu")

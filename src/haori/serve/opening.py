@@ -24,6 +24,7 @@ from haori.serve.llama_plan import LlamaPlan, plan_llama, why_not_llama
 from haori.serve.llama_runner import LlamaRunner
 from haori.serve.llama_weights import lay_out_llama
 from haori.serve.native.calls import native_kernels
+from haori.serve.onednn import remember_few_shapes
 from haori.serve.openmp import let_workers_go
 from haori.serve.reference_runner import ReferenceRunner
 from haori.serve.runner import Run, Runner
@@ -132,6 +133,7 @@ def open_runner(base: "Base", limits: EngineLimits, *, weights: str = "auto", ca
         BaseError: The base cannot be loaded, or generates no text.
         InputError: The format is unknown, or the memory too small.
     """
+    remember_few_shapes()
     form = _format(weights)
     dtype = torch.float32 if form == "fp32" else torch.bfloat16
     topic = f"llama-{'fp32' if form == 'fp32' else 'bf16'}"
