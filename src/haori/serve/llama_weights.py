@@ -95,6 +95,9 @@ def lay_out_llama(
         longest: Longest sequence to be prepared for, in tokens.
     """
 
+    def read(name: str) -> Tensor:
+        return tensor_of(name).to(dtype)
+
     def copy(name: str) -> Tensor:
         return tensor_of(name).to(dtype, copy=True)
 
@@ -107,7 +110,7 @@ def lay_out_llama(
     angles = torch.arange(longest)[:, None].float() * torch.tensor(plan.frequencies)  # T d/2
     cosines, sines = angles.cos() * plan.angle_scale, angles.sin() * plan.angle_scale
     return LlamaWeights(
-        layers=tuple(_lay_out_block(block, plan, copy, norm, form) for block in plan.blocks),
+        layers=tuple(_lay_out_block(block, plan, read, norm, form) for block in plan.blocks),
         sites=tuple(_site(group, plan) for block in plan.blocks for group in block.groups),
         embedding=embedding,
         embedding_name=f"{plan.embedding}.weight",
@@ -132,17 +135,17 @@ def _site(group: tuple[str, ...], plan: LlamaPlan) -> Site:
 def _lay_out_block(
     block: BlockPlan,
     plan: LlamaPlan,
-    copy: _TensorOf,
+    read: _TensorOf,
     norm: Callable[[str], tuple[str, Tensor]],
     form: WeightFormat,
 ) -> LayerWeights:
-    weights: list[Weight] = []
+    weights: list[Weight] = []  # of joined tensors, which are copies in any case
     biases: list[Tensor | None] = []
     for group in block.groups:
-        parts = [copy(f"{name}.weight") for name in group]
+        parts = [read(f"{name}.weight") for name in group]
         weights.append(pack_weight(torch.cat(parts), form))
         held = [
-            copy(f"{name}.bias") if name in plan.biased else part.new_zeros(len(part))
+            read(f"{name}.bias") if name in plan.biased else part.new_zeros(len(part))
             for name, part in zip(group, parts, strict=True)
         ]
         biases.append(None if plan.biased.isdisjoint(group) else torch.cat(held))
