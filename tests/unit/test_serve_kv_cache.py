@@ -80,8 +80,26 @@ def test_memory_of_rows_that_are_free_goes_to_other_lengths():
         cache.close(sequence)
     assert cache.open(990) is None  # with the row of 128 tokens it would be more than there is
     assert cache.open(700) is not None
-    allocated = sum(tensor.nbytes for shelf in cache.shelves for tensor in (*shelf.keys, *shelf.values))
-    assert allocated <= cache.budget_bytes
+    assert allocated(cache) <= cache.budget_bytes
+
+
+def allocated(cache):
+    return sum(tensor.nbytes for shelf in cache._shelves.values() for tensor in (*shelf.keys, *shelf.values))
+
+
+def test_rows_that_are_empty_stay_until_others_need_the_memory():
+    cache = KVCache(SHAPE, 8 * 128 * SHAPE.token_bytes)
+    for length, number in ((100, 8), (1000, 1), (300, 2), (100, 8)):
+        opened = [cache.open(length) for _ in range(number)]
+        assert None not in opened
+        assert allocated(cache) <= cache.budget_bytes
+        for sequence in opened:
+            write(cache, sequence, 0, length, 7)
+            cache.close(sequence)
+        assert cache.used_bytes == 0
+        before = [tensor.data_ptr() for shelf in cache._shelves.values() for tensor in shelf.keys]
+        cache.close(cache.open(length))
+        assert [tensor.data_ptr() for shelf in cache._shelves.values() for tensor in shelf.keys] == before
 
 
 def test_a_row_is_never_longer_than_the_context():

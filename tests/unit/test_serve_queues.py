@@ -1,5 +1,6 @@
 """Fair turns, prompts kept for later, and adapters that come and go within a budget."""
 
+import random
 import threading
 
 import pytest
@@ -114,12 +115,23 @@ def test_the_prefix_cache_keeps_to_its_budget_and_drops_the_oldest():
     keep(cache, (), range(100, 100 + BLOCK))
     cache.find((), range(BLOCK + 1))
     keep(cache, (), range(200, 200 + 2 * BLOCK))
-    assert cache.used_bytes == 3 * size
-    assert cache.find((), range(BLOCK + 1))
-    assert not cache.find((), range(100, 101 + BLOCK))
-    nothing = PrefixCache(0)
-    keep(nothing, (), range(500))
-    assert nothing.used_bytes == 0
+    kept = [cache.find((), range(start, start + 3 * BLOCK)) for start in (0, 100, 200)]
+    assert [len(blocks) for blocks in kept] == [1, 0, 2]
+    for budget in (0, size - 1):
+        nothing = PrefixCache(budget)
+        keep(nothing, (), range(500))
+        assert not nothing.find((), range(500))
+
+
+def test_blocks_that_come_and_go_are_never_taken_for_each_other():
+    cache = PrefixCache(5 * block(0).nbytes)
+    for start in random.Random(0).choices(range(12), k=300):
+        prompt = range(1000 * start, 1000 * start + BLOCK + 1)
+        for found in cache.find((), prompt):
+            assert (found == 1000 * start).all()
+        for _, key in cache.missing((), prompt):
+            cache.keep(key, block(1000 * start))
+    assert cache.hits > 0
 
 
 class Bank:

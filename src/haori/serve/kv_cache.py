@@ -8,6 +8,7 @@ masked, for a view of less than the row is not contiguous and would be copied.
 
 A sequence that outgrows its row moves to the next shelf; it is copied twice per doubling. When a sequence ends, the
 last row of its shelf moves into the gap. Sequences that decode stand before those whose prompt is still being read.
+A shelf keeps its rows when they are empty, until another has need of the memory.
 """
 
 from collections.abc import Sequence
@@ -189,8 +190,6 @@ class KVCache:
     def _add_row(self, shelf: Shelf, leaving: int = 0) -> bool:
         """See to it that the shelf has a free row; False when the budget does not allow it."""
         if self.used_bytes + shelf.row_bytes - leaving > self._budget:
-            if not shelf.order:
-                self._shelves.pop(shelf.capacity, None)
             return False
         if len(shelf.order) == shelf.rows:
             wanted = shelf.rows * 2 or _FIRST_ROWS
@@ -221,8 +220,6 @@ class KVCache:
         self._move(shelf, len(shelf.order) - 1, row)
         shelf.order.pop()
         del self._row_of[sequence]
-        if not shelf.order:
-            del self._shelves[shelf.capacity]
 
     def _move(self, shelf: Shelf, source: int, target: int) -> None:
         """Put the row `source` where `target` is; what was there is lost."""

@@ -9,7 +9,7 @@ import os
 
 __all__ = ["remember_few_shapes"]
 
-_SHAPES = "256"  # five of a Llama-like model for each number of rows
+_SHAPES = "128"  # five of a Llama-like model for each number of rows
 _LIMITS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 

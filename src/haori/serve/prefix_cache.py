@@ -1,7 +1,8 @@
 """Keys and values of prompts already read, to be used again by prompts that begin alike under the same adapters.
 
 Blocks of 32 tokens, each known by (the adapters' content ids and strengths, all tokens up to its end). An adapter that
-is retrained under its old name has another content id, so a block is never taken for another adapter's.
+is retrained under its old name has another content id, so a block is never taken for another adapter's. The blocks lie
+side by side in one tensor: coming and going they would leave holes in the process's memory that nothing else fills.
 """
 
 from collections import OrderedDict
@@ -27,19 +28,22 @@ class PrefixCache:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.used_bytes = 0
+        self._places: OrderedDict[bytes, int] = OrderedDict()
+        self._memory: Tensor | None = None
         self.queries = 0
         self.hits = 0
 
     def find(self, mix: AdapterMix, tokens: Sequence[int]) -> "list[Tensor]":
-        """Return the blocks of the longest known beginning of a prompt, which leaves at least its last token."""
+        """Return the blocks of the longest known beginning of a prompt, which leaves at least its last token.
+
+        They are good until the next `keep`.
+        """
         found: list[Tensor] = []
         for key in _keys(mix, tokens[: len(tokens) - 1]):
-            if key not in self._blocks:
+            if self._memory is None or key not in self._places:
                 break
-            self._blocks.move_to_end(key)
-            found.append(self._blocks[key])
+            self._places.move_to_end(key)
+            found.append(self._memory[self._places[key]])
         self.queries += len(tokens)
         self.hits += BLOCK * len(found)
         return found
@@ -49,18 +53,21 @@ class PrefixCache:
         if not self._budget:
             return []
         keys = _keys(mix, tokens)
-        return [(i * BLOCK, key) for i, key in enumerate(keys) if key not in self._blocks]
+        return [(i * BLOCK, key) for i, key in enumerate(keys) if key not in self._places]
 
     def keep(self, key: bytes, block: "Tensor") -> None:
-        """Keep a block, making room for it."""
-        size = block.numel() * block.element_size()
-        if size > self._budget:
+        """Keep a copy of a block, in place of another if there is no room. All blocks are of one shape."""
+        if self._memory is None:
+            room = self._budget // (block.numel() * block.element_size())
+            self._memory = block.new_empty(room, *block.shape)
+        room = len(self._memory)
+        if not room:
             return
-        while self.used_bytes + size > self._budget:
-            _, gone = self._blocks.popitem(last=False)
-            self.used_bytes -= gone.numel() * gone.element_size()
-        self._blocks[key] = block
-        self.used_bytes += size
+        place = len(self._places)
+        if place == room:
+            _, place = self._places.popitem(last=False)
+        self._memory[place] = block
+        self._places[key] = place
 
 
 def _keys(mix: AdapterMix, tokens: Sequence[int]) -> list[bytes]:
