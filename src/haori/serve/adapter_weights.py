@@ -163,7 +163,11 @@ class _Reader:
             bias = None
         if module.a is None or module.b is None:
             return None if bias is None else ModuleUpdate(bias=bias)
-        a, b = self.tensors[module.a], self.tensors[module.b].float() * factor  # R D_in, D_out R
+        a, b = self.tensors[module.a], self.tensors[module.b]  # R D_in, D_out R
+        scaled_again = module.e is not None or module.magnitude is not None
+        b = (
+            b.float() if scaled_again or b.dtype != self.dtype else b
+        ) * factor  # a product of bf16 is rounded once too
         if module.e is not None:
             values = self.tensors[module.e].float().flatten()
             kept = values != 0  # AdaLoRA takes a rank away by making its singular value zero
@@ -176,14 +180,11 @@ class _Reader:
             b = b * scale[:, None]
             if (scale - 1).abs().max() < _ROUNDING:
                 scale = None
-        if self._vanishes(module, factor) and not (a.any() and b.any()):
+        # A look at every number is worth it only where they sum to zero, or something scales them.
+        may_vanish = scaled_again or factor == 0.0 or not {module.a, module.b}.isdisjoint(self.sums_to_zero)
+        if may_vanish and not (a.any() and b.any()):
             return None if scale is None and bias is None else ModuleUpdate(output_scale=scale, bias=bias)
         return ModuleUpdate(a.to(self.dtype, copy=True), b.to(self.dtype).T, scale, bias)
-
-    def _vanishes(self, module: ModuleTensors, factor: float) -> bool:
-        """Say whether A or B may be zero, so that a look is worth it: their sums are, or something scales them."""
-        scaled = module.e is not None or module.magnitude is not None or factor == 0.0
-        return scaled or module.a in self.sums_to_zero or module.b in self.sums_to_zero
 
     def _difference(self, key: str, name: str) -> Tensor:
         return self.tensors[key].float() - self.base.tensor(name).float()
