@@ -165,6 +165,8 @@ def test_what_cannot_be_served_is_a_sentence(capsys, haori_home, tiny_base_folde
         (["--pin", "nobody"], "nobody"),
         (["--pin", tiny_base_folder.name], "without an adapter"),
         (["--pin", "a0", "--engine", "vllm"], "--pin is for the native engine"),
+        (["--weights", "int8", "--engine", "vllm"], "--weights is for the native engine"),
+        (["--kv-memory", "2GB", "--engine", "vllm"], "--kv-memory is for the native engine"),
     ):
         done = haori(capsys, "serve", "--base", tiny_base_folder, "--port", 0, *arguments)
         assert done.code == 2, arguments

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from haori.cli.serve_native import AdapterMemory, KvMemory, NativeChoice, Pins, Weights, open_native
+from haori.cli.serve_native import (
+    MEMORY,
+    AdapterMemory,
+    KvMemory,
+    NativeChoice,
+    Pins,
+    Weights,
+    check_native,
+    open_native,
+)
 from haori.cli.serve_ray import RayAddress, RayReplicas, UseRay, open_on_ray, ray_choice
 
 if TYPE_CHECKING:
@@ -30,8 +39,8 @@ def serve(
     max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused (429).")] = 512,
-    kv_memory: KvMemory = "1GB",
-    adapter_memory: AdapterMemory = "1GB",
+    kv_memory: KvMemory = MEMORY,
+    adapter_memory: AdapterMemory = MEMORY,
     pin: Pins = None,
     weights: Weights = "auto",
     engine: Annotated[str, typer.Option(help="What computes: native (a CPU will do), or vllm (GPUs).")] = "native",
@@ -46,7 +55,8 @@ def serve(
     """Serve a base and its adapters to OpenAI clients; Ctrl-C ends it when running requests have ended."""
     from haori import server as http
 
-    _check(log_format, engine, bool(vllm_url or vllm_arg), bool(pin))
+    _check(log_format, engine, bool(vllm_url or vllm_arg))
+    check_native(engine, kv_memory, adapter_memory, weights, bool(pin))
     on_ray = ray_choice(ray, replicas, ray_address, engine)
     roots = tuple(_folder(root) for root in adapter_root or [])
     kv_bytes, adapter_bytes = http.parse_size(kv_memory), http.parse_size(adapter_memory)
@@ -73,7 +83,7 @@ def serve(
         server.serve_on(taken)
 
 
-def _check(log_format: str, engine: str, speaks_of_vllm: bool, pins: bool) -> None:
+def _check(log_format: str, engine: str, speaks_of_vllm: bool) -> None:
     from haori.core.errors import InputError
 
     if log_format not in _FORMATS:
@@ -82,8 +92,6 @@ def _check(log_format: str, engine: str, speaks_of_vllm: bool, pins: bool) -> No
         raise InputError(f"There is no engine {engine!r}; allowed are {' and '.join(_ENGINES)}.")
     if engine == "native" and speaks_of_vllm:
         raise InputError("--vllm-url and --vllm-arg are for --engine vllm; add that.")
-    if engine == "vllm" and pins:
-        raise InputError("--pin is for the native engine; vLLM keeps adapters by last use (--vllm-arg=--max-loras=N).")
 
 
 def _open_vllm(

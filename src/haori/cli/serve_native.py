@@ -9,11 +9,14 @@ if TYPE_CHECKING:
     from haori.bases import Base
     from haori.server import AccessLog, Backend, ServerSettings
 
-__all__ = ["AdapterMemory", "KvMemory", "NativeChoice", "Pins", "Weights", "open_native"]
+__all__ = ["MEMORY", "AdapterMemory", "KvMemory", "NativeChoice", "Pins", "Weights", "check_native", "open_native"]
+
+_FORMATS = ("auto", "fp32", "bf16", "int8", "int4")
+MEMORY = "1GB"
 
 KvMemory = Annotated[str, typer.Option(help="Memory for keys and values, such as 512MB or 1GB.")]
 AdapterMemory = Annotated[str, typer.Option(help="Memory for adapters in use.")]
-Weights = Annotated[str, typer.Option(help="Format of the base's weights: auto, fp32, bf16, int8, int4.")]
+Weights = Annotated[str, typer.Option(help=f"Format of the base's weights: {', '.join(_FORMATS)}.")]
 Pins = Annotated[list[str] | None, typer.Option(help="Adapter that stays in memory once it is in it; may be repeated.")]
 
 
@@ -35,6 +38,28 @@ class NativeChoice(NamedTuple):
     adapter_bytes: int
     weights: str
     pinned: tuple[str, ...]
+
+
+def check_native(engine: str, kv_memory: str, adapter_memory: str, weights: str, pins: bool) -> None:
+    """Refuse options of the native engine that are wrong, or that another engine would ignore.
+
+    Raises:
+        InputError: There is such an option.
+    """
+    from haori.core.errors import InputError
+
+    if weights not in _FORMATS:
+        raise InputError(f"Weights cannot be {weights!r}; choose {', '.join(_FORMATS)}.")
+    changed = {
+        "--pin": pins, "--weights": weights != "auto", "--kv-memory": kv_memory != MEMORY,
+        "--adapter-memory": adapter_memory != MEMORY,
+    }  # fmt: skip
+    ignored = [option for option, is_changed in changed.items() if is_changed]
+    if engine != "native" and ignored:
+        raise InputError(
+            f"{ignored[0]} is for the native engine; vLLM has arguments of its own, such as --vllm-arg=--max-loras=32 "
+            "or --vllm-arg=--dtype=bfloat16."
+        )
 
 
 def open_native(base: "Base", settings: "ServerSettings", choice: NativeChoice, log: "AccessLog") -> "Backend":
