@@ -7,13 +7,16 @@ import subprocess
 import threading
 import time
 from contextlib import ExitStack
+from typing import get_args
 
 import httpx
 import openai
 import pytest
 
 from haori.bases import find_base
+from haori.cli import serve_native
 from haori.library import import_adapter, open_adapter
+from haori.serve.weight import WeightFormat
 from haori.server import KeyStore
 from tests.command_line import haori
 from tests.serving_process import said, serving, strong_lora
@@ -143,6 +146,10 @@ def test_a_pinned_adapter_stays_in_memory_and_one_that_nothing_can_be_done_with_
         assert reply.status_code == 400
         assert "those pinned" in reply.json()["error"]["message"]
         assert http.post("/v1/completions", json={"model": "a1", **ask}).status_code == 200
+
+
+def test_the_command_knows_the_formats_that_the_engine_knows():
+    assert set(serve_native._FORMATS) == {"auto", *get_args(WeightFormat)}
 
 
 def test_what_cannot_be_served_is_a_sentence(capsys, haori_home, tiny_base_folder, tmp_path):

@@ -165,9 +165,9 @@ class _Reader:
             return None if bias is None else ModuleUpdate(bias=bias)
         a, b = self.tensors[module.a], self.tensors[module.b]  # R D_in, D_out R
         scaled_again = module.e is not None or module.magnitude is not None
-        b = (
-            b.float() if scaled_again or b.dtype != self.dtype else b
-        ) * factor  # a product of bf16 is rounded once too
+        if scaled_again or b.dtype != self.dtype:
+            b = b.float()  # a single product of bf16 is rounded once as it is
+        b = b * factor
         if module.e is not None:
             values = self.tensors[module.e].float().flatten()
             kept = values != 0  # AdaLoRA takes a rank away by making its singular value zero
