@@ -59,13 +59,62 @@ def entry(start: int, end: int, shape: list[int] | None = None, dtype: str = "U8
         (header({"__metadata__": {"a": 1}}), "not a table of strings"),
         (pickle.dumps({"a": 1}), "Python pickle"),
         (b"PK\x03\x04" + b"0" * 100, "pickle checkpoint"),
-        (b"GGUF" + b"0" * 100, "GGUF"),
+        (b"GGUF" + b"0" * 100, "itself as the base"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, content: bytes, sentence: str):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(FileFormatError, match=sentence):
+        read_safetensors_header(path)
+
+
+PICKLE_LIKE = (0x0280, 0x0380, 0x0480, 0x0580)
+
+
+def test_every_length_of_a_header_is_read(tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    entries = json.dumps({"a": entry(0, 1)}).encode()
+    with path.open("wb", buffering=0) as file:
+        file.write(bytes(8) + entries)
+        for length in (*range(len(entries), 70_001), *(0x10000 * n + low for n in (2, 250) for low in PICKLE_LIKE)):
+            os.pwrite(file.fileno(), struct.pack("<Q", length), 0)
+            padding = 8 + length - file.seek(0, os.SEEK_END)
+            file.write(b" " * padding + b"1")
+            assert read_safetensors_header(path).data_start == 8 + length
+            os.pwrite(file.fileno(), b" ", 8 + length)
+
+
+@pytest.mark.parametrize("length", range(8, 51))
+def test_every_length_of_an_empty_header_is_read(tmp_path: Path, length: int):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"{}".ljust(length))
+    assert read_safetensors_header(path).tensors == {}
+
+
+@pytest.mark.parametrize("length", PICKLE_LIKE)
+def test_a_truncated_file_with_such_a_length_is_called_truncated(tmp_path: Path, length: int):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b'{"a":')
+    with pytest.raises(FileFormatError, match="the file is truncated"):
+        read_safetensors_header(path)
+
+
+def _checkpoints() -> list[object]:
+    content = {"a.weight": np.zeros(3, np.float32), "{" * 700: list(range(300))}
+    return [*(pickle.dumps(content, protocol) for protocol in (2, 3, 4, 5)), pickle.dumps(None, 2), b"torch", b"legacy"]
+
+
+@pytest.mark.parametrize("content", _checkpoints(), ids=range(7))
+def test_real_checkpoints_are_refused_with_their_conversion(tmp_path: Path, content: bytes):
+    import torch
+
+    path = tmp_path / "a.safetensors"
+    if content in (b"torch", b"legacy"):
+        torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=content == b"torch")
+    else:
+        path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=r"torch\.load\(path, weights_only=True\)"):
         read_safetensors_header(path)
 
 

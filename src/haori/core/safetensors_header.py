@@ -50,13 +50,15 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(8)
-        _refuse_other_formats(path, first)
+        first = file.read(9)
+        length = int.from_bytes(first[:8], "little")
+        if first[8:] != b"{" or length > HEADER_LIMIT_BYTES:
+            _refuse_other_formats(path, first)
         if len(first) < 8:
             raise _bad(path, f"it is {size} bytes long, too short for a header")
-        length = int.from_bytes(first, "little")
         if length > HEADER_LIMIT_BYTES:
             raise _bad(path, f"its header claims {length:,} bytes; at most {HEADER_LIMIT_BYTES:,} are accepted")
+        file.seek(8)
         raw = file.read(length)
     if len(raw) < length:
         raise _bad(path, f"it ends after {size:,} bytes, inside its header: the file is truncated")
@@ -77,13 +79,18 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
 
 
 def _refuse_other_formats(path: Path, first: bytes) -> None:
+    """Name what a file is that does not begin like safetensors.
+
+    First bytes alone decide nothing: a header of 640, 896, 1,152 or 1,408 bytes (and every 65,536 more) begins like a
+    pickle. But no pickle, zip or GGUF file has both a small number in its first 8 bytes and a brace behind them.
+    """
+    if first[:4] == b"GGUF":
+        raise _bad(path, "it is a GGUF file; give such a file itself as the base, under a name that ends in .gguf")
     kind = None
     if first[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         kind = "a Python pickle"
     elif first[:4] == b"PK\x03\x04":
         kind = "a zip archive (a PyTorch pickle checkpoint, most likely)"
-    elif first[:4] == b"GGUF":
-        kind = "a GGUF file"
     if kind:
         raise _bad(
             path,
