@@ -240,7 +240,7 @@ def test_leftovers_of_killed_processes_are_ignored_then_swept(library, tmp_path)
     stored = put(library, tmp_path, "support", 1)
     staged = stored.path.with_name(f".{stored.path.name}.abc")
     shutil.copytree(stored.path, staged)
-    grave = stored.path.with_name(".removed")
+    grave = stored.path.with_name(".removed.abc")
     shutil.copytree(stored.path, grave / stored.path.name)
     assert names(library) == ["support@1"]
     assert library.rebuild().problems == ()

@@ -6,8 +6,6 @@ lives elsewhere (a user's folder, the hub's cache) is only pointed at and never 
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -15,6 +13,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from haori.core.errors import BaseError, FileFormatError
+from haori.core.folder_swap import delete_folder, recover, recover_all
 from haori.core.records import Record
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, staged_folder, write_text
@@ -81,6 +80,8 @@ def read_record(name: str) -> BaseRecord | None:
         return None
     file = home_of(name) / _FILE
     if not file.is_file():
+        recover(home_of(name))
+    if not file.is_file():
         return None
     try:
         record = BaseRecord.model_validate(json.loads(file.read_bytes()))
@@ -106,13 +107,12 @@ def unregister(name: str) -> None:
     """Forget `name` and delete what was converted for it; a base that lives elsewhere stays as it is."""
     home = home_of(name)
     with explain_os_errors(home):
-        grave = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".{name}.removed."))
-        home.rename(grave / name)
-        shutil.rmtree(grave)
+        delete_folder(home)
 
 
 def registered_names() -> Iterator[str]:
     """Yield the registered names in order."""
     root = settings().bases
     if root.is_dir():
+        recover_all(root)
         yield from sorted(path.parent.name for path in root.glob(f"*/{_FILE}") if _NAME.fullmatch(path.parent.name))

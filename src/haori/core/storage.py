@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from haori.core.errors import StorageError
+from haori.core.folder_swap import put_in_place, recover_all
 
 __all__ = ["explain_os_errors", "make_folder", "make_stamped_folder", "staged_folder", "sweep", "write_text"]
 
@@ -96,30 +97,25 @@ def write_text(path: Path, text: str) -> None:
 def staged_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder beside `final`; on success it takes the place of `final`, on failure it vanishes.
 
-    An existing `final` is replaced only after the new one is complete and on disk.
+    An existing `final` is replaced only after the new one is complete and on disk, and never by half: see
+    `folder_swap`.
     """
     with explain_os_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
         try:
             yield stage
-            _sync(stage)
-            old = None
-            if final.exists():
-                old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
-                old.rmdir()
-                final.rename(old)
             stage.chmod(0o755)
-            stage.rename(final)
-            if old is not None:
-                shutil.rmtree(old)
+            _sync(stage)
+            put_in_place(stage, final)
         finally:
             with suppress(FileNotFoundError):
                 shutil.rmtree(stage)
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a killed process left half-written directly in `folder`; nothing else may be writing there."""
+    """Undo what a killed process left half-done directly in `folder`; nothing else may be writing there."""
+    recover_all(folder)
     for path in folder.glob(".*.*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -128,8 +124,9 @@ def sweep(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
+    """Flush every file to disk, and the folders with their names where the system can."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or (path.is_dir() and os.name == "posix"):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

@@ -12,8 +12,6 @@ carry versions: the next one is one above the highest in use.
 """
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,10 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from haori.core.errors import HaoriError, LibraryError, StorageError
+from haori.core.folder_swap import delete_folder
 from haori.core.lock import file_lock
 from haori.core.records import AdapterCard
 from haori.core.settings import settings
-from haori.core.storage import explain_os_errors, staged_folder, write_text
+from haori.core.storage import explain_os_errors, staged_folder, sweep, write_text
 from haori.library.adapter_files import inspect_adapter
 from haori.library.cards import CARD_NAME, adapter_id, draft_card, read_card
 from haori.library.formats.peft import copy_adapter, export_peft
@@ -205,7 +204,8 @@ class Library:
             if card.names:
                 write_text(stored.path / CARD_NAME, _card_text(card))
             else:
-                _discard(stored.path)
+                with explain_os_errors(stored.path):
+                    delete_folder(stored.path)
             self._remember(card)
         return gone
 
@@ -243,8 +243,8 @@ class Library:
         A folder whose card is damaged, or whose files are not those its id was made from, is left out and reported.
         """
         with self._lock():
-            for leftover in self.root.glob("adapters/??/.*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for folder in self.root.glob("adapters/??"):
+                sweep(folder)
             return self._refill()
 
     def _add_name(self, held: AdapterCard, name: str, new: AdapterCard, cards: Sequence[AdapterCard]) -> StoredAdapter:
@@ -380,11 +380,3 @@ def _card_or_none(place: Path) -> AdapterCard | None:
 
 def _card_text(card: AdapterCard) -> str:
     return card.model_dump_json(indent=2) + "\n"
-
-
-def _discard(place: Path) -> None:
-    """Delete a folder: out of sight in one rename, then file by file."""
-    with explain_os_errors(place):
-        grave = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name[:12]}.removed."))
-        place.rename(grave / place.name)
-        shutil.rmtree(grave)

@@ -13,7 +13,6 @@ It appears whole or not at all. What is loaded is checked against what is expect
 """
 
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from haori.adapters.behaviour import Behaviour
 from haori.core.errors import FileFormatError, VerificationError
+from haori.core.folder_swap import delete_folder
 from haori.core.records import Record
 from haori.core.safetensors_header import read_safetensors_header
 from haori.core.storage import staged_folder
@@ -200,7 +200,7 @@ def prune(run_folder: Path, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints; the best one stays."""
     for path in checkpoints_of(run_folder)[:-keep]:
         if path.name != f"step-{best_step or 0:08d}":
-            shutil.rmtree(path)
+            delete_folder(path)
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:

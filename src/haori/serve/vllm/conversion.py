@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haori.core.errors import InputError
+from haori.core.folder_swap import delete_folder
 from haori.core.hashing import hash_data, short
 from haori.core.lock import file_lock
 from haori.core.storage import explain_os_errors, make_folder, staged_folder
@@ -174,7 +175,7 @@ class VllmCopies:
             for path in self.root.iterdir():
                 with suppress(FileNotFoundError):
                     if path.is_dir() and time.time() - path.stat().st_mtime > _KEPT_S:
-                        shutil.rmtree(path)
+                        delete_folder(path)
 
 
 def _joined(parts: "Sequence[tuple[AdapterWeights, float]]") -> "Mapping[str, tuple[Tensor, Tensor]]":
