@@ -71,6 +71,7 @@ class RepeatingEngine:
         self.room = room
         self.seen: list[TextRequest] = []
         self.fail_with: str | None = None
+        self.failure: str | None = None
         self._jobs: dict[str, _Job] = {}
         self._changed = threading.Condition()
         self._closing = False

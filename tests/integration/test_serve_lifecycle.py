@@ -37,6 +37,16 @@ def test_a_server_that_loads_says_so(tiny_tokenizer, tmp_path):
         assert httpx.get(f"{server.url}/health").json() == {"status": "ready"}
 
 
+def test_an_engine_that_cannot_go_on_is_not_healthy(tiny_tokenizer, tmp_path):
+    with served(RepeatingEngine(tiny_tokenizer), home=tmp_path) as server:
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        server.engine.failure = "The engine has ended (RuntimeError: no device); start the server again."
+        reply = httpx.get(f"{server.url}/health")
+        assert (reply.status_code, reply.json()["error"]["message"]) == (503, server.engine.failure)
+        server.engine.failure = None
+        assert httpx.get(f"{server.url}/health").status_code == 200
+
+
 def test_a_base_that_cannot_be_loaded_ends_the_server_with_its_sentence(tmp_path, capsys):
     service = Service(sample_base(), ServerSettings(), AccessLog("text"))
     server = RunningServer(create_app(service, Access(KeyStore(tmp_path / "k.json"), "127.0.0.1")), service)

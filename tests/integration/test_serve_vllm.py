@@ -247,6 +247,11 @@ def test_a_server_that_ends_in_the_middle_leaves_the_others_at_work(library, hom
         assert answer(client, base.name) == answers[base.name]
         status = server.engine.status()
         assert (status.servers, status.servers_alive) == (2, 1)
+        assert server.engine.failure is None
+        for one in server.engine._servers.servers:  # until the next look at them
+            one.alive = False
+        assert "No vLLM server can be reached" in server.engine.failure
+        until(lambda: server.engine.failure is None)
 
 
 def test_who_leaves_ends_the_work_in_vllm(library, home, tiny_base_folder, tmp_path):

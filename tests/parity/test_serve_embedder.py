@@ -19,6 +19,7 @@ from haori.core.errors import (
     LibraryError,
     MismatchError,
     OverloadedError,
+    UnavailableError,
 )
 from haori.library import inspect_adapter
 from haori.serve.embedder import EmbedderLimits, TextEmbedder
@@ -27,6 +28,7 @@ from haori.serve.embedding_layout import EmbeddingLayout, is_encoder
 from haori.serve.encoder import AdaptedEncoder, Row
 from haori.serve.request import BASE, TextRequest
 from tests.encoder_models import TEXTS, adapted, build_tiny_encoder, stock_encoder, stock_vectors
+from tests.server_samples import until
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -324,10 +326,75 @@ def test_a_failure_of_the_model_reaches_the_caller_and_nobody_else(embedder):
         raise RuntimeError("out of paper")
 
     embedder._encoder.vectors = fails
-    with pytest.raises(HaoriError, match=r"could not be embedded: out of paper"):
+    with pytest.raises(HaoriError, match=r"could not be embedded .*out of paper"):
         embedder.embed(TEXTS, BASE).result()
+    until(lambda: embedder.failure is not None)
     embedder._encoder.vectors = stock
+    until(lambda: embedder.failure is None)
     assert vectors(embedder, TEXTS, BASE).shape == (4, 32)
+
+
+class PanicError(BaseException):
+    """As code in Rust raises it: no Exception."""
+
+
+@pytest.mark.parametrize("error", [OverflowError("inf"), MemoryError(), PanicError("bounds"), OSError(5, "I/O")])
+def test_what_reading_an_adapter_raises_is_its_own(base, folders, error):
+    found = opened(base, folders)
+    read = found._tiers._read
+
+    def reads(adapter):
+        if adapter == "few":
+            raise error
+        return read(adapter)
+
+    found._tiers._read = reads
+    expected = vectors(found, TEXTS, (("lora", 1.0),))
+    bad = [found.embed(TEXTS, mix) for mix in ((("few", 1.0),), (("lora", 1.0), ("few", 0.5))) * 4]
+    good = [found.embed(TEXTS, (("lora", 1.0),)) for _ in range(4)]
+    for future in bad:
+        with pytest.raises(HaoriError, match="few"):
+            future.result(20)
+    for future in good:
+        torch.testing.assert_close(torch.tensor(future.result(20).vectors), expected, **NEAR)
+    assert found.failure is None
+    found.close()
+
+
+@pytest.mark.parametrize("spoilt", ["width", "nan", "inf"])
+def test_a_text_that_cannot_be_computed_fails_alone(base, folders, spoilt):
+    found = opened(base, folders)
+    alone = vectors(found, TEXTS, (("lora", 1.0),))
+    vectors(found, TEXTS, (("tokens", 1.0),))
+    held = found._encoder.bank.held["tokens"]
+    ((table, (_, rows)),) = held.token_rows.items()
+    changed = torch.ones(len(rows), 7) if spoilt == "width" else rows * float(spoilt)
+    held.token_rows[table] = torch.arange(30), changed[:1].repeat(30, 1)
+    futures = [found.embed(TEXTS, ((name, 1.0),)) for name in ("lora", "tokens") * 5]
+    for number, future in enumerate(futures):
+        if number % 2:
+            with pytest.raises(HaoriError, match="could not be embedded" if spoilt == "width" else "not numbers"):
+                future.result(20)
+        else:
+            torch.testing.assert_close(torch.tensor(future.result(20).vectors), alone, **NEAR)
+    assert found.failure is None
+    found.close()
+
+
+def test_an_embedder_that_has_ended_leaves_nobody_waiting(base, folders):
+    found = opened(base, folders)
+
+    def ends(rows):
+        raise SystemExit(3)
+
+    found._encoder.vectors = ends
+    with pytest.raises(UnavailableError, match=r"has ended .*start the server again"):
+        found.embed(TEXTS, BASE).result(20)
+    until(lambda: found._ended)
+    with pytest.raises(UnavailableError, match="has ended"):
+        found.embed(TEXTS, BASE)
+    assert "has ended" in found.failure
+    found.close()
 
 
 @pytest.fixture

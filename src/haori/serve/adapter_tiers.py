@@ -5,10 +5,11 @@ Only the engine's thread calls this; files are read on threads of their own, so 
 
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from haori.core.errors import HaoriError, InputError, StorageError
+from haori.core.errors import FileFormatError, HaoriError, InputError, StorageError
 from haori.serve.openmp import compute_alone
 from haori.serve.request import AdapterMix
 from haori.serve.runner import AdapterBank, ReadyAdapter
@@ -80,7 +81,8 @@ class AdapterTiers:
         """Say whether all adapters of a mix are in memory; those that are not begin to be read.
 
         Raises:
-            HaoriError: One of them cannot be read or applied, or they do not fit into the budget together.
+            HaoriError: One of them cannot be read or applied, for whatever reason, or they do not fit into the budget
+                together. Nothing of it is left, so it is read anew when it is asked for again.
         """
         self._clock += 1
         for adapter, _ in mix:
@@ -116,26 +118,36 @@ class AdapterTiers:
             return False
         if not future.done():
             return False
+        waits = False
         try:
-            ready = future.result()
-            size = ready.size_bytes
-            staying = {name for name, _ in mix} | set(self.pinned())
-            others = sum(self._resident[name].size_bytes for name in staying if name in self._resident)
-            if size + others > self.budget_bytes:
-                raise InputError(
-                    f"The adapters of this request and those pinned take {(size + others) / 1e6:,.0f} MB; all "
-                    f"adapters in memory may take {self.budget_bytes / 1e6:,.0f} MB (--adapter-memory)."
-                )
-            if not self._make_room(size, staying):
-                return False
-            self._bank.put(ready)
-        except HaoriError:
-            del self._coming[adapter]
+            waits = not self._take_in(adapter, future.result(), mix)
+        except (HaoriError, KeyboardInterrupt, SystemExit):
             raise
-        except OSError as error:
-            del self._coming[adapter]
-            raise StorageError(f"The adapter {adapter[:19]} cannot be read: {error}.") from error
-        del self._coming[adapter]
+        except BaseException as error:  # a panic in Rust is no Exception
+            raise _in_words(adapter, error) from error
+        finally:
+            if not waits:
+                del self._coming[adapter]
+        return not waits
+
+    def _take_in(self, adapter: str, ready: ReadyAdapter, mix: AdapterMix) -> bool:
+        """Keep what has been read; False if there is no room for it now."""
+        size = ready.size_bytes
+        staying = {name for name, _ in mix} | set(self.pinned())
+        others = sum(self._resident[name].size_bytes for name in staying if name in self._resident)
+        if size + others > self.budget_bytes:
+            raise InputError(
+                f"The adapters of this request and those pinned take {(size + others) / 1e6:,.0f} MB; all "
+                f"adapters in memory may take {self.budget_bytes / 1e6:,.0f} MB (--adapter-memory)."
+            )
+        if not self._make_room(size, staying):
+            return False
+        try:
+            self._bank.put(ready)
+        except BaseException:
+            with suppress(Exception):  # it may be half there
+                self._bank.drop(adapter)
+            raise
         self._resident[adapter] = _Resident(size, used=self._clock)
         self.loads += 1
         return True
@@ -165,7 +177,19 @@ class AdapterTiers:
         if free < size:
             return False
         for name in going:
-            self._bank.drop(name)
             del self._resident[name]
             self.evictions += 1
+            self._bank.drop(name)
         return True
+
+
+def _in_words(adapter: str, error: BaseException) -> HaoriError:
+    """Return the error for which an adapter cannot be served, given what was raised."""
+    if isinstance(error, OSError):
+        return StorageError(f"The adapter {adapter[:19]} cannot be read: {error}.")
+    if isinstance(error, MemoryError):
+        return HaoriError(f"There is not enough memory for the adapter {adapter[:19]}; ask again, or serve fewer.")
+    return FileFormatError(
+        f"The adapter {adapter[:19]} cannot be made ready ({type(error).__name__}: {error}); see that its files are "
+        "what training wrote."
+    )

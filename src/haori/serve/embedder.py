@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Never
 
-from haori.core.errors import HaoriError, InputError, OverloadedError
+from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.serve.adapter_tiers import AdapterTiers, PinnedAdapters, ReadAdapter
 from haori.serve.encoder import AdaptedEncoder, Row
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
@@ -30,6 +30,8 @@ _BATCH_TOKENS = 1024  # with padding; MiniLM on a CPU gives fewer tokens/s in la
 _ROUND_TOKENS = 4 * _BATCH_TOKENS  # what comes meanwhile waits so long
 _MOST_RUNNING = 64
 _PATIENCE_S = 5.0
+_PROBE_S = 1.0  # between two looks whether an embedder that could not compute can
+_NOT_NUMBERS = "The vectors of this request are not numbers; its adapter or strength may be at fault."
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,12 @@ class _Job:
             vectors = [self._vectors[i] for i in range(len(self.rows))]
             self.future.set_result(Embedded(vectors, [len(row.ids) for row in self.rows]))
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         self.left.clear()
         if self._may_end():
             known = isinstance(error, HaoriError)
-            self.future.set_exception(error if known else HaoriError(f"The texts could not be embedded: {error}."))
+            sentence = f"The texts could not be embedded ({type(error).__name__}: {error})."
+            self.future.set_exception(error if known else HaoriError(sentence))
 
     def _may_end(self) -> bool:
         return not self.future.done() and self.future.set_running_or_notify_cancel()
@@ -112,6 +115,10 @@ class _Place:
     @property
     def length(self) -> int:
         return len(self.row.ids)
+
+    @property
+    def wanted(self) -> bool:
+        return not self.job.future.done()
 
 
 class TextEmbedder:
@@ -151,10 +158,17 @@ class TextEmbedder:
         self._running: list[_Job] = []
         self._woken = False
         self._closing = False
+        self._ended = False
+        self._failure: str | None = None
         self._batches = 0
         self._status = self._look()
         self._thread = threading.Thread(target=self._work, name="haori-embedder", daemon=True)
         self._thread.start()
+
+    @property
+    def failure(self) -> str | None:
+        """Say why nothing can be embedded, now or ever again; None while all is well."""
+        return self._failure
 
     def embed(self, texts: Sequence[str], mix: AdapterMix) -> "Future[Embedded]":
         """Queue texts; the future gives their vectors, or the HaoriError for which an adapter cannot be served.
@@ -164,6 +178,7 @@ class TextEmbedder:
         Raises:
             InputError: A text is too long, or there is none.
             OverloadedError: Too many requests wait.
+            UnavailableError: The embedder has ended on its own.
         """
         if not texts:
             raise InputError("There is no text to embed; give at least one.")
@@ -171,6 +186,8 @@ class TextEmbedder:
         with self._condition:
             if self._closing:
                 raise OverloadedError("The embedder is shutting down.", retry_after_s=5.0)
+            if self._ended:
+                raise UnavailableError(self._failure or "The embedder has ended.")
             if len(self._waiting) >= self.limits.waiting:
                 raise OverloadedError(
                     f"{len(self._waiting)} requests are waiting, which is as many as may (--max-queue); try again "
@@ -234,12 +251,20 @@ class TextEmbedder:
             self._condition.notify_all()
 
     def _work(self) -> None:
-        while self._wait():
-            while self._admit():
-                self._round()
+        reason: HaoriError = OverloadedError("The embedder is shutting down.", retry_after_s=5.0)
+        try:
+            while self._wait():
+                if self._failure:
+                    self._failure = self._probe()
+                while self._admit():
+                    self._round()
+        except BaseException as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+            self._failure = f"The embedder has ended ({type(error).__name__}: {error}); start the server again."
+            reason = UnavailableError(self._failure)
         with self._condition:
+            self._ended = True
             for job in (*self._running, *self._waiting):
-                job.fail(OverloadedError("The embedder is shutting down.", retry_after_s=5.0))
+                job.fail(reason)
             self._waiting.clear()
             self._running.clear()
             self._status = self._look()
@@ -249,7 +274,8 @@ class TextEmbedder:
         """Wait until there may be something to do; False when it is time to end."""
         with self._condition:
             # A request whose adapter is being read is looked at again when one has landed.
-            self._condition.wait_for(lambda: self._woken, _POLL_S if self._waiting else None)
+            pause_s = _POLL_S if self._waiting else _PROBE_S if self._failure else None
+            self._condition.wait_for(lambda: self._woken, pause_s)
             self._woken = False
             return not self._closing
 
@@ -265,7 +291,9 @@ class TextEmbedder:
                     if time.monotonic() - job.began > _PATIENCE_S:
                         break  # those that run may hold all the memory; nobody passes it by any more
                     continue
-            except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
                 self._refuse(job, error)
                 continue
             if not job.cancelled:
@@ -278,7 +306,7 @@ class TextEmbedder:
             self._condition.notify_all()
         return bool(self._running) and not self._closing
 
-    def _refuse(self, job: _Job, error: Exception) -> None:
+    def _refuse(self, job: _Job, error: BaseException) -> None:
         with self._condition:
             self._waiting.remove(job)
             wanted = _adapters(self._waiting)
@@ -309,15 +337,37 @@ class TextEmbedder:
             self._condition.notify_all()
 
     def _compute(self, batch: Sequence[_Place]) -> None:
+        """Compute a batch. One that raises is computed again in halves, until the texts at fault are alone."""
+        batch = [place for place in batch if place.wanted]
+        if not batch:
+            return
         try:
-            vectors = self._encoder.vectors([place.row for place in batch]).tolist()
-        except Exception as error:  # noqa: BLE001 - whatever it was, callers must hear of it and the others go on
-            for place in batch:
-                place.job.fail(error)
-        else:
-            for place, vector in zip(batch, vectors, strict=True):
+            vectors = self._encoder.vectors([place.row for place in batch])
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it was, its caller must hear of it and others go on
+            half = len(batch) // 2
+            if half:
+                self._compute(batch[:half])
+                self._compute(batch[half:])
+            else:
+                batch[0].job.fail(error)
+                self._failure = self._probe()
+            return
+        for place, vector, finite in zip(batch, vectors.tolist(), vectors.isfinite().all(1).tolist(), strict=True):
+            if finite:
                 place.job.take(place.index, vector)
+            else:
+                place.job.fail(HaoriError(_NOT_NUMBERS))
         self._batches += 1
+
+    def _probe(self) -> str | None:
+        """Say why nothing can be computed, not even by the bare base; None if it can."""
+        try:
+            self._encoder.vectors([Row([0], ())])
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is the answer
+            return f"The embedder cannot compute ({type(error).__name__}: {error}); it may have to be started again."
+        return None
 
     def _look(self) -> EmbedderStatus:
         """Say how busy it is; on its own thread."""

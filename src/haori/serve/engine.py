@@ -7,10 +7,11 @@ said. Other threads only leave requests and cancellations. It knows nothing abou
 
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from haori.core.errors import InputError, OverloadedError
+from haori.core.errors import InputError, OverloadedError, UnavailableError
 from haori.serve.adapter_tiers import AdapterTiers, PinnedAdapters, ReadAdapter
 from haori.serve.prompt_check import check_prompt
 from haori.serve.request import AdapterMix, Deliver, TextRequest
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["EngineStatus", "TextEngine"]
 
 _POLL_S = 0.05
+_PROBE_S = 1.0  # between two looks whether an engine that could not compute can
+_FAILURES = 3  # steps on end that raise something on nobody's account
+_ENDED = "The engine has ended."
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,16 @@ class TextEngine:
         self._known: dict[str, Sequence] = {}
         self._woken = False
         self._closing = False
+        self._ended = False
+        self._failure: str | None = None
         self._status = self._look()
         self._thread = threading.Thread(target=self._work, name="haori-engine", daemon=True)
         self._thread.start()
 
     @property
-    def alive(self) -> bool:
-        """Say whether its thread still works; after `close` it does not."""
-        return self._thread.is_alive()
+    def failure(self) -> str | None:
+        """Say why nothing can be answered, now or ever again; None while all is well."""
+        return self._failure
 
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request. `deliver` is called on the engine's thread, the last time with `finish` set.
@@ -112,6 +118,7 @@ class TextEngine:
             InputError: The prompt is empty or too long, a token id is none of the model's, or the request's id is in
                 use.
             OverloadedError: Too many requests wait.
+            UnavailableError: The engine has ended on its own.
         """
         check_prompt(request.prompt, self.context_length, self.vocabulary)
         constraint = None
@@ -124,6 +131,8 @@ class TextEngine:
         with self._condition:
             if self._closing:
                 raise OverloadedError("The engine is shutting down.", retry_after_s=5.0)
+            if self._ended:
+                raise UnavailableError(self._failure or _ENDED)
             if request.id in self._known:
                 raise InputError(f"A request {request.id!r} is under way already; choose another id.")
             waiting = len(self._known) - self._status.running
@@ -178,14 +187,38 @@ class TextEngine:
             self._condition.notify_all()
 
     def _work(self) -> None:
-        while self._take_in():
-            try:
-                self._scheduler.step()
-            except Exception as error:  # noqa: BLE001 - whatever it was, callers must hear of it and the engine go on
-                for sequence in list(self._scheduler.running):
-                    self._scheduler.end(sequence, "error", f"The engine could not go on with this request: {error}")
-        for sequence in self._scheduler:
-            self._scheduler.end(sequence, "cancelled")
+        failures = 0
+        try:
+            while self._take_in():
+                try:
+                    self._scheduler.step()
+                    failures = 0
+                except Exception as error:
+                    failures += 1
+                    if failures == _FAILURES:
+                        raise
+                    for sequence in list(self._scheduler.running):
+                        self._scheduler.fail(sequence, error)
+                    self._scheduler.doubtful = True
+                if self._scheduler.doubtful:
+                    self._failure = self._scheduler.probe()
+        except BaseException as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+            self._failure = f"{_ENDED[:-1]} ({type(error).__name__}: {error}); start the server again."
+        self._end_all()
+
+    def _end_all(self) -> None:
+        with self._condition:
+            self._ended = True  # from here on nobody joins
+            left = list(self._known.values())
+        for sequence in left:
+            with suppress(Exception):
+                if self._closing:
+                    self._scheduler.end(sequence, "cancelled")
+                else:
+                    self._scheduler.end(sequence, "error", self._failure, "outage")
+        with self._condition:
+            self._known.clear()
+            self._condition.notify_all()
 
     def _take_in(self) -> bool:
         """Wait for work if there is none; take new requests and cancellations. False when it is time to end."""
@@ -193,8 +226,10 @@ class TextEngine:
         with self._condition:
             self._status = self._look()
             if not scheduler.running:
-                # A request whose adapter is being read is looked at again when one has landed.
-                self._condition.wait_for(lambda: self._woken, _POLL_S if len(scheduler.waiting) else None)
+                # A request whose adapter is being read is looked at again when one has landed; so is an engine that
+                # could not compute.
+                pause_s = _POLL_S if len(scheduler.waiting) else _PROBE_S if self._failure else None
+                self._condition.wait_for(lambda: self._woken, pause_s)
             self._woken = False
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, set()

@@ -105,23 +105,39 @@ class ReferenceRunner:
         self.bank = _Bank(model)
         self._model = model
         self._mix: AdapterMix = ()
+        self._outcomes: dict[tuple[int, int], Tensor | Exception] = {}
         for name, module in model.named_modules():
             self._hook(name, module)
 
     @torch.no_grad()
     def step(self, runs: Sequence[Run]) -> Tensor:
-        """Compute one step, sequence by sequence."""
-        device = next(self._model.parameters()).device
-        found = []
-        for run in runs:
-            self._mix = run.adapters
+        """Compute one step, sequence by sequence; if one raises, the others' outcomes are kept for the next call."""
+        keys = [(run.sequence, run.start) for run in runs]
+        for key, run in zip(keys, runs, strict=True):
+            if key not in self._outcomes:
+                self._outcomes[key] = self._outcome(run)
+        outcomes = [self._outcomes[key] for key in keys]
+        failed = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
+        if failed is None or len(runs) == 1:
+            for key in keys:
+                del self._outcomes[key]
+        if failed is not None:
+            raise failed
+        found = [outcome for run, outcome in zip(runs, outcomes, strict=True) if run.wants_logits]
+        return torch.stack([logits for logits in found if isinstance(logits, Tensor)]) if found else torch.empty(0, 0)
+
+    def _outcome(self, run: Run) -> Tensor | Exception:
+        """Return the logits after the last token of a run, or what was raised; its cache cannot be taken back."""
+        ids = torch.tensor([list(run.tokens)], device=next(self._model.parameters()).device)
+        self._mix = run.adapters
+        try:
             cache = self.cache.held[run.sequence]
-            ids = torch.tensor([list(run.tokens)], device=device)
-            logits = self._model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-            if run.wants_logits:
-                found.append(logits[0, -1])
-        self._mix = ()
-        return torch.stack(found) if found else torch.empty(0, 0)
+            logits: Tensor = self._model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0, -1]
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is this sequence's alone
+            return error
+        finally:
+            self._mix = ()
+        return logits
 
     def _hook(self, name: str, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

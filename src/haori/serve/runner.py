@@ -119,5 +119,8 @@ class Runner(Protocol):
         ...
 
     def step(self, runs: Sequence[Run]) -> "Tensor":
-        """Compute one step; return logits, shape (runs that want them, V), in their order."""
+        """Compute one step; return logits, shape (runs that want them, V), in their order.
+
+        A step that raised may be asked for again, in parts.
+        """
         ...

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
-from haori.core.errors import HaoriError, InputError
+from haori.core.errors import InputError
 from haori.serve.draw import Filters, draw
 from haori.serve.logprobs import token_logprobs
 from haori.serve.penalties import Penalties
 from haori.serve.request import Sampling, TokenLogprob
+from haori.serve.unforeseen import unforeseen
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,7 @@ class SamplerState:
         self._constraint = constraint
         self._penalties = Penalties(sampling, prompt) if Penalties.wanted(sampling) else None
         self._generator: torch.Generator | None = None
+        self._number: float | None = None
         self.accepted = 0
         self.ended = False
 
@@ -121,6 +123,7 @@ class SamplerState:
             self._constraint.accept(token)
         if self._penalties:
             self._penalties.accept(token)
+        self._number = None
         self.accepted += 1
         self.ended = token in self._stop_tokens or bool(self._constraint and self._constraint.finished)
 
@@ -139,16 +142,19 @@ class SamplerState:
             self._penalties.apply(logits)
 
     def uniform(self) -> float:
-        """Return the request's next random number, in [0, 1)."""
+        """Return the random number of the request's next token, in [0, 1); the same until that is accepted."""
         import torch
 
+        if self._number is not None:
+            return self._number
         if self._generator is None:
             self._generator = torch.Generator()
             if self.sampling.seed is None:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(self.sampling.seed)
-        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+        self._number = float(torch.rand((), generator=self._generator, dtype=torch.float64))
+        return self._number
 
     def _postpone_stop(self, logits: "Tensor") -> None:
         """Rule stop tokens out, unless a constraint leaves nothing else."""
@@ -164,8 +170,8 @@ class SamplerState:
 def choose(logits: "Tensor", states: Sequence[SamplerState]) -> list[Choice]:
     """Choose and accept the next token of every row.
 
-    A row whose logits are not numbers (NaN or +inf anywhere, or -inf everywhere), or whose constraint cannot go on,
-    gets an error and its state stays as it was; the other rows go on.
+    A row whose logits are not numbers (NaN or +inf anywhere, or -inf everywhere), or on whose account anything is
+    raised, gets an error and its state stays as it was; the other rows go on.
 
     Args:
         logits: (N, V), in any floating type; left unchanged.
@@ -179,7 +185,7 @@ def choose(logits: "Tensor", states: Sequence[SamplerState]) -> list[Choice]:
             choices[row] = Choice(token) if finite else Choice(-1, error=_NOT_NUMBERS)
     others = sorted(set(range(len(states))).difference(plain))
     for rows in _parts(others, states, logits):
-        for row, choice in zip(rows, _choose_part(logits[rows].float(), [states[row] for row in rows]), strict=True):
+        for row, choice in zip(rows, _choose_apart(logits, rows, states), strict=True):
             choices[row] = choice
     _add_logprobs(choices, logits, states)
     return [_accepted(choice, state) for choice, state in zip(choices, states, strict=True)]
@@ -197,6 +203,18 @@ def _parts(rows: list[int], states: Sequence[SamplerState], logits: "Tensor") ->
     return [group[start : start + size] for group in alike for start in range(0, len(group), size)]
 
 
+def _choose_apart(logits: "Tensor", rows: list[int], states: Sequence[SamplerState]) -> list[Choice]:
+    """Choose for a part of the rows; if that raises, for each alone."""
+    try:
+        return _choose_part(logits[rows].float(), [states[row] for row in rows])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
+        if len(rows) == 1:
+            return [Choice(-1, error=unforeseen(error))]
+    return [choice for row in rows for choice in _choose_apart(logits, [row], states)]
+
+
 def _choose_part(logits: "Tensor", states: Sequence[SamplerState]) -> list[Choice]:
     """Choose for a few rows, (N, V) float32, which are used up."""
     errors = [None if finite else _NOT_NUMBERS for finite in logits.amax(-1).isfinite().tolist()]
@@ -204,8 +222,10 @@ def _choose_part(logits: "Tensor", states: Sequence[SamplerState]) -> list[Choic
     for row in edited:
         try:
             states[row].edit(logits[row])
-        except HaoriError as error:
-            errors[row] = str(error)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
+            errors[row] = unforeseen(error)
     if edited:
         for row, finite in enumerate(logits.amax(-1).isfinite().tolist()):
             errors[row] = errors[row] or (None if finite else _NOTHING_ALLOWED)
@@ -241,8 +261,10 @@ def _accepted(choice: Choice, state: SamplerState) -> Choice:
         return choice
     try:
         state.accept(choice.token)
-    except HaoriError as error:
-        return Choice(-1, error=str(error))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
+        return Choice(-1, error=unforeseen(error))
     return choice
 
 

@@ -7,16 +7,18 @@ A step lets every running sequence go on by a token, and beside that reads as mu
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from haori.core.errors import HaoriError, InputError
+from haori.core.errors import InputError
 from haori.serve.adapter_tiers import AdapterTiers
 from haori.serve.fair_queue import FairQueue
 from haori.serve.prefix_cache import BLOCK, PrefixCache
 from haori.serve.request import Fault, Finish
 from haori.serve.runner import Run, Runner
-from haori.serve.sampling import choose
+from haori.serve.sampling import Choice, choose
 from haori.serve.sequence import Sequence
+from haori.serve.unforeseen import unforeseen
 
 __all__ = ["EngineLimits", "Scheduler"]
 
@@ -61,6 +63,7 @@ class Scheduler:
         self.waiting: FairQueue[Sequence] = FairQueue(time.monotonic)
         self.prefixes = PrefixCache(limits.prefix_bytes)
         self.counts: Counter[str] = Counter()
+        self.doubtful = False  # whether a step failed for which it is not known that others would not
         self._runner = runner
         self._tiers = tiers
         self._limits = limits
@@ -81,18 +84,42 @@ class Scheduler:
         if composed:
             self._compute(composed)
 
+    def fail(self, sequence: Sequence, error: BaseException) -> None:
+        """End a sequence with what was raised on its account."""
+        fault: Fault = "request" if isinstance(error, InputError) else "engine"
+        self.end(sequence, "error", unforeseen(error), fault)
+        self.forget_unwanted_adapters()
+
+    def probe(self) -> str | None:
+        """Say why nothing can be computed, not even a token of the bare base; None if it can."""
+        self.doubtful = False
+        try:
+            place = self._runner.cache.open(1)
+            if place is not None:
+                try:
+                    self._runner.step([Run(place, 0, [0], ())])
+                finally:
+                    self._runner.cache.close(place)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is the answer
+            self.doubtful = True
+            return f"The engine cannot compute ({type(error).__name__}: {error}); it may have to be started again."
+        return None
+
     def end(
         self, sequence: Sequence, reason: Finish | None = None, error: str | None = None, fault: Fault = "engine"
     ) -> None:
         """Free everything a sequence holds, and tell its caller if its answer is not complete."""
-        if sequence in self.running:
-            self._free(sequence)
-            self.waiting.leave(sequence.request.queue)
-        else:
-            self.waiting.remove(sequence.request.queue, sequence)
-        if reason is not None:
-            sequence.finish(reason, error, fault)
-        self._ended(sequence)
+        try:
+            if sequence in self.running:
+                self.waiting.leave(sequence.request.queue)
+                self._free(sequence)
+            else:
+                self.waiting.remove(sequence.request.queue, sequence)
+        finally:
+            if reason is not None:
+                with suppress(BaseException):  # a caller that cannot be told is no reason to hurt others
+                    sequence.finish(reason, error, fault)
+            self._ended(sequence)
 
     def forget_unwanted_adapters(self) -> None:
         """Drop adapters that were read for requests that no longer wait."""
@@ -112,21 +139,23 @@ class Scheduler:
                 if not self._tiers.prepare(sequence.request.adapters):
                     passed.add(queue)
                     continue
-            except HaoriError as error:
-                self.end(sequence, "error", str(error), "request" if isinstance(error, InputError) else "engine")
-                continue
-            place = self._runner.cache.open(len(sequence.tokens) + 1)
-            if place is None:
-                if not self.running:
-                    self.end(sequence, "error", f"The prompt needs more memory {_KV}.", "request")
-                    continue
-                return
-            self._join(self.waiting.take(queue), place)
+                place = self._runner.cache.open(len(sequence.tokens) + 1)
+                if place is not None:
+                    self._join(self.waiting.take(queue), place)
+                elif self.running:
+                    return
+                else:
+                    self.fail(sequence, InputError(f"The prompt needs more memory {_KV}."))
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
+                self.fail(sequence, error)
 
     def _join(self, sequence: Sequence, place: int) -> None:
         sequence.place = place
         sequence.read = 0
         self._tiers.acquire(sequence.request.adapters)
+        self.running.append(sequence)  # from here on `end` frees all it holds
         blocks = self.prefixes.find(sequence.request.adapters, sequence.tokens)
         for number, block in enumerate(blocks):
             self._runner.cache.put(place, number * BLOCK, block)
@@ -134,7 +163,6 @@ class Scheduler:
         if not sequence.generated:
             sequence.cached_tokens = sequence.read
         self.waiting.serve(sequence.request.queue, len(sequence.tokens) - sequence.read)
-        self.running.append(sequence)
 
     def _compose(self) -> list[tuple[Sequence, Run]]:
         """Choose this step's tokens: the newest of every answer, and as much of the prompts as is read at once."""
@@ -144,7 +172,11 @@ class Scheduler:
             if sequence not in self.running:
                 continue  # put back to make room for an earlier one
             count = 1 if sequence.decoding else min(len(sequence.tokens) - sequence.read, budget)
-            if not count or not self._make_room(sequence, sequence.read + count):
+            try:
+                if not count or not self._make_room(sequence, sequence.read + count):
+                    continue
+            except Exception as error:  # noqa: BLE001 - whatever it was, it is this sequence that wanted the room
+                self.fail(sequence, error)
                 continue
             if not sequence.decoding:
                 budget -= count
@@ -178,7 +210,20 @@ class Scheduler:
         self.waiting.add(sequence.request.queue, sequence, first=True)
 
     def _compute(self, composed: list[tuple[Sequence, Run]]) -> None:
-        logits = self._runner.step([run for _, run in composed])
+        """Compute a step. One that raises is computed again in halves, until those at fault are alone, and end."""
+        try:
+            logits = self._runner.step([run for _, run in composed])
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
+            half = len(composed) // 2
+            if half:
+                self._compute(composed[:half])
+                self._compute(composed[half:])
+            else:
+                self.doubtful = True
+                self.fail(composed[0][0], error)
+            return
         self.counts["steps"] += 1
         speaking = []
         for sequence, run in composed:
@@ -189,11 +234,20 @@ class Scheduler:
                 speaking.append(sequence)
                 self._keep_prefix(sequence)
         for sequence, choice in zip(speaking, choose(logits, [s.sampler for s in speaking]), strict=True):
+            self._speak(sequence, choice)
+
+    def _speak(self, sequence: Sequence, choice: Choice) -> None:
+        try:
             sequence.take(choice)
-            self.counts["generated"] += 1
-            self.waiting.serve(sequence.request.queue, 1)
-            if sequence.ended:
-                self.end(sequence)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
+            self.fail(sequence, error)
+            return
+        self.counts["generated"] += 1
+        self.waiting.serve(sequence.request.queue, 1)
+        if sequence.ended:
+            self.end(sequence)
 
     def _keep_prefix(self, sequence: Sequence) -> None:
         """Keep the blocks of a prompt that has just been read."""
@@ -202,15 +256,18 @@ class Scheduler:
         sequence.prefix_kept = True
         assert sequence.place is not None
         prompt = sequence.tokens[: sequence.prompt_length]
-        for start, key in self.prefixes.missing(sequence.request.adapters, prompt):
-            block = self._runner.cache.take(sequence.place, start, start + BLOCK)
-            if block is None:
-                return
-            self.prefixes.keep(key, block)
+        with suppress(Exception):  # without memory for them, they are not kept
+            for start, key in self.prefixes.missing(sequence.request.adapters, prompt):
+                block = self._runner.cache.take(sequence.place, start, start + BLOCK)
+                if block is None:
+                    return
+                self.prefixes.keep(key, block)
 
     def _free(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        assert sequence.place is not None
-        self._runner.cache.close(sequence.place)
-        sequence.place = None
-        self._tiers.release(sequence.request.adapters)
+        place, sequence.place = sequence.place, None
+        assert place is not None
+        try:
+            self._runner.cache.close(place)
+        finally:
+            self._tiers.release(sequence.request.adapters)

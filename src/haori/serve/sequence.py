@@ -1,5 +1,6 @@
 """One request under way: its tokens, how far the model has read them, and what has been said."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from haori.serve.detokenise import TextStream
@@ -80,8 +81,12 @@ class Sequence:
 
     def finish(self, reason: Finish, error: str | None = None, fault: Fault = "engine") -> None:
         """End before the answer is complete."""
-        if not self.ended:
-            self._send(self._text.finish(), reason, error, fault)
+        if self.ended:
+            return
+        text = ""
+        with suppress(BaseException):  # the end is told whatever becomes of the rest
+            text = self._text.finish()
+        self._send(text, reason, error, fault)
 
     def _send(self, text: str, finish: Finish | None, error: str | None = None, fault: Fault = "engine") -> None:
         self.ended = finish is not None

@@ -70,12 +70,17 @@ class Engine(Protocol):
     def context_length(self) -> int:
         """Longest prompt and answer together, in tokens."""
 
+    @property
+    def failure(self) -> str | None:
+        """Why it can answer nothing, now or ever again; None while all is well."""
+
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request; `deliver` is called on another thread, the last time with `finish` set.
 
         Raises:
             InputError: The request cannot be answered.
             OverloadedError: There is no room in the queue.
+            UnavailableError: It has ended on its own.
         """
 
     def cancel(self, request_id: str) -> None:

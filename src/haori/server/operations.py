@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from haori.server.access import caller_of
-from haori.server.errors import ErrorReply
+from haori.server.errors import ApiError, ErrorReply
 from haori.server.lifecycle import service_of
 from haori.server.openai.replying import ERRORS
 
@@ -32,10 +32,14 @@ class Version(BaseModel):
     version: str
 
 
-@router.get("/health", responses={503: {"model": ErrorReply, "description": "Loading, or about to end."}})
+@router.get(
+    "/health", responses={503: {"model": ErrorReply, "description": "Loading, about to end, or unable to go on."}}
+)
 async def health(request: Request) -> Health:
     """Say whether requests are answered."""
-    _ = service_of(request).backend
+    failure = service_of(request).backend.engine.failure
+    if failure is not None:
+        raise ApiError(503, failure, code="engine_unavailable")
     return Health()
 
 

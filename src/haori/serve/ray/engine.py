@@ -108,6 +108,13 @@ class RayEngine:
         """Return the longest prompt and answer together, in tokens."""
         return self._facts.context_length
 
+    @property
+    def failure(self) -> str | None:
+        """Say why nothing can be answered now; None while all is well."""
+        if not self._thread.is_alive():
+            return "The connection to Ray has ended; start the server again."
+        return _GONE if self._watch.gone else None
+
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request. `deliver` is called on the thread of this engine, the last time with `finish` set.
 

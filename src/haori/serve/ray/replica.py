@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from ray import serve
 
-from haori.core.errors import InputError, OverloadedError
+from haori.core.errors import InputError, OverloadedError, UnavailableError
 from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
 from haori.serve.request import Delta, TextRequest
 
@@ -72,7 +72,7 @@ class EngineReplica:
         except InputError as error:
             yield Pieces(self._name, (Delta(finish="error", error=str(error), fault="request"),))
             return
-        except OverloadedError as error:
+        except (OverloadedError, UnavailableError) as error:
             yield Pieces(self._name, (Delta(finish="error", error=str(error), fault="outage"),))
             return
         self._open.add(inbox)
@@ -90,13 +90,13 @@ class EngineReplica:
                 self._engine.cancel(request.id)
 
     async def check_health(self) -> None:
-        """Have Ray Serve replace this replica when its engine has ended.
+        """Have Ray Serve replace this replica when its engine cannot go on.
 
         Raises:
-            RuntimeError: It has.
+            RuntimeError: It cannot.
         """
-        if not self._engine.alive:
-            message = "The engine of a replica has ended."
+        if (failure := self._engine.failure) is not None:
+            message = f"A replica cannot go on: {failure}"
             for inbox in self._open:
                 inbox.put_nowait(Delta(finish="error", error=message, fault="outage"))
             raise RuntimeError(message)

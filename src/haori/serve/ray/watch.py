@@ -55,14 +55,11 @@ class ReplicaWatch:
 
     async def look(self, handle: Any) -> None:
         """Ask every replica how it is."""
-        from ray.exceptions import RayError
-        from ray.serve.exceptions import RayServeException
-
         try:
             replies = await handle.broadcast("status").results_async(timeout_s=_REPLY_S, return_exceptions=True)
         except TimeoutError:
             return  # one that does not reply holds up all; Ray Serve's own checks will replace it
-        except (RayError, RayServeException):
+        except Exception:  # noqa: BLE001 - of whatever kind, it gave no reply; and looking must go on
             replies = []
         self._take({reply.replica: reply for reply in replies if isinstance(reply, ReplicaStatus)})
 

@@ -1,5 +1,6 @@
 """One answer in the making: token ids from vLLM become the pieces that callers of any engine get."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from haori.core.errors import UnavailableError
@@ -89,8 +90,12 @@ class VllmAnswer:
 
     def fail(self, finish: Finish, error: str | None = None, fault: Fault = "engine") -> None:
         """End before the answer is complete."""
-        if not self.complete:
-            self._send(self._text.finish(), finish, error, fault)
+        if self.complete:
+            return
+        text = ""
+        with suppress(BaseException):  # the end is told whatever becomes of the rest
+            text = self._text.finish()
+        self._send(text, finish, error, fault)
 
     def _send(self, text: str, finish: Finish | None = None, error: str | None = None, fault: Fault = "engine") -> None:
         self.complete = finish is not None

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.serve.fair_queue import FairQueue
-from haori.serve.request import AdapterMix, Deliver, TextRequest
+from haori.serve.request import AdapterMix, Deliver, Fault, Finish, TextRequest
 from haori.serve.scheduler import EngineLimits
+from haori.serve.unforeseen import unforeseen
 from haori.serve.vllm.answer import VllmAnswer
 from haori.serve.vllm.conversion import VllmCopies, vllm_name
 from haori.serve.vllm.loop import LoopThread
@@ -117,6 +119,15 @@ class VllmEngine:
         self._cached_tokens = 0
         self._queue: FairQueue[_Job] = FairQueue(time.monotonic)  # this and what follows: on the loop's thread only
         loop.call(self._begin_watching)
+
+    @property
+    def failure(self) -> str | None:
+        """Say why nothing can be answered now; None while all is well."""
+        try:
+            choose_server(self._servers.servers, None, self.limits.running)
+        except UnavailableError as error:
+            return str(error)
+        return None
 
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request. `deliver` is called on the loop's thread, the last time with `finish` set.
@@ -224,8 +235,7 @@ class VllmEngine:
                 server = choose_server(self._servers.servers, job.name, self.limits.running)
             except UnavailableError as error:
                 self._queue.remove(queue, job)
-                job.answer.fail("error", str(error), "outage")
-                self._forget(job)
+                self._end(job, "error", str(error), "outage")
                 continue
             if server is None:
                 full.add(queue)
@@ -246,8 +256,7 @@ class VllmEngine:
             job.task.cancel()
             return
         self._queue.remove(job.request.queue, job)
-        job.answer.fail("cancelled")
-        self._forget(job)
+        self._end(job, "cancelled")
 
     async def _follow(self, job: _Job, server: Server) -> None:
         """Have a request answered by a server, and tell its caller if that fails."""
@@ -266,8 +275,10 @@ class VllmEngine:
         except HaoriError as error:
             await self._servers.doubt(server)
             answer.fail("error", str(error))
-        except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
-            answer.fail("error", f"The engine could not go on with this request: {error}")
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+            answer.fail("error", unforeseen(error))
 
     async def _answer(self, job: _Job, server: Server) -> None:
         if job.name is None:
@@ -314,11 +325,12 @@ class VllmEngine:
         if again and not self._closing:
             self._queue.add(job.request.queue, job, first=True)
         else:
-            job.answer.fail("cancelled")  # says nothing if it was told how it ended
-            self._forget(job)
+            self._end(job, "cancelled")  # says nothing if it was told how it ended
         self._pump()
 
-    def _forget(self, job: _Job) -> None:
+    def _end(self, job: _Job, finish: Finish, error: str | None = None, fault: Fault = "engine") -> None:
+        with suppress(BaseException):  # a caller that cannot be told is no reason to hurt others
+            job.answer.fail(finish, error, fault)
         with self._changed:
             self._jobs.pop(job.request.id, None)
             if not self._jobs:
