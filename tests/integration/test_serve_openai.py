@@ -135,6 +135,7 @@ def test_every_way_to_choose_tokens_reaches_the_engine(client, server):
         "max_tokens": 4, "temperature": 0.3, "top_p": 0.9, "top_k": 0, "min_p": 0.1, "repetition_penalty": 1.2,
         "presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {5: 1.5}, "seed": 7, "stop": ("x", "yy"),
         "ignore_eos": True, "min_tokens": 2, "logprobs": None, "json_schema": schema,
+        "grammar": None, "shown_tokens": frozenset(),
     }  # fmt: skip
     client.chat.completions.create(model="tiny", messages=HELLO, response_format={"type": "json_object"}, stop="z")
     assert server.engine.seen[1].sampling.json_schema == {}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from haori.core.errors import InputError, MissingExtraError
-from haori.serve.constraints import Constraints, Matcher
+from haori.serve.constraints import Constraints, Matcher, json_rule
 from haori.serve.request import Sampling
 from haori.serve.sampling import SamplerState, choose
 
@@ -192,9 +192,42 @@ def test_a_schema_nested_too_deeply_is_refused(constraints):
         constraints.compile(schema)
 
 
+def test_a_grammar_may_hold_json_that_fits_a_schema(constraints, tiny_tokenizer):
+    schema = {"$ref": "#/$defs/line", "$defs": {"line": Line.model_json_schema()}}
+    matcher = constraints.compile_grammar(f'start: "call " body ";"\nbody: {json_rule(schema)}')
+    assert not matcher.allowed()[tiny_tokenizer.encode("{")[0]]
+    follow(matcher, tiny_tokenizer, 'call {"text": "abcdef", "weight": 20}')
+    assert not matcher.allowed()[tiny_tokenizer.eos_token_id]
+    follow(matcher, tiny_tokenizer, ";")
+    assert matcher.finished
+    sampling = Sampling(grammar='start: "a" | "b"')
+    assert constraints.of(sampling).allowed().nonzero()[:, 0].tolist() == sorted(tiny_tokenizer.encode("ab"))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        ("begin: /a/", "grammar cannot be used"),
+        ("start: /(a/", "grammar cannot be used"),
+        ("", "grammar cannot be used"),
+        (f"start: {json_rule({'not': {}})}", "Unimplemented keys"),
+        (f"start: {json_rule({'not': {}, 'x-guidance': {'lenient': True}})}", "Unimplemented keys"),
+    ],
+)
+def test_a_grammar_that_cannot_be_used_is_refused(grammar, message, constraints):
+    with pytest.raises(InputError, match=message) as raised:
+        constraints.compile_grammar(grammar)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_schema_and_a_grammar_at_once_are_refused():
+    with pytest.raises(ValueError, match="not to both"):
+        Sampling(grammar='start: "a"', json_schema={})
+
+
 def test_a_token_that_does_not_fit_is_refused(constraints, tiny_tokenizer):
     matcher = constraints.compile({"type": "integer"})
-    with pytest.raises(InputError, match="cannot be kept to its JSON schema"):
+    with pytest.raises(InputError, match="cannot be kept to its schema"):
         matcher.accept(tiny_tokenizer.encode("{")[0])
     assert not matcher.finished
     with pytest.raises(InputError, match="cannot be kept"):

@@ -155,6 +155,18 @@ def test_special_tokens_are_not_shown_and_keep_the_spaces(kind):
     assert text.endswith("<call it>")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_that_are_part_of_the_text_are_shown(kind):
+    tokenizer = build(kind)
+    words = [tokenizer.encode(word) for word in ("the", "answer")]
+    first, second = (whole(tokenizer, word) for word in words)
+    stream = TextStream(tokenizer, (), frozenset({tokenizer.eos_token_id}))
+    sent = [stream.push(token) for token in [*words[0], tokenizer.eos_token_id, *words[1]]]
+    text = "".join([*sent, stream.finish()])
+    assert text.startswith(f"{first}</s>")
+    assert text.removeprefix(f"{first}</s>").lstrip() == second.lstrip()
+
+
 @pytest.mark.parametrize(("kind", "piece"), [("byte-level", "Ł"), ("byte-fallback", "<0xE6>"), ("metaspace", "</s>")])
 def test_a_long_answer_costs_no_more_per_token(kind, piece):
     tokenizer = build(kind)

@@ -38,6 +38,16 @@ def test_an_answer_never_passes_the_context():
     assert not {"seed", "logprobs", "structured_outputs", "logit_bias"} & unlimited.keys()
 
 
+def test_a_schema_or_a_grammar_goes_along():
+    for sampling, wanted in (
+        (Sampling(json_schema={"type": "null"}), {"json": {"type": "null"}}),
+        (Sampling(json_schema={}), {"json_object": True}),
+        (Sampling(grammar='start: "a"'), {"grammar": 'start: "a"'}),
+    ):
+        body = completion_body(TextRequest("r", (1,), sampling=sampling), "m", room=20, stop_tokens=frozenset())
+        assert body["structured_outputs"] == wanted
+
+
 def test_of_the_named_tokens_the_likeliest_are_taken_and_the_chosen_one_is_not_counted_among_them():
     logprobs = {
         "tokens": ["token_id:5"], "token_logprobs": [-7.5], "text_offset": [0],

@@ -1,22 +1,23 @@
-"""Keeps an answer to a JSON schema, with llguidance: which tokens may come next, at every step.
+"""Keeps an answer to a JSON schema or a grammar, with llguidance: which tokens may come next, at every step.
 
-The tokenizer is read once, a schema is compiled once; each answer then has its own cheap matcher. Knows nothing
-about sampling or models.
+The tokenizer is read once, a schema or grammar is compiled once; each answer then has its own cheap matcher. Knows
+nothing about how tokens are chosen, nor about models.
 """
 
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import InputError, MissingExtraError
+from haori.serve.request import Sampling
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from torch import Tensor
 
-__all__ = ["Constraints", "Matcher"]
+__all__ = ["Constraints", "Matcher", "json_rule"]
 
 _COMPILED_SCHEMAS = 64
 _SPACE = r"[ \n\t]{1,32}"
@@ -38,7 +39,7 @@ class Constraints:
         self._stop_tokens = sorted(stop_tokens) or [tokenizer.eos_token_id]
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, bool], LLMatcher] = OrderedDict()
 
     def compile(self, schema: dict[str, Any]) -> "Matcher":
         """Return a fresh matcher for answers that fit the schema; an empty schema allows any object.
@@ -55,13 +56,38 @@ class Constraints:
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"The JSON schema cannot be written as JSON ({error}); give an object of plain values.") \
                 from error  # fmt: skip
+        return self._matcher(text, is_schema=True)
+
+    def compile_grammar(self, grammar: str) -> "Matcher":
+        """Return a fresh matcher for answers that fit a grammar in llguidance's form of Lark.
+
+        Raises:
+            InputError: It is no such grammar, or fits nothing; or the tokenizer is of a kind that cannot be
+                constrained.
+            MissingExtraError: llguidance is not installed.
+        """
+        return self._matcher(grammar, is_schema=False)
+
+    def of(self, sampling: Sampling) -> "Matcher":
+        """Return a fresh matcher for what a request with a schema or a grammar is kept to.
+
+        Raises:
+            InputError: As for `compile` and `compile_grammar`.
+            MissingExtraError: llguidance is not installed.
+        """
+        if sampling.grammar is not None:
+            return self.compile_grammar(sampling.grammar)
+        return self.compile(sampling.json_schema or {})
+
+    def _matcher(self, text: str, *, is_schema: bool) -> "Matcher":
+        key = text, is_schema
         with self._lock:
-            if text not in self._compiled:
-                self._compiled[text] = _compiled(self._read_tokenizer(), text)
+            if key not in self._compiled:
+                self._compiled[key] = _compiled(self._read_tokenizer(), text, is_schema=is_schema)
                 if len(self._compiled) > _COMPILED_SCHEMAS:
                     self._compiled.popitem(last=False)
-            self._compiled.move_to_end(text)
-            return Matcher(self._compiled[text].deep_copy(), self._vocabulary)
+            self._compiled.move_to_end(key)
+            return Matcher(self._compiled[key].deep_copy(), self._vocabulary)
 
     def _read_tokenizer(self) -> "LLTokenizer":
         if self._tokenizer is None:
@@ -77,8 +103,8 @@ class Constraints:
                 self._tokenizer = from_tokenizer(self._source, n_vocab=width, eos_token=self._stop_tokens)
             except ValueError as error:
                 raise InputError(
-                    f"Answers of this model cannot be kept to a JSON schema, for its tokenizer is of another kind "
-                    f"({_first_line(error)}); ask without a schema."
+                    f"Answers of this model cannot be kept to a schema or grammar, for its tokenizer is of another "
+                    f"kind ({_first_line(error)}); ask without one."
                 ) from error
         return self._tokenizer
 
@@ -120,16 +146,39 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InputError(f"The answer cannot be kept to its JSON schema: {_first_line(self._matcher.get_error())}.")
+            raise InputError(
+                f"The answer cannot be kept to its schema or grammar: {_first_line(self._matcher.get_error())}."
+            )
 
 
-def _compiled(tokenizer: "LLTokenizer", schema: str) -> "LLMatcher":
-    """Compile a schema and take a first step on trial, for some that fit nothing are only then found out."""
-    from llguidance import LLMatcher
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """Return the part of a grammar that stands for JSON that fits a schema.
 
+    Raises:
+        InputError: The schema cannot be written as JSON.
+    """
     try:
         # A schema may carry options of its own, of which one silently drops what is not supported.
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"lenient": False, "whitespace_pattern": _SPACE})
+        return "%json " + json.dumps(
+            {**schema, "x-guidance": {"lenient": False, "whitespace_pattern": _SPACE}}, allow_nan=False
+        )
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"The JSON schema cannot be written as JSON ({error}); give an object of plain values.") \
+            from error  # fmt: skip
+
+
+def _compiled(tokenizer: "LLTokenizer", text: str, *, is_schema: bool) -> "LLMatcher":
+    """Compile a schema or grammar and take a first step on trial, for some that fit nothing are only then found out."""
+    from llguidance import LLMatcher
+
+    what, instead = ("JSON schema", "a schema") if is_schema else ("grammar", "a grammar")
+    try:
+        # A schema may carry options of its own, of which one silently drops what is not supported.
+        grammar = (
+            LLMatcher.grammar_from_json_schema(text, overrides={"lenient": False, "whitespace_pattern": _SPACE})
+            if is_schema
+            else LLMatcher.grammar_from_lark(text)
+        )
         matcher = LLMatcher(tokenizer, grammar, log_level=0)
         trial = matcher.deep_copy()
         trial.compute_bitmask()
@@ -137,7 +186,7 @@ def _compiled(tokenizer: "LLTokenizer", schema: str) -> "LLMatcher":
     except ValueError as error:
         problem = _first_line(error)
     if problem:
-        raise InputError(f"This JSON schema cannot be used ({problem}); change it, or ask without a schema.")
+        raise InputError(f"This {what} cannot be used ({problem}); change it, or ask without {instead}.")
     return matcher
 
 

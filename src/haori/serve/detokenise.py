@@ -1,13 +1,14 @@
 """Turns tokens into text one by one, and ends the text before a stop string.
 
-What was pushed so far, put together, is what the tokenizer decodes from all tokens at once (without special tokens
-and without cleaning up spaces), cut at the stop string that is complete first. Each token costs the same, however
-long the answer is. Text that a later token could still change, or make part of a stop string, is held back.
+What was pushed so far, put together, is what the tokenizer decodes from all tokens at once (without special tokens,
+but for those that are to be shown, and without cleaning up spaces), cut at the stop string that is complete first.
+Each token costs the same, however long the answer is. Text that a later token could still change, or make part of a
+stop string, is held back.
 """
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache, cached_property
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -24,21 +25,27 @@ class TextStream:
     Args:
         tokenizer: A transformers tokenizer.
         stop: The text ends before the first of these that is complete; where two end at once, before the longer.
+        shown: Special tokens that are part of the text.
 
     Attributes:
         stopped: Whether a stop string occurred. Later tokens are ignored.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), shown: Collection[int] = ()) -> None:
         vocabulary = _vocabulary(tokenizer)
         self._decoder: _Decoder = _ByteText(vocabulary) if vocabulary.byte_level else _WindowText(vocabulary)
         self._stops = [_StopString(text) for text in stop]
+        self._shown = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in shown}
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """Return the text that is certain now and was not before; often empty."""
-        return "" if self.stopped else self._sendable(self._decoder.push(token))
+        if self.stopped:
+            return ""
+        if token in self._shown:
+            return self._sendable(self._decoder.finish() + self._shown[token])
+        return self._sendable(self._decoder.push(token))
 
     def finish(self) -> str:
         """Return the rest, after the last token."""

@@ -9,12 +9,12 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from haori.core.errors import InputError, OverloadedError, UnavailableError
 from haori.serve.adapter_tiers import AdapterTiers, PinnedAdapters, ReadAdapter
 from haori.serve.prompt_check import check_prompt
-from haori.serve.request import AdapterMix, Deliver, TextRequest
+from haori.serve.request import AdapterMix, Deliver, Sampling, TextRequest
 from haori.serve.runner import Runner
 from haori.serve.sampling import Constraint, SamplerState
 from haori.serve.scheduler import EngineLimits, Scheduler
@@ -121,9 +121,7 @@ class TextEngine:
             UnavailableError: The engine has ended on its own.
         """
         check_prompt(request.prompt, self.context_length, self.vocabulary)
-        constraint = None
-        if request.sampling.json_schema is not None:
-            constraint = self._constraint(request.sampling.json_schema)
+        constraint = self._constraint(request.sampling)
         sampler = SamplerState(
             request.sampling, request.prompt, self.vocabulary, self.stop_tokens, constraint=constraint
         )
@@ -173,13 +171,15 @@ class TextEngine:
         self._thread.join()
         self._tiers.close()
 
-    def _constraint(self, schema: dict[str, Any]) -> Constraint:
+    def _constraint(self, sampling: Sampling) -> Constraint | None:
+        if sampling.json_schema is None and sampling.grammar is None:
+            return None
         from haori.serve.constraints import Constraints
 
         with self._constraints_lock:
             if self._constraints is None:
                 self._constraints = Constraints(self.tokenizer, self.vocabulary, self.stop_tokens)
-        return self._constraints.compile(schema)
+        return self._constraints.of(sampling)
 
     def _wake(self) -> None:
         with self._condition:

@@ -54,11 +54,20 @@ class Sampling(Record):
                                  "the likeliest tokens.")  # fmt: skip
     json_schema: dict[str, Any] | None = Field(default=None, description="The answer is JSON that fits this schema; an "
                                                "empty schema allows any object.")  # fmt: skip
+    grammar: str | None = Field(default=None, description="The answer fits this grammar, written in llguidance's form "
+                                "of Lark.")  # fmt: skip
+    shown_tokens: frozenset[int] = Field(default=frozenset(), description="Special tokens that are part of the text.")
 
     @model_validator(mode="after")
     def _no_empty_stop(self) -> "Sampling":
         if not all(self.stop):
             raise ValueError("a stop string cannot be empty")
+        return self
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> "Sampling":
+        if self.json_schema is not None and self.grammar is not None:
+            raise ValueError("an answer is kept to a JSON schema or to a grammar, not to both")
         return self
 
 

@@ -47,7 +47,7 @@ class Sequence:
         self.ended = False
         self._stop_tokens = frozenset() if request.sampling.ignore_eos else stop_tokens
         self._deliver = deliver
-        self._text = TextStream(tokenizer, request.sampling.stop)
+        self._text = TextStream(tokenizer, request.sampling.stop, request.sampling.shown_tokens)
         self._held: list[int] = []
         self._logprobs: list[TokenLogprob] = []
 

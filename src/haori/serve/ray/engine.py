@@ -18,7 +18,7 @@ from haori.serve.prompt_check import check_prompt
 from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
 from haori.serve.ray.scale import Scale
 from haori.serve.ray.watch import ReplicaWatch
-from haori.serve.request import AdapterMix, Deliver, Delta, TextRequest
+from haori.serve.request import AdapterMix, Deliver, Delta, Sampling, TextRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,8 +124,8 @@ class RayEngine:
             UnavailableError: No replica has answered for a while.
         """
         check_prompt(request.prompt, self.context_length, self._facts.vocabulary)
-        if request.sampling.json_schema is not None:
-            self._check_schema(request.sampling.json_schema)
+        if request.sampling.json_schema is not None or request.sampling.grammar is not None:
+            self._check_constraint(request.sampling)
         call = _Call(request, deliver)
         with self._lock:
             if self._closing:
@@ -182,14 +182,14 @@ class RayEngine:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    def _check_schema(self, schema: dict[str, Any]) -> None:
-        """Refuse a schema here, where the caller still hears of it."""
+    def _check_constraint(self, sampling: Sampling) -> None:
+        """Refuse a schema or grammar here, where the caller still hears of it."""
         from haori.serve.constraints import Constraints
 
         if self._constraints is None:
             facts = self._facts
             self._constraints = Constraints(self.tokenizer, facts.vocabulary, facts.stop_tokens)
-        self._constraints.compile(schema)
+        self._constraints.of(sampling)
 
     def _work(self, deployed: Callable[[], Deployed], began: "Future[ReplicaFacts]") -> None:
         try:

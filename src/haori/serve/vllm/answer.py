@@ -42,7 +42,7 @@ class VllmAnswer:
         self.cached_tokens = 0
         self._deliver = deliver
         self._stop_tokens = frozenset() if request.sampling.ignore_eos else stop_tokens
-        self._text = TextStream(tokenizer, request.sampling.stop)
+        self._text = TextStream(tokenizer, request.sampling.stop, request.sampling.shown_tokens)
         self._held: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._rest: tuple[str, Finish] | None = None  # the last text, and why the answer ended

@@ -78,6 +78,8 @@ def completion_body(request: TextRequest, model: str, *, room: int, stop_tokens:
     if sampling.json_schema is not None:
         schema = sampling.json_schema
         body["structured_outputs"] = {"json": schema} if schema else {"json_object": True}
+    if sampling.grammar is not None:
+        body["structured_outputs"] = {"grammar": sampling.grammar}
     return body
 
 
