@@ -5,10 +5,13 @@ import json
 import struct
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -17,6 +20,7 @@ from haori.adapters.ard_lora import ArdLoraConfig
 from haori.adapters.ard_lora.gates import rho_of_rank
 from haori.core.errors import FileFormatError, InputError, MismatchError
 from haori.library import inspect_adapter
+from haori.library.target_modules import TargetModules
 from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate, read_adapter_weights
 from tests.library_samples import change_tensors, run, save_stock, stock_lora, stock_model, written_adapter
 
@@ -31,13 +35,14 @@ class StateDict:
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.state = dict(self.model.named_parameters(remove_duplicate=False))
+        self.modules = dict(self.model.named_modules())
 
     @property
     def names(self):
         return self.state.keys()
 
     def linear(self, name: str) -> tuple[int, int] | None:
-        module = dict(self.model.named_modules()).get(name)
+        module = self.modules.get(name)
         return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -324,7 +329,9 @@ BROKEN = {
     "norm_of_another_size": (added("base_model.model.model.norm.weight", torch.ones(63)), MismatchError, "the base's"),
     "no_prefix": (added(f"{FIRST}.lora_A.weight", torch.ones(4, 64)), MismatchError, "does not begin with"),
     "bias_without_one": (added(f"base_model.model.{FIRST}.base_layer.bias", torch.ones(64)), MismatchError, "has none"),
-    "whole_numbers": (added("base_model.model.model.norm.weight", torch.ones(64).int()), MismatchError, "dtype I32"),
+    "whole_numbers": (
+        added("base_model.model.model.norm.weight", torch.ones(64).int()), FileFormatError, "dtype I32",
+    ),
     "magnitude": (
         added(f"base_model.model.{FIRST}.lora_magnitude_vector", torch.ones(64)), MismatchError, "magnitude vector",
     ),
@@ -355,12 +362,19 @@ def test_a_missing_module_is_noticed(tiny_base_folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"r": 8}, "does not match rank 8"),
-        ({"r": "many"}, "is damaged"),
-        ({"r": 0}, "is damaged|does not match"),
-        ({"lora_alpha": None}, "is damaged"),
-        ({"lora_alpha": "nan"}, "no finite number"),
-        ({"rank_pattern": {"(": 3}}, "is damaged"),
+        ({"r": 8}, "the rank 8"),
+        ({"r": "many"}, "whole number"),
+        ({"lora_alpha": None}, "a number from 0"),
+        ({"target_modules": ["q_proj"]}, "does not adapt 'model.layers.0.self_attn.v_proj'"),
+        ({"target_modules": None}, "does not adapt 'model.layers.0.self_attn.q_proj'"),
+        ({"exclude_modules": ["layers.1.self_attn.q_proj"]}, "does not adapt 'model.layers.1.self_attn.q_proj'"),
+        ({"layers_to_transform": [0]}, "does not adapt 'model.layers.1.self_attn.q_proj'"),
+        ({"modules_to_save": ["q_proj"]}, "does not adapt 'model.layers.0.self_attn.q_proj'"),
+        ({"target_modules": "all-linear"}, "adapts 'model.layers.0.(self_attn|mlp)"),
+        ({"target_modules": ["q_proj", "v_proj", "norm"]}, "an update of 'model.norm'"),
+        ({"target_modules": ["q_proj", "v_proj", "mlp"]}, "an update of 'model.layers.0.mlp'"),
+        ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "an update of 'model.embed_tokens'"),
+        ({"trainable_token_indices": {"embed_tokens": [3]}}, "trains tokens of 'embed_tokens'"),
         ({"modules_to_save": ["norm"]}, "saves .* whole"),
         ({"trainable_token_indices": [3]}, "trains tokens"),
         ({"use_dora": True}, "magnitude vector"),
@@ -373,8 +387,52 @@ def test_a_configuration_that_does_not_go_with_its_file(tiny_base_folder, tmp_pa
     folder = stock_lora(tiny_base_folder, tmp_path / "adapter")
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises((MismatchError, FileFormatError), match=said):
+    with pytest.raises(InputError, match=said):
         read(folder, StateDict(tiny_base_folder))
+
+
+TARGETS = st.lists(
+    st.sampled_from(["q_proj", "self_attn.q_proj", "model.layers.1.mlp.up_proj", "proj", "mlp", "1.mlp.up_proj"]),
+    min_size=1, max_size=3,
+)  # fmt: skip
+EXPRESSIONS = st.sampled_from([".*q_proj", r"model\.layers\.[01]\..*proj", "q_proj", r".*\.(up|down)_proj"])
+NAMED = [
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.1.self_attn.q_proj",
+    "model.layers.1.mlp.up_proj",
+    "lm_head",
+    "model.layers.1.mlp.experts.0.up_proj",
+    "encoder.layer.1.q_proj",
+    "model.norm",
+    "q_proj",
+    "model.layers.0.mlp",
+]
+
+
+@settings(max_examples=500, deadline=None)
+@given(targets=TARGETS | EXPRESSIONS, excluded=st.none() | TARGETS | EXPRESSIONS, saved=st.none() | TARGETS,
+       layers=st.none() | st.integers(0, 1) | st.lists(st.integers(0, 1), max_size=2),
+       pattern=st.sampled_from([None, [], "layers", ["layer", "layers"], ["experts"]]))  # fmt: skip
+def test_modules_are_chosen_as_by_peft(targets, excluded, saved, layers, pattern):
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = {"target_modules": targets, "exclude_modules": excluded, "modules_to_save": saved}
+    if not isinstance(targets, str):
+        config |= {"layers_to_transform": layers, "layers_pattern": pattern if layers is not None else None}
+    theirs = SimpleNamespace(**config)
+    for name in NAMED:
+        found = TargetModules(config).has(name, in_all_linear=False)
+        assert found == bool(check_target_module_exists(theirs, name)), name
+
+
+def test_a_bias_that_peft_would_ignore(tiny_base_folder, qwen, tmp_path):
+    def change(tensors):
+        key = next(key for key in tensors if key.endswith("q_proj.base_layer.bias"))
+        tensors[key.replace(".base_layer.", ".")] = tensors.pop(key)
+
+    folder = change_tensors(written(qwen, tmp_path / "adapter", lora(bias="lora_only")), change)
+    with pytest.raises(MismatchError, match="PEFT would ignore its tensor"):
+        read(folder, StateDict(qwen))
 
 
 def test_a_base_of_another_size(tiny_base_folder, qwen, tmp_path):

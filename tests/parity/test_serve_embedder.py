@@ -17,7 +17,6 @@ from haori.core.errors import (
     HaoriError,
     InputError,
     LibraryError,
-    MismatchError,
     OverloadedError,
     UnavailableError,
 )
@@ -309,7 +308,7 @@ def test_what_cannot_be_embedded_is_a_sentence(embedder, base, folders, tmp_path
     (foreign / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 5'))
     folders = {**folders, "foreign": foreign}
     other_embedder = opened(base, folders)
-    with pytest.raises(MismatchError, match="rank 5"):
+    with pytest.raises(InputError, match="rank 5"):
         other_embedder.embed(TEXTS, (("foreign", 1.0),)).result()
     assert vectors(other_embedder, TEXTS, (("lora", 1.0),)).shape == (4, 32)  # it goes on
     with pytest.raises(InputError, match="no text to embed"):

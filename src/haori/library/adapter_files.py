@@ -12,6 +12,7 @@ from typing import Any
 
 from haori.core.errors import FileFormatError, nearest
 from haori.core.safetensors_header import TensorEntry, read_safetensors_header
+from haori.library.config_values import check_values
 
 __all__ = ["CONFIG_NAME", "OWN_TYPES", "PEFT_TYPES", "PICKLE_NAME", "WEIGHTS_NAME", "AdapterFiles", "inspect_adapter"]
 
@@ -106,6 +107,7 @@ def inspect_adapter(folder: Path) -> AdapterFiles:
     tensors = read_safetensors_header(weights).tensors
     if not tensors:
         raise FileFormatError(f"{str(weights)!r} holds no tensors, so there is no adapter in it.")
+    check_values(f"The adapter in {str(folder)!r}", peft_type, config, tensors)
     alpha = config.get("lora_alpha", config.get("alpha"))
     return AdapterFiles(
         folder=folder,

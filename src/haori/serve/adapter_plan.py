@@ -7,11 +7,13 @@ are PEFT's (0.21): alpha / r, or alpha / sqrt(r) with rsLoRA, by module where pa
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Never
 
 from haori.core.errors import InputError, MismatchError
+from haori.library.config_values import PatternValues
+from haori.library.target_modules import TargetModules
 from haori.serve.adapter_refusals import not_applied, refuse_unsupported
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ _PARTS = {
     ".ard_rho": "rho",
 }
 _SUFFIX = re.compile(r"\.(lora_[A-Za-z_]+(\.(weight|bias))?|ard_rho)$")
+# What PEFT takes where a configuration says nothing.
+_DEFAULT_RANK, _DEFAULT_ALPHA, _DEFAULT_INIT_RANK = 8, 8, 12
+_HEADS = frozenset({"lm_head", "embed_out"})  # `all-linear` leaves them out
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 
 
@@ -105,6 +110,7 @@ class _Planner:
         self.config = files.config
         self.base = base
         self.label = label
+        self.targets = TargetModules(files.config)
         self.keys: dict[str, dict[str, str]] = {}
         self.vectors: dict[str, str] = {}
         self.tokens: dict[str, TokenTensor] = {}
@@ -131,7 +137,8 @@ class _Planner:
     def finish(self) -> AdapterPlan:
         """Check that the parts of every module are there and fit, and return the plan."""
         adapted = {name: parts for name, parts in self.keys.items() if parts.keys() - {"base_bias"}}
-        self._check_complete(adapted)
+        self._check_targets(adapted)
+        self._check_complete()
         ranks = _Ranks(self.files, frozenset(adapted))
         modules = {name: ModuleTensors(**parts) for name, parts in self.keys.items()}
         scales = {name: self._check_shapes(name, module, ranks) for name, module in modules.items()}
@@ -173,14 +180,40 @@ class _Planner:
             self._misfit(f"the base has no weight {name!r}")
         shape = tuple(self.base.tensor(name).shape)
         self._check_shape(key, shape, f"the base's {list(shape)}")
-        (self.vectors if len(shape) == 1 else self.copies)[name] = key
+        uses = self.vectors if len(shape) == 1 else self.copies
+        if name in uses:
+            self._misfit(f"{name!r} is in its file twice, as {uses[name]!r} and {key!r}")
+        uses[name] = key
 
-    def _check_complete(self, adapted: Mapping[str, Any]) -> None:
-        """Refuse a file that lacks what its configuration promises."""
-        linear = {name.removesuffix(".weight") for name in self.base.names if name.endswith(".weight")}
-        missing = [name for name in sorted(linear - set(adapted)) if self._is_target(name)]
-        if missing:
-            self._misfit(f"its configuration adapts {missing[0]!r}, for which its file holds nothing")
+    def _check_targets(self, adapted: Collection[str]) -> None:
+        """Refuse updates that PEFT would ignore, and modules that it would adapt and the file does not."""
+        for name in adapted:
+            if not self._is_target(name):
+                self._misfit(f"its configuration does not adapt {name!r}, for which its file holds an update")
+        for name in self._modules():
+            if name not in adapted and self._is_target(name):
+                if self.base.linear(name) is None:
+                    self._unsupported(f"an update of {name!r}, which is no linear layer that takes one")
+                self._misfit(f"its configuration adapts {name!r}, for which its file holds nothing")
+        for name, parts in self.keys.items():
+            key = parts.get("base_bias")
+            if key is not None and (".base_layer." in key) != (name in adapted):
+                self._misfit(f"PEFT would ignore its tensor {key!r}")
+
+    def _modules(self) -> Iterable[str]:
+        """Return every module of the base, those that hold others too."""
+        found: dict[str, None] = {}
+        for name in self.base.names:
+            while (name := name.rpartition(".")[0]) and name not in found:
+                found[name] = None
+        return found
+
+    def _is_target(self, name: str) -> bool:
+        in_all_linear = self.base.linear(name) is not None and name.rpartition(".")[2] not in _HEADS
+        return self.targets.has(name, in_all_linear=in_all_linear)
+
+    def _check_complete(self) -> None:
+        """Refuse a file that lacks what its configuration promises beside updates."""
         for saved in self.files.modules_to_save:
             # PEFT matches these by the mere end of the name.
             whole = [name for name in self.base.names if name.rpartition(".")[0].endswith(saved)]
@@ -189,17 +222,11 @@ class _Planner:
                 named = lost[0] if lost else saved
                 self._misfit(f"its configuration saves {named!r} whole, and its file does not hold it")
         given: Any = self.config.get("trainable_token_indices")
-        if given and not self.tokens:
-            self._misfit("its configuration trains tokens, and its file holds none of them")
-
-    def _is_target(self, name: str) -> bool:
-        targets, excluded = self.config.get("target_modules"), self.config.get("exclude_modules")
-        if self.config.get("layers_to_transform") is not None or not targets or targets == "all-linear":
-            return False
-        if self.base.linear(name) is None or (excluded and _matches(excluded, name)):
-            return False
-        saved = self.files.modules_to_save
-        return _matches(targets, name) and not any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in saved)
+        wanted = given if isinstance(given, dict) else {"": given} if given else {}
+        for name in wanted:
+            if not any(f".{weight}".endswith(f".{name}.weight" if name else "") for weight in self.tokens):
+                named = f"tokens of {name!r}" if name else "tokens"
+                self._misfit(f"its configuration trains {named}, and its file holds none of them")
 
     def _check_shapes(self, name: str, module: ModuleTensors, ranks: "_Ranks") -> float:
         """Check the shapes of a module's parts against the base and one another; return the scale of the update."""
@@ -253,44 +280,22 @@ class _Ranks:
 
     def __init__(self, files: "AdapterFiles", modules: frozenset[str]) -> None:
         self.files = files
-        self.patterns: dict[str, tuple[Mapping[str, Any], bool]] = {}
-        for field_name in ("rank_pattern", "alpha_pattern"):
-            pattern = files.config.get(field_name)
-            pattern = pattern if isinstance(pattern, dict) else {}
-            # Full names, as learnt ranks have them, need no regular expressions: hundreds of them against hundreds.
-            self.patterns[field_name] = pattern, pattern.keys() <= modules
+        config = files.config
+        self.rank = config.get("r", _DEFAULT_RANK)
+        self.alpha = config.get("lora_alpha", _DEFAULT_ALPHA)
+        self.ranks = PatternValues(config.get("rank_pattern"), self.rank, modules)
+        self.alphas = PatternValues(config.get("alpha_pattern"), self.alpha, modules)
 
     def of(self, module: str) -> tuple[int, float]:
         """Return rank and scale of a module."""
         config = self.files.config
         if self.files.peft_type == "ADALORA":
-            first = int(config["init_r"])
-            kept = self.patterns["rank_pattern"][0].get(f"{module}.lora_E")
-            rank = sum(map(bool, kept)) if isinstance(kept, list) else first
-            alpha = self._number(config["lora_alpha"])
+            first = config.get("init_r", _DEFAULT_INIT_RANK)
+            kept = (config.get("rank_pattern") or {}).get(f"{module}.lora_E")
+            rank = first if kept is None else sum(kept)
             # PEFT divides by the rank at the start, and by a little more, whatever the rank became.
-            return rank, (alpha if alpha > 0 else float(rank)) / (first + 1e-5)
-        rank = int(self._value("rank_pattern", module, config["r"]))
+            return rank, (self.alpha if self.alpha > 0 else float(rank)) / (first + 1e-5)
+        rank = self.ranks.of(module)
         if self.files.peft_type == "ARD_LORA":
-            return rank, self._number(config["lora_alpha"]) / int(config["r"])
-        alpha = self._number(self._value("alpha_pattern", module, config["lora_alpha"]))
-        return rank, alpha / (math.sqrt(rank) if self.files.use_rslora else rank)
-
-    def _value(self, field_name: str, module: str, default: Any) -> Any:
-        pattern, is_exact = self.patterns[field_name]
-        if is_exact:
-            return pattern.get(module, default)
-        return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
-
-    @staticmethod
-    def _number(value: Any) -> float:
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError(f"{value!r} is no finite number")
-        return number
-
-
-def _matches(targets: Any, name: str) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(f".{name}".endswith(f".{target}") for target in targets)
+            return rank, self.alpha / self.rank
+        return rank, self.alphas.of(module) / (math.sqrt(rank) if self.files.use_rslora else rank)
