@@ -41,12 +41,15 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def make_loop(
-    base: Path, folder: Path, made: Recipe, train: Dataset, validation: Dataset | None, done: int = 0
+    base: Path, folder: Path, made: Recipe, train: Dataset, validation: Dataset | None, done: int = 0,
+    accelerator: Accelerator | None = None,
 ) -> Loop:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.mkdir(exist_ok=True)
-    AcceleratorState._reset_state()  # another test's precision would be inherited
+    if accelerator is None:
+        AcceleratorState._reset_state()  # another test's precision would be inherited
+        accelerator = Accelerator(cpu=True)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     batches = [CausalLM(train, 0).batch(range(len(train)))]
     inputs = [{"input_ids": batch.input_ids, "attention_mask": batch.attention_mask} for batch in batches]
@@ -54,7 +57,7 @@ def make_loop(
     adapted = insert_method(model, AutoTokenizer.from_pretrained(base), made.method, TARGETS, start)
     torch.manual_seed(made.training.seed)
     return Loop(
-        Accelerator(cpu=True), adapted, CausalLM(train, 0), CausalLM(validation, 0) if validation else None, made,
+        accelerator, adapted, CausalLM(train, 0), CausalLM(validation, 0) if validation else None, made,
         folder,
         Measurements(folder / "metrics.jsonl", None, done), "tiny",
     )  # fmt: skip

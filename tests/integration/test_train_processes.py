@@ -1,11 +1,16 @@
-"""Two processes under `torchrun` train what one process trains."""
+"""Two processes under `torchrun` train what one process trains, and stop and fail together."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -14,6 +19,7 @@ OVERRIDES = {
     "training.micro_batch_tokens": "60",
     "optimizer.lr": "5e-3", "method.rank": "4",
 }  # fmt: skip
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 def train(launcher: list[str], base: Path, data: Path, home: Path, processes: int) -> Path:
@@ -31,13 +37,87 @@ def train(launcher: list[str], base: Path, data: Path, home: Path, processes: in
     return folder
 
 
-def test_two_processes_equal_one(tiny_base_folder: Path, tmp_path: Path):
-    data = tmp_path / "data.jsonl"
+def written_rows(folder: Path) -> Path:
+    data = folder / "data.jsonl"
     rows = [{"prompt": f"number {i} {'x ' * (i % 9)}", "completion": f"it is {i % 3}"} for i in range(40)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data
+
+
+@contextmanager
+def begin(home: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Two processes that train; whatever is left of them at the end is killed."""
+    with subprocess.Popen(
+        [*TWO, "-m", "haori.cli.app", "train", *words],
+        env={**os.environ, "HAORI_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        try:
+            yield launcher
+        finally:
+            if launcher.poll() is None:
+                for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+                    process.kill()
+                launcher.communicate()
+
+
+def train_to_the_end(home: Path, words: list[str]) -> None:
+    with begin(home, words) as launcher:
+        _, errors = launcher.communicate(timeout=240)
+        assert launcher.returncode == 0, errors
+
+
+def rank_process(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
+    workers = [p for p in psutil.Process(launcher.pid).children() if p.environ().get("RANK") == str(rank)]
+    (worker,) = workers
+    return worker
+
+
+def steps_done(home: Path) -> int:
+    found = list(home.glob("runs/*/metrics.jsonl"))
+    return found[0].read_text().count('"train"') if found else 0
+
+
+LONG = [
+    "--name", "x", "--set", "training.max_steps=80", "--set", "training.epochs=200", "--set", "training.dtype=fp32",
+    "--set", "training.batch_tokens=120", "--set", "training.micro_batch_tokens=60", "--set", "optimizer.lr=5e-3",
+    "--set", "method.rank=4", "--set", "method.dropout=0.2", "--set", "training.patience=1000",
+]  # fmt: skip
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step_and_resuming_is_exact(
+    tiny_base_folder: Path, tmp_path: Path
+):
+    words = ["--base", str(tiny_base_folder), "--data", str(written_rows(tmp_path)), *LONG]
+    train_to_the_end(tmp_path / "whole", words)
+    home = tmp_path / "stopped"
+    with begin(home, words) as launcher:
+        deadline = time.monotonic() + 120
+        while steps_done(home) < 5:
+            assert time.monotonic() < deadline
+            assert launcher.poll() is None
+            time.sleep(0.01)
+        os.kill(rank_process(launcher, 1).pid, signal.SIGTERM)
+        out, errors = launcher.communicate(timeout=90)  # the fault this catches is a process that waits for ever
+        assert launcher.returncode != 0
+    (folder,) = (home / "runs").iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "stopped", errors
+    assert 5 <= record["steps"] < 80
+    assert out.count("Continue with:") == 1
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir())[-1] == f"step-{record['steps']:08d}"
+    train_to_the_end(home, ["--resume", str(folder)])
+    (uninterrupted,) = (tmp_path / "whole" / "runs").iterdir()
+    adapters = [load_file(f / "adapter" / "adapter_model.safetensors") for f in (folder, uninterrupted)]
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+
+
+def test_two_processes_equal_one(tiny_base_folder: Path, tmp_path: Path):
+    data = written_rows(tmp_path)
     one = train([sys.executable], tiny_base_folder, data, tmp_path / "one", 1)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = train(launcher, tiny_base_folder, data, tmp_path / "two", 2)
+    two = train(TWO, tiny_base_folder, data, tmp_path / "two", 2)
     metrics = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (one, two)]
     for ours, theirs in zip(*metrics, strict=True):
         assert ours.keys() == theirs.keys()

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from datasets import Dataset
+from safetensors.torch import save_file
 
-from haori.core.errors import TrainingError
+from haori.core.errors import FileFormatError, TrainingError
 from haori.train.causal_lm import CausalLM
 from haori.train.checkpoint import checkpoints_of
 from haori.train.loop import Loop
@@ -33,6 +36,9 @@ def test_training_lowers_both_losses(tiny_base_folder: Path, tmp_path: Path):
     assert len(validation) == 4
     assert validation[-1] < validation[0] - 0.4
     steps = loop.measurements.series("train")
+    trained = [line["loss"] for line in steps]
+    assert sum(trained[-5:]) / 5 < sum(trained[:5]) / 5 - 0.4
+    assert all(line["train_loss"] > line["loss"] - 1 for line in loop.measurements.series("validation")[1:])
     assert len(steps) == loop.total_steps == loop.position.step
     draw_losses(loop.measurements, tmp_path / "loss.png", loop.position.best_step, "t")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -97,6 +103,66 @@ def test_a_run_stopped_and_resumed_ends_bit_equal(tiny_base_folder: Path, tmp_pa
     assert timeless[0] == timeless[1]
     on_disk = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
     assert on_disk == second.measurements.lines
+
+
+def fp16_loop(base: Path, folder: Path, train: Dataset, done: int = 0, scale: float = 2.0**23) -> Loop:
+    """A loop with torch's own loss scaling; a CPU may use it, though Accelerate asks for a GPU to turn it on."""
+    AcceleratorState._reset_state()
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = scaler
+    accelerator.native_amp = True
+    made = recipe("training.save_every=1", "training.max_steps=12", "optimizer.max_grad_norm=0.01")
+    accelerator.state._mixed_precision = "fp16"
+    return make_loop(base, folder, made, train, None, done, accelerator)
+
+
+def test_loss_scale_in_fp16_goes_on_where_it_was(tiny_base_folder: Path, tmp_path: Path):
+    train = rows(40)
+    whole = fp16_loop(tiny_base_folder, tmp_path / "whole", train)
+    whole.run(StopRequest())
+    scales = whole.accelerator.scaler.state_dict()
+    assert scales["scale"] < 2.0**23
+
+    class StopAt(StopRequest):
+        def __bool__(self) -> bool:
+            return first.position.step >= 7
+
+    first = fp16_loop(tiny_base_folder, tmp_path / "part", train)
+    first.run(StopAt())
+    second = fp16_loop(tiny_base_folder, tmp_path / "part", train, 7)
+    newest = checkpoints_of(tmp_path / "part")[-1]
+    position = second.restore(newest)
+    assert second.accelerator.scaler.state_dict() == first.accelerator.scaler.state_dict()
+    second.run(StopRequest(), position)
+    assert second.accelerator.scaler.state_dict() == scales
+    assert_equal(adapter(whole), adapter(second))
+    newest = checkpoints_of(tmp_path / "part")[-1]
+    (newest / "scaler.json").unlink()
+    with pytest.raises(FileFormatError, match="scaler.json"):
+        fp16_loop(tiny_base_folder, tmp_path / "part", train, 7).restore(newest)
+
+
+def test_steps_that_all_overflowed_leave_a_checkpoint_that_can_be_resumed(tiny_base_folder: Path, tmp_path: Path):
+    """None of them reached the optimizer, so it has no moments yet."""
+    train = rows(40)
+    loop = fp16_loop(tiny_base_folder, tmp_path / "run", train, scale=2.0**100)
+    loop.run(StopRequest())
+    again = fp16_loop(tiny_base_folder, tmp_path / "run", train, 12, scale=2.0**100)
+    assert again.restore(checkpoints_of(tmp_path / "run")[-1]).step == 12
+    assert again.accelerator.scaler.state_dict()["scale"] == 2.0**88
+    assert_equal(adapter(loop), adapter(again))
+
+
+def test_a_checkpoint_of_version_0_1_restores_the_random_state(tiny_base_folder: Path, tmp_path: Path):
+    loop = make_loop(tiny_base_folder, tmp_path / "run", recipe("training.max_steps=2"), rows(40), None)
+    loop.run(StopRequest())
+    newest = checkpoints_of(tmp_path / "run")[-1]
+    torch.manual_seed(77)
+    save_file({"cpu": torch.get_rng_state()}, newest / "random.safetensors")
+    expected = torch.rand(3)
+    loop.restore(newest)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_over_fitting_stops_early_and_restores_the_best(tiny_base_folder: Path, tmp_path: Path):

@@ -119,13 +119,15 @@ def show_run(run: "TrainedRun") -> None:
     from haori.cli.library import print_meaning
 
     record = run.record
+    if run.signal is not None and not run.reports:
+        raise typer.Exit(128 + run.signal)
     if run.signal is not None:
         saved = "a checkpoint was saved" if record.steps else "nothing was trained yet"
         results().print(f"Stopped after step {record.steps}; {saved}. Continue with:")
         results().print(f"  haori train --resume {run.folder}", soft_wrap=True)
         raise typer.Exit(128 + run.signal)
-    if run.verification is None:
-        return  # one of several processes; the first one reports
+    if run.verification is None or not run.reports:
+        return
     name = record.adapter or f"The model {record.name}"
     size_bytes = run.adapter.card.size_bytes if run.adapter else _size_bytes(Path(record.model or run.folder))
     results().print(

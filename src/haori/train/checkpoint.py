@@ -6,12 +6,14 @@ A checkpoint is a folder `step-00000042` in the run's `checkpoints`:
     model.safetensors                                 or every weight in full fine-tuning
     optimizer.safetensors                             AdamW's moments, `<parameter>.exp_avg` and so on
     method.safetensors                                what the method keeps besides, where it keeps anything
-    random.safetensors                                torch's random states
+    random.safetensors                                torch's random states, a row per process
+    scaler.json                                       in fp16, the scale of the loss and how long it has held
     position.json                                     step, epoch, best so far, counters
 
 It appears whole or not at all. What is loaded is checked against what is expected.
 """
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -30,7 +32,9 @@ from haori.core.storage import staged_folder
 from haori.train.whole_model import load_parameters, save_parameters
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from peft import PeftModel
+    from torch.amp import GradScaler
 
 __all__ = [
     "Position",
@@ -40,12 +44,14 @@ __all__ = [
     "load_checkpoint",
     "load_trained",
     "prune",
+    "random_states",
     "save_adapter",
     "save_checkpoint",
     "save_trained",
 ]
 
 _METHOD = "method.safetensors"
+_SCALER = "scaler.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -127,23 +133,44 @@ def save_checkpoint(
     behaviour: Behaviour,
     position: Position,
     base_name: str,
+    random: dict[str, torch.Tensor],
+    scaler: "GradScaler | None" = None,
 ) -> Path:
-    """Write a checkpoint for `position` under `root` and return its folder."""
+    """Write a checkpoint for `position` under `root` and return its folder.
+
+    Args:
+        root: Folder of the run's checkpoints.
+        model: With what is trained.
+        optimizer: AdamW over it.
+        behaviour: Of the method.
+        position: Where the run stands.
+        base_name: For the adapter's configuration.
+        random: What `random_states` returned.
+        scaler: Of the loss, in fp16.
+    """
     final = root / f"step-{position.step:08d}"
     with staged_folder(final) as stage:
         save_trained(model, stage, base_name)
         save_file(_optimizer_tensors(model, optimizer), stage / "optimizer.safetensors")
         if state := behaviour.state():
             save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, stage / _METHOD)
-        save_file(_random_state(), stage / "random.safetensors")
+        save_file(random, stage / "random.safetensors")
+        if scaler is not None:
+            (stage / _SCALER).write_text(json.dumps(scaler.state_dict(), indent=1))
         (stage / "position.json").write_text(position.model_dump_json(indent=1))
     return final
 
 
 def load_checkpoint(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, behaviour: Behaviour
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    behaviour: Behaviour,
+    *,
+    process: int = 0,
+    scaler: "GradScaler | None" = None,
 ) -> Position:
-    """Restore model, optimizer, method and random state from a checkpoint and return its position.
+    """Restore model, optimizer, method, loss scale and the random state of a process; return the position.
 
     Raises:
         FileFormatError: The checkpoint is incomplete or belongs to another model.
@@ -154,13 +181,10 @@ def load_checkpoint(
         raise FileFormatError(f"The checkpoint {str(folder)!r} has no readable position.json.") from error
     load_trained(folder, model)
     load_behaviour(folder, behaviour)
-    tensors = _load(folder / "optimizer.safetensors")
-    for name, parameter in _trained(model):
-        optimizer.state[parameter] = {
-            key: tensors[f"{name}.{key}"].to(parameter.device if key != "step" else "cpu")
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-    _restore_random_state(_load(folder / "random.safetensors"))
+    _restore_optimizer(_load(folder / "optimizer.safetensors"), folder, model, optimizer)
+    if scaler is not None:
+        scaler.load_state_dict(_scale(folder))
+    _restore_random_state(_load(folder / "random.safetensors"), process)
     return position
 
 
@@ -224,16 +248,55 @@ def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer)
     }
 
 
-def _random_state() -> dict[str, torch.Tensor]:
+def _restore_optimizer(
+    tensors: dict[str, torch.Tensor], folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    optimizer.state.clear()
+    if not tensors:
+        return  # no step was taken yet: in fp16 the first ones may all be skipped
+    try:
+        for name, parameter in _trained(model):
+            optimizer.state[parameter] = {
+                key: tensors[f"{name}.{key}"].to(parameter.device if key != "step" else "cpu")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    except KeyError as error:
+        raise FileFormatError(
+            f"The checkpoint {str(folder)!r} has no {error.args[0]!r} of the optimizer; it was made by another recipe."
+        ) from None
+
+
+def _scale(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / _SCALER).read_text())
+    except (OSError, ValueError):
+        raise FileFormatError(
+            f"The checkpoint {str(folder)!r} has no readable {_SCALER}, which a run in fp16 goes on from; remove it to "
+            "resume from the one before, or start a new run."
+        ) from None
+    return dict(state)
+
+
+def random_states(accelerator: "Accelerator") -> dict[str, torch.Tensor]:
+    """Return the random states of all processes, (processes, bytes) each; every process calls this."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
+    if accelerator.device.type == "cuda":
+        states["device"] = torch.cuda.get_rng_state(accelerator.device)
+    gathered = {name: accelerator.gather(state[None].to(accelerator.device)) for name, state in states.items()}
+    return {name: state.cpu() for name, state in gathered.items()}
 
 
-def _restore_random_state(states: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            if f"cuda.{i}" in states:
-                torch.cuda.set_rng_state(states[f"cuda.{i}"], i)
+def _restore_random_state(states: dict[str, torch.Tensor], process: int) -> None:
+    """Restore what a process had; one that was not there when the checkpoint was written keeps its own state."""
+    if states["cpu"].dim() == 1:  # as version 0.1 wrote it: the first process's, with a state per device it saw
+        torch.set_rng_state(states["cpu"])
+        if torch.cuda.is_available():
+            for i in range(torch.cuda.device_count()):
+                if f"cuda.{i}" in states:
+                    torch.cuda.set_rng_state(states[f"cuda.{i}"], i)
+        return
+    if process >= len(states["cpu"]):
+        return
+    torch.set_rng_state(states["cpu"][process].clone())
+    if "device" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["device"][process].clone())

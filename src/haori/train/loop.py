@@ -29,6 +29,7 @@ from haori.train.checkpoint import (
     load_checkpoint,
     load_trained,
     prune,
+    random_states,
     save_checkpoint,
 )
 from haori.train.lanes import Lanes, lanes_for
@@ -105,7 +106,11 @@ class Loop:
 
     def restore(self, checkpoint: Path) -> Position:
         """Bring model, optimizer, method and random state to those of a checkpoint, and return its position."""
-        return load_checkpoint(checkpoint, self.model, self.optimizer, self.behaviour)
+        accelerator = self.accelerator
+        return load_checkpoint(
+            checkpoint, self.model, self.optimizer, self.behaviour,
+            process=accelerator.process_index, scaler=accelerator.scaler,
+        )  # fmt: skip
 
     def run(self, stop: StopRequest, position: Position | None = None) -> Position:
         """Train from `position` (already restored into model and optimizer) or from the start.
@@ -117,11 +122,12 @@ class Loop:
             self.validate(first=True)
         else:
             self.position = position
-        while not self._finished() and not stop:
+        while not stop.agree(self.accelerator) and not self._finished():
             steps = self.plan(self.position.epoch)
             marks = self._validation_marks(len(steps))
             for index in range(self.position.step_in_epoch, len(steps)):
                 self.step(steps[index], last_of_epoch=index + 1 == len(steps))
+                stop.agree(self.accelerator)
                 if index + 1 in marks or self.position.step == self.total_steps:
                     self.validate()
                     self.save()
@@ -190,9 +196,12 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of the present position."""
+        random = random_states(self.accelerator)
         if self.accelerator.is_main_process:
-            root = self.run_folder / "checkpoints"
-            save_checkpoint(root, self.model, self.optimizer, self.behaviour, self.position, self.base_name)
+            save_checkpoint(
+                self.run_folder / "checkpoints", self.model, self.optimizer, self.behaviour, self.position,
+                self.base_name, random, self.accelerator.scaler,
+            )  # fmt: skip
             prune(self.run_folder, self.recipe.training.keep_checkpoints, self.position.best_step)
         self.accelerator.wait_for_everyone()
 
@@ -217,6 +226,7 @@ class Loop:
         self.wrapped.train()
         summed = torch.zeros((), device=accelerator.device)
         penalty: torch.Tensor | None = None
+        bad: list[int] = []
         lanes = self._lanes()
         for index, batch in enumerate(batches):
             last = index + 1 == len(batches)
@@ -228,18 +238,18 @@ class Loop:
                 else:
                     loss = CausalLM.loss(self.wrapped, batch)
                 if not torch.isfinite(loss.each).all():
-                    bad = sorted(set(loss.row_of[~torch.isfinite(loss.each)].tolist()))
-                    raise TrainingError(
-                        self._not_finite("loss", float(loss.total.detach()), [batch.rows[i] for i in bad])
-                    )
+                    bad += [batch.rows[i] for i in set(loss.row_of[~torch.isfinite(loss.each)].tolist())]
                 goals = [loss.total * share] if loss.total.requires_grad else []
                 if index == 0 and (penalty := self.behaviour.penalty()) is not None:
                     goals.append(penalty)
                 if goals:
                     accelerator.backward(sum(goals[1:], goals[0]))
             summed += loss.total.detach()
+        total = float(accelerator.reduce(summed, "sum"))
+        if bad or not math.isfinite(total):  # all processes see it in the sum, and stop together
+            raise TrainingError(self._not_finite("loss", total, sorted(bad)))
         extra = None if penalty is None else float(penalty.detach())
-        return float(accelerator.reduce(summed, "sum")), trained, tokens, extra
+        return total, trained, tokens, extra
 
     def _lanes(self) -> Lanes | None:
         """Return the lanes of this run; decided at its first step, when the model is on the path it trains on."""
@@ -307,10 +317,10 @@ class Loop:
         return rate
 
     def _not_finite(self, what: str, value: float, rows: list[int]) -> str:
-        origins = self.train.origins(rows[:5])
+        where = ", ".join(self.train.origins(rows[:5])) if rows else "rows of another process"
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
         return (
-            f"The {what} became {value} at step {self.position.step + 1} in {', '.join(origins)}{more}; "
+            f"The {what} became {value} at step {self.position.step + 1} in {where}{more}; "
             f"look at these rows or lower optimizer.lr (now {self._peak_rate():g})."
         )
 

@@ -45,6 +45,8 @@ class TrainedRun:
     """The signal that stopped the run, if one did."""
     verification: Verification | None = None
     """The proof of the adapter or model; None when the run was stopped before its end."""
+    reports: bool = True
+    """Whether this process tells the user; of several, only the first one does."""
 
 
 def train_run(
@@ -124,7 +126,7 @@ def _execute(
 
     if not PartialState(cpu=prepared.device == "cpu").is_main_process:
         trained = train_prepared(prepared, folder, _newest(folder), now(), _silent, _silent)
-        return TrainedRun(folder, prepared.recipe, trained.record, None, trained.signal)
+        return TrainedRun(folder, prepared.recipe, trained.record, None, trained.signal, reports=False)
     with file_lock(folder / "run.lock", holds="run", timeout_s=0):
         for place in (folder, folder / "checkpoints"):
             sweep(place)
