@@ -41,7 +41,12 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def make_loop(
-    base: Path, folder: Path, made: Recipe, train: Dataset, validation: Dataset | None, done: int = 0,
+    base: Path,
+    folder: Path,
+    made: Recipe,
+    train: Dataset,
+    validation: Dataset | None,
+    done: int = 0,
     accelerator: Accelerator | None = None,
 ) -> Loop:
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from haori.core.errors import FileFormatError, HaoriError, StorageError, nearest
+from haori.core.errors import DataError, FileFormatError, HaoriError, StorageError, nearest
 from haori.core.hashing import hash_bytes, hash_data, hash_file, hash_parts
 from haori.core.safetensors_header import read_safetensors_header
-from haori.core.storage import make_folder, staged_folder, write_text
+from haori.core.storage import explain_os_errors, make_folder, staged_folder, write_text
 
 
 def header(entries: dict[str, object], data: bytes = b"") -> bytes:
@@ -160,14 +160,31 @@ def test_a_file_in_the_way_is_a_sentence(tmp_path: Path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_a_sentence():
-    from haori.core.storage import explain_os_errors
-
     with pytest.raises(StorageError, match="disk is full"), explain_os_errors(Path("/dev/full")):
         descriptor = os.open("/dev/full", os.O_WRONLY)
         try:
             os.write(descriptor, b"x")
         finally:
             os.close(descriptor)
+
+
+def test_storage_is_blamed_only_by_what_writes():
+    """The words of an OS error in another error's sentence say nothing about the file that is being written."""
+    for error in (ValueError("Permission denied"), DataError("data.csv: Permission denied (os error 13)")):
+        with pytest.raises(type(error)) as caught, explain_os_errors(Path("out")):
+            raise error
+        assert caught.value is error
+
+
+def test_what_safetensors_and_tokenizers_say_of_a_file_in_the_way_is_a_sentence(tmp_path: Path):
+    from tokenizers import Tokenizer, models
+
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "inside"
+    with pytest.raises(StorageError, match="a part of the path is a file"), explain_os_errors(place):
+        save_file({"a": np.zeros(3)}, place)
+    with pytest.raises(StorageError, match="a part of the path is a file"), explain_os_errors(place):
+        Tokenizer(models.BPE()).save(str(place))
 
 
 def test_file_hash_follows_content_through_the_cache(tmp_path: Path):

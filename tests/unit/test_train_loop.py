@@ -139,7 +139,7 @@ def test_loss_scale_in_fp16_goes_on_where_it_was(tiny_base_folder: Path, tmp_pat
     assert_equal(adapter(whole), adapter(second))
     newest = checkpoints_of(tmp_path / "part")[-1]
     (newest / "scaler.json").unlink()
-    with pytest.raises(FileFormatError, match="scaler.json"):
+    with pytest.raises(FileFormatError, match=r"scaler\.json"):
         fp16_loop(tiny_base_folder, tmp_path / "part", train, 7).restore(newest)
 
 

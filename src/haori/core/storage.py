@@ -7,6 +7,7 @@ permission become `StorageError` sentences here, once.
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -42,11 +43,18 @@ def explain_os_errors(path: Path) -> Iterator[None]:
             raise
         raise StorageError(f"Cannot write {str(path)!r}: {reason}.") from error
     except Exception as error:
-        # safetensors and tokenizers report I/O errors as their own types, with the OS error only as text.
-        for code, reason in _REASONS.items():
-            if os.strerror(code) in str(error) or f"os error {code})" in str(error):
-                raise StorageError(f"Cannot write {str(path)!r}: {reason}.") from error
-        raise
+        number = _os_error_of_rust(error)
+        if number not in _REASONS:
+            raise
+        raise StorageError(f"Cannot write {str(path)!r}: {_REASONS[number]}.") from error
+
+
+def _os_error_of_rust(error: Exception) -> int | None:
+    """Return the OS error that safetensors and tokenizers, which raise types of their own, give only as text."""
+    if type(error) is not Exception and not type(error).__module__.startswith("safetensors"):
+        return None
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def make_folder(path: Path) -> Path:
