@@ -256,8 +256,8 @@ def test_pruned_ard_lora(tiny_base_folder, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_files_in_16_bits(tiny_base_folder, tmp_path, dtype):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_files_in_16_and_8_bits(tiny_base_folder, tmp_path, dtype):
     def cast(tensors):
         for key, value in tensors.items():
             tensors[key] = value.to(dtype)

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from haori.core.errors import FileFormatError
 from haori.library import inspect_adapter
 from haori.library.adapter_files import OWN_TYPES, PEFT_TYPES
-from tests.library_samples import stock_lora, written_adapter
+from haori.library.peft_options import PEFT_OPTIONS
+from tests.library_samples import stock_logits, stock_lora, written_adapter
 
 
 def test_known_methods_are_those_of_the_installed_peft():
@@ -34,15 +36,79 @@ def test_reads_what_stock_peft_wrote(tiny_base_folder, tmp_path):
     assert files.size_bytes == (folder / "adapter_model.safetensors").stat().st_size
 
 
+def test_known_options_are_those_of_the_installed_peft():
+    import dataclasses
+
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    import haori.adapters.ard_lora  # noqa: F401 - adds its own
+
+    installed = {
+        str(getattr(method, "value", method)): {field.name for field in dataclasses.fields(config)}
+        for method, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    }
+    assert installed == PEFT_OPTIONS
+
+
+@pytest.mark.parametrize("value", [0.5, "bar", True, [1], {"a": 1}, 1e999])
+def test_an_unknown_option_that_is_set_is_refused_by_name(tmp_path, value):
+    folder = written_adapter(tmp_path / "a", frobnicate_factor=value)
+    with pytest.raises(FileFormatError, match=r"'frobnicate_factor' to .*an option of LORA that PEFT .* does not know"):
+        inspect_adapter(folder)
+
+
+@pytest.mark.parametrize("value", [None, False, 0, 0.0, "", [], {}])
+def test_an_unknown_option_that_is_empty_sets_nothing(tmp_path, value):
+    assert inspect_adapter(written_adapter(tmp_path / "a", frobnicate_factor=value)).rank == 4
+
+
+def test_an_option_of_another_method_is_unknown(tmp_path):
+    with pytest.raises(FileFormatError, match=r"'vera_dropout' .* of LORA"):
+        inspect_adapter(written_adapter(tmp_path / "a", vera_dropout=0.5))
+    inspect_adapter(written_adapter(tmp_path / "b", peft_type="VERA", vera_dropout=0.5, lora_alpha=None))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_configuration_with_a_byte_order_mark_is_json(tiny_base_folder, tmp_path, encoding):
+    from haori.bases import find_base
+    from haori.library import Library, import_adapter
+
+    folder = stock_lora(tiny_base_folder, tmp_path / "a")
+    expected, path = stock_logits(tiny_base_folder, folder), folder / "adapter_config.json"
+    path.write_text(path.read_text(), encoding=encoding)
+    stored = import_adapter(folder, find_base(str(tiny_base_folder)), name="marked", dtype="fp32")
+    for place in (stored.path, Library().export("marked", tmp_path / "out")):
+        assert all(map(torch.equal, stock_logits(tiny_base_folder, place), expected))
+
+
+def test_adapters_in_folders_of_their_own_are_named(tmp_path):
+    for name in ("cook", "poet", "checkpoint-10"):
+        written_adapter(tmp_path / "made" / name)
+    with pytest.raises(
+        FileFormatError, match=r"2 adapters in folders of their own: 'cook', 'poet'; .*such as '.*/cook'"
+    ):
+        inspect_adapter(tmp_path / "made")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"])
+def test_weights_of_a_dtype_that_nothing_reads_are_a_sentence(tmp_path, dtype):
+    folder = written_adapter(tmp_path / "a")
+    entry = {"dtype": dtype, "shape": [8], "data_offsets": [0, {"F4": 4, "F8_E8M0": 8}.get(dtype, 6)]}
+    raw = json.dumps({"base_model.model.q.lora_A.weight": entry}).encode()
+    data = bytes(entry["data_offsets"][1])
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + data)
+    with pytest.raises(FileFormatError, match=f"dtype {dtype}.*fp32, fp16 or bf16"):
+        inspect_adapter(folder)
+
+
 def test_dora_is_named_so(tiny_base_folder, tmp_path):
     files = inspect_adapter(stock_lora(tiny_base_folder, tmp_path / "a", use_dora=True))
     assert files.method == "dora" and files.use_dora
 
 
 def test_other_methods_have_no_rank(tmp_path):
-    files = inspect_adapter(written_adapter(tmp_path / "a", peft_type="IA3"))
-    assert files.method == "ia3"
-    assert inspect_adapter(tmp_path / "a").alpha == 8.0
+    files = inspect_adapter(written_adapter(tmp_path / "a", peft_type="LOHA", alpha=8, lora_alpha=None))
+    assert (files.method, files.alpha) == ("loha", 8.0)
 
 
 def test_nothing_heavy_is_imported(tmp_path):

@@ -6,31 +6,38 @@ the safetensors header, the method. Says nothing about any base: that is `attach
 
 import json
 import math
+import re
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from haori.core.errors import FileFormatError, nearest
 from haori.core.safetensors_header import TensorEntry, read_safetensors_header
 from haori.library.config_values import check_values
+from haori.library.peft_options import PEFT_OPTIONS, unknown_options
 
-__all__ = ["CONFIG_NAME", "OWN_TYPES", "PEFT_TYPES", "PICKLE_NAME", "WEIGHTS_NAME", "AdapterFiles", "inspect_adapter"]
+__all__ = [
+    "CONFIG_NAME",
+    "OWN_TYPES",
+    "PEFT_TYPES",
+    "PICKLE_NAME",
+    "WEIGHTS_NAME",
+    "AdapterFiles",
+    "adapters_below",
+    "inspect_adapter",
+]
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 _CONFIG_LIMIT_BYTES = 1 << 20
+_CHECKPOINT = re.compile(r"checkpoint-.*")
 
-# The methods of PEFT 0.21.2; a test holds this list against peft.PeftType, which cannot be imported without torch.
-PEFT_TYPES = frozenset({
-    "ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "C3A", "CARTRIDGE", "CPT", "DEFT", "DELORA", "FOURIERFT",
-    "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS",
-    "MULTITASK_PROMPT_TUNING", "OFT", "OSF", "PEANUT", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA",
-    "P_TUNING", "RANDLORA", "ROAD", "SHADOW", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA",
-    "VBLORA", "VERA", "WAVEFT", "XLORA",
-})  # fmt: skip
 OWN_TYPES = frozenset({"ARD_LORA"})  # methods that `adapters` adds to PEFT
-_KNOWN_TYPES = PEFT_TYPES | OWN_TYPES
+PEFT_TYPES = frozenset(PEFT_OPTIONS) - OWN_TYPES
+# Of fewer than 16 bits only those that torch turns into others; 4 and 6 bits, and scales, are no weights by themselves.
+_UNREADABLE = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"})
 _REFUSED_KEYS = {
     "arrow_config": "it routes between other adapters, which its folder does not hold",
     "megatron_config": "it was trained inside Megatron, whose layers this project does not build",
@@ -101,6 +108,7 @@ def inspect_adapter(folder: Path) -> AdapterFiles:
         raise FileFormatError(f"{str(folder)!r} is not a folder; an adapter is a folder with {CONFIG_NAME} in it.")
     config = _read_config(folder / CONFIG_NAME)
     peft_type = _check_method(folder, config)
+    _check_options(folder, peft_type, config)
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
         raise FileFormatError(_no_weights(folder))
@@ -108,7 +116,13 @@ def inspect_adapter(folder: Path) -> AdapterFiles:
     if not tensors:
         raise FileFormatError(f"{str(weights)!r} holds no tensors, so there is no adapter in it.")
     check_values(f"The adapter in {str(folder)!r}", peft_type, config, tensors)
-    alpha = config.get("lora_alpha", config.get("alpha"))
+    for key, entry in tensors.items():
+        if entry.dtype in _UNREADABLE:
+            raise FileFormatError(
+                f"The tensor {key!r} in {str(weights)!r} is of dtype {entry.dtype}, which cannot be read as weights; "
+                "save the adapter in fp32, fp16 or bf16."
+            )
+    alpha = next((config[key] for key in ("lora_alpha", "alpha") if config.get(key) is not None), None)
     return AdapterFiles(
         folder=folder,
         peft_type=peft_type,
@@ -127,14 +141,12 @@ def inspect_adapter(folder: Path) -> AdapterFiles:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileFormatError(
-            f"{str(path.parent)!r} holds no {CONFIG_NAME}; an adapter is a folder as PEFT's save_pretrained writes it."
-        )
+        raise FileFormatError(_no_config(path.parent))
     size = path.stat().st_size
     if size > _CONFIG_LIMIT_BYTES:
         raise FileFormatError(f"{str(path)!r} is {size:,} bytes; at most {_CONFIG_LIMIT_BYTES:,} are accepted.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_bytes())  # of bytes it finds the encoding, with or without a byte order mark
     except (ValueError, RecursionError):
         raise FileFormatError(f"{str(path)!r} is not a JSON file.") from None
     if not isinstance(config, dict):
@@ -144,8 +156,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _check_method(folder: Path, config: dict[str, Any]) -> str:
     peft_type = config.get("peft_type")
-    if not isinstance(peft_type, str) or peft_type not in _KNOWN_TYPES:
-        hint = nearest(str(peft_type).upper()[:40], sorted(_KNOWN_TYPES)) or "such as LORA."
+    if not isinstance(peft_type, str) or peft_type not in PEFT_OPTIONS:
+        hint = nearest(str(peft_type).upper()[:40], sorted(PEFT_OPTIONS)) or "such as LORA."
         raise FileFormatError(
             f"The adapter in {str(folder)!r} has peft_type {str(peft_type)[:40]!r}, which PEFT does not know; {hint}"
         )
@@ -157,6 +169,31 @@ def _check_method(folder: Path, config: dict[str, Any]) -> str:
         if config.get(key):
             raise FileFormatError(f"The adapter in {str(folder)!r} sets {key!r}: {reason}.")
     return peft_type
+
+
+def _check_options(folder: Path, peft_type: str, config: dict[str, Any]) -> None:
+    for name, value in unknown_options(peft_type, config).items():
+        raise FileFormatError(
+            f"The adapter in {str(folder)!r} sets {name[:80]!r} to {str(value)[:80]!r}, an option of {peft_type} that "
+            f"PEFT {version('peft')} does not know and would leave out, so the adapter would compute something else; "
+            "use a PEFT that knows it, or remove the option from adapter_config.json if that is its default there."
+        )
+
+
+def adapters_below(folder: Path) -> tuple[Path, ...]:
+    """Return the folders directly in `folder` that hold an adapter, without a trainer's checkpoints."""
+    found = (path.parent for path in sorted(folder.glob(f"*/{CONFIG_NAME}")))
+    return tuple(path for path in found if not _CHECKPOINT.fullmatch(path.name))
+
+
+def _no_config(folder: Path) -> str:
+    if below := adapters_below(folder):
+        names = ", ".join(repr(path.name) for path in below[:20])
+        return (
+            f"{str(folder)!r} holds {len(below)} adapter{'s' if len(below) > 1 else ''} in folders of their own: "
+            f"{names}; give one of them, such as {str(below[0])!r}."
+        )
+    return f"{str(folder)!r} holds no {CONFIG_NAME}; an adapter is a folder as PEFT's save_pretrained writes it."
 
 
 def _no_weights(folder: Path) -> str:

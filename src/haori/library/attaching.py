@@ -17,7 +17,7 @@ from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.cards import read_card
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
     from haori.bases import Base
@@ -97,9 +97,8 @@ def attach_files(
             left over.
     """
     import torch
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     from haori.bases.quiet import quiet_transformers
 
@@ -110,7 +109,7 @@ def attach_files(
     try:
         # What PEFT warns about on loading is checked below, or is not for the user to act on.
         with quiet_transformers():
-            config: PeftConfig = PEFT_TYPE_TO_CONFIG_MAPPING[files.peft_type].from_pretrained(str(files.folder))
+            config = _configuration(files)
             config.inference_mode = not trainable
             wrapper: type[PeftModel] = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
             # PeftModel.from_pretrained does the same two steps, but drops the report of unexpected keys.
@@ -131,6 +130,16 @@ def attach_files(
     if unexpected:
         raise MismatchError(f"{where}: {len(unexpected)} tensors would be ignored, first {unexpected[0]!r}.")
     return adapted
+
+
+def _configuration(files: AdapterFiles) -> "PeftConfig":
+    """Build PEFT's configuration as its `from_pretrained` does, from what was read: PEFT takes plain UTF-8 only."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[files.peft_type]
+    options = {name: value for name, value in files.config.items() if name != "runtime_config"}
+    config: PeftConfig = kind.from_peft_type(**kind.check_kwargs(**options))
+    return config
 
 
 def check_keys(model: "PreTrainedModel", files: AdapterFiles, *, base_name: str) -> None:

@@ -195,7 +195,8 @@ def _check_finite(files: AdapterFiles) -> Check:
     with safe_open(files.weights, framework="pt") as file:
         for key in files.tensors:
             tensor: Tensor = file.get_tensor(key)
-            if not bool(tensor.isfinite().all()):
+            values = tensor.bfloat16() if tensor.element_size() == 1 and tensor.is_floating_point() else tensor  # fp8
+            if not bool(values.isfinite().all()):
                 broken.append(key)
     if broken:
         return failed("finite", f"{len(broken)} tensors hold NaN or infinity, first {broken[0]!r}")

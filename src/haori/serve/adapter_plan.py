@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["AdapterPlan", "ModuleTensors", "TokenTensor", "plan_adapter"]
 
 _PREFIX = "base_model.model."
-_DTYPES = frozenset({"F16", "BF16", "F32", "F64"})
+_DTYPES = frozenset({"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"})
 # LoRA and ARD-LoRA keep A and B as modules, AdaLoRA as parameters.
 _PARTS = {
     ".lora_A.weight": "a",
@@ -119,7 +119,7 @@ class _Planner:
     def take(self, key: str) -> None:
         """Find the use of one tensor."""
         if self.files.tensors[key].dtype not in _DTYPES:
-            self._misfit(f"the tensor {key!r} is of dtype {self.files.tensors[key].dtype}; use 16 or 32 bit floats")
+            self._misfit(f"the tensor {key!r} is of dtype {self.files.tensors[key].dtype}; use floats")
         name = key.removeprefix(_PREFIX)
         if name == key:
             self._misfit(f"the tensor {key!r} does not begin with {_PREFIX!r}, so it belongs to no module")

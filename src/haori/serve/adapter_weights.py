@@ -31,7 +31,10 @@ __all__ = ["AdapterWeights", "BaseTensors", "ModuleUpdate", "read_adapter_weight
 
 _ROUNDING = 1e-6  # an untouched magnitude differs from the norm it was taken from by so much at most
 _MOST_KEPT = 64 << 20  # bytes that a reader keeps for the next file
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_DTYPES = {
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 
 
 class BaseTensors(Protocol):
@@ -237,7 +240,8 @@ def _read_tensors(files: "AdapterFiles", label: str) -> tuple[dict[str, Tensor],
         count = (entry.end - entry.start) // dtype.itemsize
         empty = torch.empty(0, dtype=dtype)
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=entry.start) if count else empty
-        tensors[key] = flat.view(entry.shape)
+        # Arithmetic in 8 bits is not to be had; bf16 holds every such number.
+        tensors[key] = (flat.bfloat16() if dtype.itemsize == 1 else flat).view(entry.shape)
     return tensors, _check_finite(tensors, label)
 
 

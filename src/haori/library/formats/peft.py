@@ -36,6 +36,10 @@ def copy_adapter(source: Path, target: Path) -> None:
     }
     for name in (*_REQUIRED, *sorted(beside)):
         shutil.copyfile(source / name, target / name)
+    config = (source / CONFIG_NAME).read_bytes()
+    encoding = json.detect_encoding(config)
+    if encoding != "utf-8":  # with a byte order mark, or in UTF-16; PEFT reads neither
+        (target / CONFIG_NAME).write_text(config.decode(encoding), encoding="utf-8")
 
 
 def check_new_folder(out: Path) -> None:
