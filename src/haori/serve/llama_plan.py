@@ -1,20 +1,22 @@
 """What must be known of a Llama-like model, besides its weights, to serve it: plain data that can be kept on disk.
 
-A model is recognised by its parts, never by its class: Llama, Mistral, Qwen2, Qwen3, SmolLM. Whether it was understood
-is measured afterwards by the caller, who compares logits with the model's own.
+A model is recognised by its parts, never by its class: Llama, Mistral, Qwen2, Qwen3, SmolLM. A part more, or an entry
+of the configuration that `llama_config` does not know, rules it out. Whether it was understood is measured afterwards
+by the caller, who compares logits with the model's own.
 """
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from haori.core.records import Record
+from haori.serve.llama_config import FIXED_ROTARY, why_not_config
 
 __all__ = ["BlockPlan", "LlamaPlan", "plan_llama", "why_not_llama"]
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
-_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 class BlockPlan(Record):
@@ -80,25 +82,97 @@ def why_not_llama(model: nn.Module) -> str | None:
     """Return the reason why a model cannot be served as a Llama-like one, or None."""
     body: Any = getattr(model, "model", None)
     config: Any = getattr(model, "config", None)
-    wanted = ("layers", "embed_tokens", "norm", "rotary_emb")
-    if body is None or not all(hasattr(body, name) for name in wanted) or not hasattr(model, "lm_head"):
+    if _parts(model) != {"model", "lm_head"} or _parts(body) != {"layers", "embed_tokens", "norm", "rotary_emb"}:
         return "its parts are not those of a Llama-like model"
-    if body.rotary_emb.rope_type not in _FIXED_ROTARY:
-        return f"its rotary angles change with length ({body.rotary_emb.rope_type})"
+    head: Any = model.lm_head
+    if type(body.embed_tokens) is not nn.Embedding or type(head) is not nn.Linear or head.bias is not None:
+        return "its embedding or its head is not a plain one"
     for layer in body.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        parts = {name for name, _ in layer.named_children()}
-        if parts != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
-            return "its blocks have parts of their own"
-        if not all(type(getattr(attention, name, None)) is nn.Linear for name in _PROJECTIONS):
-            return "its attention projections are not plain linear layers"
-        if not all(type(getattr(mlp, name, None)) is nn.Linear for name in _MLP):
-            return "its MLP is not three plain linear layers"
-        if type(getattr(mlp, "act_fn", None)).__name__ not in {"SiLU", "SiLUActivation"}:
-            return "its activation is not SiLU"
-        window = getattr(attention, "sliding_window", None)
+        if (reason := _why_not_layer(layer)) is not None:
+            return reason
+    if (reason := why_not_config(config)) is not None:
+        return reason
+    for layer in body.layers:
+        window = getattr(layer.self_attn, "sliding_window", None)
         if window is not None and window < _context_length(config):
             return f"its attention looks back {window:,} tokens only"
+    norms = [module for name, module in body.named_modules() if name.rpartition(".")[2].endswith("norm")]
+    if not all(_is_rms_norm(norm, float(getattr(config, "rms_norm_eps", -1.0))) for norm in norms):
+        return "its norms are not RMSNorms of one epsilon"
+    if len({_sizes(layer.self_attn, config) for layer in body.layers}) != 1:
+        return "its layers differ in their heads"
+    return _why_not_rotary(body.rotary_emb, int(body.layers[0].self_attn.head_dim), _context_length(config))
+
+
+def _parts(module: Any) -> set[str]:
+    """Return the names of a module's parts and of the parameters it has itself."""
+    if not isinstance(module, nn.Module):
+        return set()
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    return {name for name, _ in module.named_children()} | set(own)
+
+
+def _why_not_layer(layer: Any) -> str | None:
+    if _parts(layer) != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
+        return "its blocks have parts of their own"
+    attention, mlp = layer.self_attn, layer.mlp
+    if not all(type(getattr(attention, name, None)) is nn.Linear for name in _PROJECTIONS):
+        return "its attention projections are not plain linear layers"
+    if _parts(attention) - {*_PROJECTIONS} not in (set(), {"q_norm", "k_norm"}):
+        return "its attention has parts of its own"
+    if not all(hasattr(attention, name) for name in ("head_dim", "scaling")):
+        return "its attention does not say how wide its heads are, and how it scales scores"
+    if not getattr(attention, "is_causal", True):
+        return "its attention is not causal"
+    if not getattr(attention, "use_rope", True):
+        return "some of its layers have no rotary angles"
+    if getattr(attention, "attn_logit_softcapping", None):
+        return "its attention caps its scores"
+    if not all(type(getattr(mlp, name, None)) is nn.Linear for name in _MLP):
+        return "its MLP is not three plain linear layers"
+    if _parts(mlp) - {*_MLP} != {"act_fn"}:
+        return "its MLP has parts of its own"
+    if type(mlp.act_fn).__name__ not in {"SiLU", "SiLUActivation"}:
+        return "its activation is not SiLU"
+    return None
+
+
+def _is_rms_norm(norm: Any, epsilon: float) -> bool:
+    if not type(norm).__name__.endswith("RMSNorm") or _parts(norm) != {"weight"}:
+        return False
+    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", -1.0))) == epsilon
+
+
+def _sizes(attention: Any, config: Any) -> tuple[Any, ...]:
+    """Return what must be the same in all layers, and fit the configuration."""
+    width = int(attention.head_dim)
+    heads = (attention.q_proj.out_features / width, attention.k_proj.out_features / width)
+    fits = heads == (config.num_attention_heads, config.num_key_value_heads)
+    norms = {
+        tuple(norm.weight.shape) == (width,)
+        for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        if norm is not None
+    }
+    return (width, float(attention.scaling), *heads) if fits and norms <= {True} else (id(attention), id(norms))
+
+
+@torch.no_grad()
+def _why_not_rotary(rotary: Any, width: int, context: int) -> str | None:
+    """Compare the rotary module's own angles, to the end of the context, with those that follow from its frequencies."""
+    if rotary.rope_type not in FIXED_ROTARY:
+        return f"its rotary angles change with length ({rotary.rope_type})"
+    frequencies = rotary.inv_freq.float()
+    if 2 * len(frequencies) != width:
+        return "its rotary angles turn a part of each head only"
+    early = list(range(0, min(context, 64)))
+    late = [int(context * share / 32) for share in range(32)]
+    places = torch.tensor([[*early, *late, context - 1]], device=frequencies.device)
+    found = rotary(torch.zeros(1, device=frequencies.device), places)
+    angles = places[..., None].float() * frequencies
+    for given, ours in zip(found, (angles.cos(), angles.sin()), strict=True):
+        expected = torch.cat([ours, ours], -1) * rotary.attention_scaling
+        if given.shape != expected.shape or not torch.allclose(given.float(), expected, atol=1e-4):
+            return "its rotary angles are not those of its frequencies"
     return None
 
 

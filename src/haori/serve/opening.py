@@ -1,14 +1,15 @@
 """Opens a base for serving: loads it, takes the fast runner if it understands the model, and starts the engine.
 
 Whether the fast runner understood a model is measured: it must give the logits that the model itself gave for a short
-probe. If it does not, or the model is of another kind, the slow runner serves it and the reason is said. What was
-understood and the model's logits are remembered: the next start reads the weights without building the model, which
+probe, and for one that reaches past everything that begins late in a text, where that takes a second or so. If it does
+not, or the model is of another kind, the slow runner serves it and the reason is said. What was understood and the
+model's logits for the short probe are remembered: the next start reads the weights without building the model, which
 takes transformers several seconds, and is measured by the same logits.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from haori.serve.adapter_tiers import PinnedAdapters
 from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
 from haori.serve.base_files import BaseFiles
 from haori.serve.engine import TextEngine
+from haori.serve.llama_config import long_probe_tokens
 from haori.serve.llama_plan import LlamaPlan, plan_llama, why_not_llama
 from haori.serve.llama_runner import LlamaRunner
 from haori.serve.llama_weights import lay_out_llama
@@ -38,14 +40,17 @@ if TYPE_CHECKING:
 __all__ = ["OpenedRunner", "open_engine", "open_runner"]
 
 _PROBE_TOKENS = 16
+_PROBE_WORK = 1e11  # tokens times parameters of the long probe
+_CHUNK = 256  # tokens of it in one step
 _PROBE_LOGITS = 1024
 # Difference of logits allowed, root mean square, as a share of their standard deviation: what rounding does to them.
 _TOLERANCES: dict[WeightFormat, float] = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.2, "int4": 0.7}
 
 
 class _Known(Record):
-    """What an earlier start found out about a base."""
+    """What an earlier start found out about a base, by the probes of that version."""
 
+    probes: Literal[2]
     plan: LlamaPlan
     vocabulary: int
     end_tokens: tuple[int, ...]
@@ -141,7 +146,8 @@ def open_runner(base: "Base", limits: EngineLimits, *, weights: str = "auto", ca
     if known is not None:
         tensors = BaseFiles(base.path, known.plan.linears)
         runner = _fast_runner(known.plan, tensors.tensor, form, dtype, limits, cache_bytes)
-        if _difference(runner, known.vocabulary, torch.tensor(known.probe)) <= _TOLERANCES[form]:
+        probe = _probe(known.vocabulary, _PROBE_TOKENS)
+        if _difference(runner, probe, known.vocabulary, torch.tensor(known.probe)) <= _TOLERANCES[form]:
             return OpenedRunner(runner, tensors, dtype, form, known.vocabulary, known.end_tokens, None)
         del runner
     return _open_by_model(base, limits, form, dtype, cache_bytes, topic)
@@ -165,20 +171,23 @@ def _open_by_model(
         if type(module) is nn.Linear and module is not head
     }
     tensors = BaseFiles(base.path, linears)
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([_probe(vocabulary)])).logits[0, -1].float()
-    wanted = logits[_sample(vocabulary)]
     reason = why_not_llama(model)
     if reason is None:
+        probes = [_probe(vocabulary, length) for length in _probe_lengths(model, limits)]
+        wanted = [_model_logits(model, probe, vocabulary) for probe in probes]
         plan = plan_llama(model)
         own = set(plan.parameters) <= set(tensors.names)  # else transformers renames them when it loads
         tensor_of = tensors.tensor if own else dict(model.named_parameters(remove_duplicate=False)).__getitem__
         del model, head
         runner = _fast_runner(plan, tensor_of, form, dtype, limits, cache_bytes)
-        difference = _difference(runner, vocabulary, wanted)
+        difference = max(
+            _difference(runner, probe, vocabulary, logits) for probe, logits in zip(probes, wanted, strict=True)
+        )
         if difference <= _TOLERANCES[form]:
             if own:
-                known = _Known(plan=plan, vocabulary=vocabulary, end_tokens=ends, probe=tuple(wanted.tolist()))
+                known = _Known(
+                    probes=2, plan=plan, vocabulary=vocabulary, end_tokens=ends, probe=tuple(wanted[0].tolist())
+                )
                 remember(topic, base, known)
             return OpenedRunner(runner, tensors, dtype, form, vocabulary, ends, None)
         reason = f"the fast runner's logits are off by {difference:.2g} standard deviations"
@@ -200,8 +209,23 @@ def _fast_runner(
     return LlamaRunner(laid_out, cache_bytes=cache_bytes, kernels=kernels)
 
 
-def _probe(vocabulary: int) -> list[int]:
-    return [number * 37 % vocabulary for number in range(_PROBE_TOKENS)]
+def _probe_lengths(model: Any, limits: EngineLimits) -> list[int]:
+    """Return the lengths of the short probe and, if there is one to be made, of the long one."""
+    length = min(long_probe_tokens(model.config) + _PROBE_TOKENS, limits.context_length)
+    parameters = sum(value.numel() for value in model.parameters())
+    is_needed = _PROBE_TOKENS < length and long_probe_tokens(model.config) > 0
+    return [_PROBE_TOKENS, length] if is_needed and length * parameters <= _PROBE_WORK else [_PROBE_TOKENS]
+
+
+def _probe(vocabulary: int, length: int) -> list[int]:
+    return [number * 37 % vocabulary for number in range(length)]
+
+
+def _model_logits(model: Any, probe: list[int], vocabulary: int) -> Tensor:
+    """Return what the model itself gives after a probe, for the ids that are compared."""
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=torch.tensor([probe]), use_cache=False).logits[0, -1].float()
+    return logits[_sample(vocabulary)]
 
 
 def _sample(vocabulary: int) -> Tensor:
@@ -220,19 +244,20 @@ def _format(weights: str) -> WeightFormat:
     raise InputError(f"Weights cannot be {weights!r}; choose auto, {', '.join(_TOLERANCES)}.")
 
 
-def _difference(runner: LlamaRunner, vocabulary: int, wanted: Tensor) -> float:
+def _difference(runner: LlamaRunner, probe: list[int], vocabulary: int, wanted: Tensor) -> float:
     """Return how far the runner's logits are from the model's, in standard deviations; the probe comes in pieces."""
-    probe = _probe(vocabulary)
     place = runner.cache.open(len(probe))
     if place is None:
+        if len(probe) > _PROBE_TOKENS:
+            return 0.0  # so long a text will not be served either
         raise InputError("The memory for keys and values (--kv-memory) is too small for a single request.")
+    last = len(probe) - 1
     try:
-        half = len(probe) // 2
-        runner.step([Run(place, 0, probe[:half], (), wants_logits=False)])
-        runner.step([Run(place, half, probe[half:-1], (), wants_logits=False)])
-        logits = runner.step([Run(place, len(probe) - 1, probe[-1:], ())])[0].float()
+        starts = [0, *range(len(probe) // 2 % _CHUNK or _CHUNK, last, _CHUNK)]
+        for start, stop in zip(starts, [*starts[1:], last], strict=True):
+            runner.step([Run(place, start, probe[start:stop], (), wants_logits=False)])
+        logits = runner.step([Run(place, last, probe[last:], ())])[0].float()
     finally:
         runner.cache.close(place)
-    found = logits[_sample(vocabulary)]
-    difference = (found - wanted).square().mean().sqrt() / wanted.std()
+    difference = (logits[_sample(vocabulary)] - wanted).square().mean().sqrt() / wanted.std()
     return float(difference) if torch.isfinite(difference) else float("inf")
