@@ -22,6 +22,7 @@ SIZES = {
 LIMITS = EngineLimits(context_length=160, running=4, waiting=4)
 LENGTH = 120
 FIXED = {"rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 40}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}
 LLAMA3 = FIXED | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONG = {
     "rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 40, "short_factor": [1.0] * 4,
@@ -55,9 +56,7 @@ SLOW = {
     ),
     "ministral": ("Ministral", {"sliding_window": 8, "head_dim": 8}, "looks back 8 tokens"),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 4}, "no rotary angles"),
-    "llama-dynamic": (
-        "Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}}, "change with length",
-    ),
+    "llama-dynamic": ("Llama", {"rope_parameters": DYNAMIC}, "change with length"),
     "llama-longrope": ("Llama", {"rope_parameters": LONG}, "change with length"),
     "llama-unknown": ("Llama", {"attention_temperature": 2.0}, "attention_temperature"),
     "llama-unknown-on": ("Llama", {"use_attention_gate": True}, "use_attention_gate"),
