@@ -213,7 +213,7 @@ def _probe_lengths(model: Any, limits: EngineLimits) -> list[int]:
     """Return the lengths of the short probe and, if there is one to be made, of the long one."""
     length = min(long_probe_tokens(model.config) + _PROBE_TOKENS, limits.context_length)
     parameters = sum(value.numel() for value in model.parameters())
-    is_needed = _PROBE_TOKENS < length and long_probe_tokens(model.config) > 0
+    is_needed = long_probe_tokens(model.config) > 0 and length > _PROBE_TOKENS
     return [_PROBE_TOKENS, length] if is_needed and length * parameters <= _PROBE_WORK else [_PROBE_TOKENS]
 
 
