@@ -75,10 +75,8 @@ def long_probe_tokens(config: Any) -> int:
     rotary = entries.get("rope_parameters")
     numbers = {**entries, **(rotary if isinstance(rotary, dict) else {})}
     context = int(config.max_position_embeddings)
-    starts = [
-        value for key, value in numbers.items()
-        if any(part in key for part in _BEGINS_LATER) and "layers" not in key and type(value) is int and 0 < value < context
-    ]  # fmt: skip
+    late = {key for key in numbers if any(part in key for part in _BEGINS_LATER) and "layers" not in key}
+    starts = [numbers[key] for key in late if type(numbers[key]) is int and 0 < numbers[key] < context]
     return max(starts, default=-1) + 1
 
 

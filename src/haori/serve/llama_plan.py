@@ -158,7 +158,7 @@ def _sizes(attention: Any, config: Any) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def _why_not_rotary(rotary: Any, width: int, context: int) -> str | None:
-    """Compare the rotary module's own angles, to the end of the context, with those that follow from its frequencies."""
+    """Compare a rotary module's angles, to the end of the context, with those that follow from its frequencies."""
     if rotary.rope_type not in FIXED_ROTARY:
         return f"its rotary angles change with length ({rotary.rope_type})"
     frequencies = rotary.inv_freq.float()
