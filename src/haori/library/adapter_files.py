@@ -115,13 +115,13 @@ def inspect_adapter(folder: Path) -> AdapterFiles:
     tensors = read_safetensors_header(weights).tensors
     if not tensors:
         raise FileFormatError(f"{str(weights)!r} holds no tensors, so there is no adapter in it.")
-    check_values(f"The adapter in {str(folder)!r}", peft_type, config, tensors)
     for key, entry in tensors.items():
         if entry.dtype in _UNREADABLE:
             raise FileFormatError(
                 f"The tensor {key!r} in {str(weights)!r} is of dtype {entry.dtype}, which cannot be read as weights; "
                 "save the adapter in fp32, fp16 or bf16."
             )
+    check_values(f"The adapter in {str(folder)!r}", peft_type, config, tensors)
     alpha = next((config[key] for key in ("lora_alpha", "alpha") if config.get(key) is not None), None)
     return AdapterFiles(
         folder=folder,
