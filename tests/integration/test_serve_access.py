@@ -196,3 +196,21 @@ def test_adapters_are_loaded_only_from_the_allowed_folders(engine, tmp_path):
         assert (reply.status_code, reply.text) == (200, "Success: LoRA adapter 'mine' removed successfully.")
         assert httpx.post(unload, json={"lora_name": "mine"}).status_code == 404
         assert ask(server, "mine").status_code == 404
+
+
+def test_requests_take_turns_by_key_and_by_the_name_as_it_was_asked_for(engine, keys, tmp_path):
+    with served(engine, home=tmp_path) as server:
+        for model in ("tiny", "support", "support:0.5", "support:-1"):
+            assert ask(server, model).status_code == 200
+    assert [request.turn for request in engine.seen] == [
+        ("", "tiny"), ("", "support"), ("", "support:0.5"), ("", "support:-1"),
+    ]  # fmt: skip
+    one, other = keys.create("one").secret, keys.create("other").secret
+    later = RepeatingEngine(engine.tokenizer)
+    with served(later, home=tmp_path) as server:
+        for secret in (one, other, one):
+            assert ask(server, "tiny", secret).status_code == 200
+    owners = [request.owner for request in later.seen]
+    assert owners[0] == owners[2] != owners[1]
+    assert "" not in owners
+    assert not {one, other} & set(owners)

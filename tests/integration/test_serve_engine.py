@@ -196,6 +196,15 @@ def test_a_prompt_seen_before_is_not_read_again_and_another_adapter_reads_its_ow
     assert answers.tokens("other") != answers.tokens("first")
 
 
+def test_prompts_are_found_again_by_their_owner_alone(start):
+    engine, answers = start(), Answers()
+    for name, owner in (("first", "one"), ("again", "one"), ("other", "two"), ("nobody", "")):
+        asked = replace(request(name, MIXES[1], number=4, length=100), owner=owner)
+        engine.submit(asked, answers.of(name))
+        answers.wait(name)
+    assert [answers.end(name).cached_tokens for name in ("first", "again", "other", "nobody")] == [0, 96, 0, 0]
+
+
 def test_a_long_prompt_does_not_hold_up_answers(start):
     engine, answers = start(), Answers()
     engine.submit(request("talking", sampling=replace_sampling(max_tokens=100), length=5), answers.of("talking"))

@@ -8,7 +8,7 @@ from haori.serve.kernels import TorchKernels
 from haori.serve.multi_lora import _Part, _places
 from haori.serve.native.calls import compiled, native_kernels
 from haori.serve.native.weights import NativeInt4Weight, NativeInt8Weight
-from haori.serve.packed_adapter import Site, SpareMemory, pack_adapter
+from haori.serve.packed_adapter import Layouts, Site, SpareMemory, pack_adapter
 from haori.serve.weight import Int4Weight, Int8Weight, pack_weight, to_int4, to_int8
 
 pytestmark = pytest.mark.skipif(native_kernels() is None, reason=compiled().reason)
@@ -20,7 +20,7 @@ def test_updates_of_many_adapters_on_many_rows(ranks, width, outputs):
     torch.manual_seed(0)
     outputs = outputs[: len(ranks)]
     site = Site(tuple(f"m{i}" for i in range(len(ranks))), width, outputs)
-    layouts, adapters = {}, []
+    layouts, adapters = Layouts(), []
     for number in range(4):
         updates = {
             name: ModuleUpdate((torch.randn(rank, width) * 0.1).bfloat16(), (torch.randn(rank, out) * 0.1).bfloat16())

@@ -380,3 +380,12 @@ def test_a_started_server_that_ends_is_started_again_but_not_for_ever(tmp_path, 
     process.start_again()  # after its end was asked for it stays ended
     assert not process.running
     assert len(pids()) == 4
+
+
+def test_no_owner_finds_prefixes_of_another_in_vllm_either():
+    bodies = [
+        completion_body(TextRequest("r", (1,), owner=owner), "m", room=20, stop_tokens=frozenset())
+        for owner in ("", "one", "two")
+    ]
+    assert "cache_salt" not in bodies[0]
+    assert bodies[1]["cache_salt"] != bodies[2]["cache_salt"]

@@ -1,14 +1,13 @@
 """The adapters in memory."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from haori.core.errors import MismatchError
 from haori.serve.adapter_weights import AdapterWeights
-from haori.serve.packed_adapter import PackedAdapter, Site, SpareMemory, pack_adapter
+from haori.serve.packed_adapter import Layouts, PackedAdapter, Site, SpareMemory, pack_adapter
 
 __all__ = ["PackedBank"]
 
@@ -27,7 +26,7 @@ class PackedBank:
         self._vectors = frozenset(vectors)
         self._modules = frozenset(name for site in sites for name in site.modules)
         self._dtype = dtype
-        self._layouts: dict[Any, Any] = {}
+        self._layouts = Layouts()
         self._spare = SpareMemory()
         self.held: dict[str, PackedAdapter] = {}
         self.token_rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}

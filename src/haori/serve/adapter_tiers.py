@@ -3,6 +3,7 @@
 Only the engine's thread calls this; files are read on threads of their own, so a step never waits for a disk.
 """
 
+import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import FileFormatError, HaoriError, InputError, StorageError
 from haori.serve.openmp import compute_alone
-from haori.serve.request import AdapterMix
+from haori.serve.request import BASE, AdapterMix
 from haori.serve.runner import AdapterBank, ReadyAdapter
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _READERS = 2
 @dataclass
 class _Resident:
     size_bytes: int
+    came_s: float
     users: int = 0
     used: int = 0
 
@@ -63,6 +65,8 @@ class AdapterTiers:
         self._resident: dict[str, _Resident] = {}
         self._coming: dict[str, Future[ReadyAdapter]] = {}
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="haori-adapter", initializer=compute_alone)
+        self._favoured: AdapterMix = BASE
+        self._leaving: frozenset[str] = frozenset()
         self._clock = 0
         self.loads = 0
         self.evictions = 0
@@ -78,12 +82,14 @@ class AdapterTiers:
         return tuple(self._resident)
 
     def prepare(self, mix: AdapterMix) -> bool:
-        """Say whether all adapters of a mix are in memory; those that are not begin to be read.
+        """Say whether all adapters of a mix are in memory and may be used; those that are not begin to be read.
 
         Raises:
             HaoriError: One of them cannot be read or applied, for whatever reason, or they do not fit into the budget
                 together. Nothing of it is left, so it is read anew when it is asked for again.
         """
+        if mix != self._favoured and any(adapter in self._leaving for adapter, _ in mix):
+            return False
         self._clock += 1
         for adapter, _ in mix:
             if adapter in self._resident:
@@ -93,6 +99,42 @@ class AdapterTiers:
             if adapter not in self._resident and not self._arrive(adapter, mix):
                 ready = False
         return ready
+
+    def lacks_room(self, mix: AdapterMix) -> bool:
+        """Say whether the adapters of a mix wait for nothing but room in memory."""
+        absent = [self._coming.get(adapter) for adapter, _ in mix if adapter not in self._resident]
+        return bool(absent) and all(future is not None and future.done() for future in absent)
+
+    def make_way(self, mix: AdapterMix | None, at_least_s: float) -> Collection[str]:
+        """Keep what room there is for a mix that lacks it, until told otherwise, and choose which adapters must go.
+
+        They are those with the fewest users, and get no new ones. One that has not been in memory for `at_least_s`
+        stays, so that two adapters which take turns do some work in between.
+
+        Returns:
+            The adapters that must go; none if there is no mix, or enough room as soon as it asks.
+        """
+        self._favoured, self._leaving = BASE, frozenset()
+        if mix is None:
+            return self._leaving
+        staying = {name for name, _ in mix} | set(self.pinned())
+        lacking = sum(
+            self._coming[name].result().size_bytes
+            for name, _ in mix
+            if name in self._coming and self._coming[name].exception() is None
+        )
+        lacking -= self.budget_bytes - self.used_bytes
+        old = time.monotonic() - at_least_s
+        may_go = [name for name, held in self._resident.items() if name not in staying and held.came_s <= old]
+        leaving = []
+        for name in sorted(may_go, key=lambda name: (self._resident[name].users, self._resident[name].used)):
+            if lacking <= 0:
+                break
+            leaving.append(name)
+            lacking -= self._resident[name].size_bytes
+        if lacking <= 0:
+            self._favoured, self._leaving = mix, frozenset(leaving)
+        return self._leaving
 
     def acquire(self, mix: AdapterMix) -> None:
         """Keep the adapters of a mix, which are in memory, until `release`."""
@@ -140,7 +182,7 @@ class AdapterTiers:
                 f"The adapters of this request and those pinned take {(size + others) / 1e6:,.0f} MB; all "
                 f"adapters in memory may take {self.budget_bytes / 1e6:,.0f} MB (--adapter-memory)."
             )
-        if not self._make_room(size, staying):
+        if self._favoured not in (BASE, mix) or not self._make_room(size, staying):
             return False
         try:
             self._bank.put(ready)
@@ -148,7 +190,7 @@ class AdapterTiers:
             with suppress(Exception):  # it may be half there
                 self._bank.drop(adapter)
             raise
-        self._resident[adapter] = _Resident(size, used=self._clock)
+        self._resident[adapter] = _Resident(size, time.monotonic(), used=self._clock)
         self.loads += 1
         return True
 

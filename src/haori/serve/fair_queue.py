@@ -1,94 +1,157 @@
-"""Whose turn is it? Requests wait in one queue per model name, and the queue that was served least goes first.
+"""Whose turn is it? Requests wait in one queue per owner and model name; owners take turns, and so do their queues.
 
-The counter of a queue is the tokens it was served (virtual token counter, Sheng et al., OSDI 2024): a name that gets
-ten times the requests of others waits for itself, not they for it. A queue that was idle starts at the smallest
-counter in use, so idleness earns nothing; and each second of waiting counts like tokens served to others, so that in
-the end everything gets its turn.
+The counter of an owner, and of each of its queues, is the tokens it was served (virtual token counter, Sheng et al.,
+OSDI 2024): one that asks for ten times as much as others waits for itself, not they for it. One that begins to wait
+starts at the smallest counter of those that do, so neither being idle nor asking for little earns anything.
+
+Waiting is counted in the tokens that everybody was served meanwhile, and taken off the counter. Among the queues of one
+owner the first few thousand count in full, for a name that many ask for stands for many users: they wait a few times as
+long as those of a rare name, not twenty times, and yet a thousand requests for one name hold nobody else up. All others
+count a little, which is enough for everything to get its turn.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
-__all__ = ["FairQueue"]
+__all__ = ["FairQueue", "Place"]
 
 _T = TypeVar("_T")
-_AGEING_TOKENS_PER_S = 50.0
+_AGEING = 0.05
+_IN_FULL_TOKENS = 4096.0
+
+Place = tuple[str, str]
+"""An owner and one of its queues."""
+
+
+class _Counters:
+    """Tokens served, by name."""
+
+    def __init__(self) -> None:
+        self.served: dict[str, float] = {}
+        self._floor = 0.0  # counter of the one whose turn it was last
+
+    def enter(self, name: str, waiting: Iterable[str]) -> None:
+        """Let a name begin to wait beside others."""
+        floor = min((self.served[other] for other in waiting), default=self._floor)
+        self.served[name] = max(self.served.get(name, floor), floor)
+
+    def take(self, name: str) -> None:
+        """Note whose turn it was."""
+        self._floor = self.served[name]
+
+
+class _Owner(Generic[_T]):
+    """The queues of one owner. Each item stands beside the tokens that had been served when it came."""
+
+    def __init__(self) -> None:
+        self.counters = _Counters()
+        self.waiting: dict[str, deque[tuple[float, _T]]] = {}
+        self.active: Counter[str] = Counter()
+
+    @property
+    def oldest(self) -> float:
+        """When the item that has waited longest came."""
+        return min(queue[0][0] for queue in self.waiting.values())
 
 
 class FairQueue(Generic[_T]):
-    """Items that wait, by queue.
+    """Items that wait, by owner and queue."""
 
-    Args:
-        clock: Returns seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._waiting: dict[str, deque[tuple[float, _T]]] = {}
-        self._served: dict[str, float] = {}
-        self._active: dict[str, int] = {}
+    def __init__(self) -> None:
+        self._owners: dict[str, _Owner[_T]] = {}
+        self._counters = _Counters()
+        self._total = 0.0
 
     def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(len(queue) for owner in self._owners.values() for queue in owner.waiting.values())
 
     def __iter__(self) -> Iterator[_T]:
-        return (item for queue in self._waiting.values() for _, item in queue)
+        return (item for owner in self._owners.values() for queue in owner.waiting.values() for _, item in queue)
 
-    def add(self, queue: str, item: _T, *, first: bool = False) -> None:
+    def add(self, place: Place, item: _T, *, first: bool = False) -> None:
         """Let an item wait; `first` puts one that was interrupted back in front."""
-        if queue not in self._waiting:
-            self._waiting[queue] = deque()
-            if queue not in self._active:
-                others = [self._served[name] for name in {*self._waiting, *self._active} if name in self._served]
-                self._served[queue] = max(self._served.get(queue, 0.0), min(others, default=0.0))
-        entry = (self._clock(), item)
+        name, queue = place
+        owner = self._owners.setdefault(name, _Owner())
+        if not owner.waiting:
+            self._counters.enter(name, [other for other, held in self._owners.items() if held.waiting])
+        if queue not in owner.waiting:
+            owner.counters.enter(queue, owner.waiting)
+            owner.waiting[queue] = deque()
+        entry = (self._total, item)
         if first:
-            self._waiting[queue].appendleft(entry)
+            owner.waiting[queue].appendleft(entry)
         else:
-            self._waiting[queue].append(entry)
+            owner.waiting[queue].append(entry)
 
-    def in_turn(self) -> list[str]:
+    def in_turn(self) -> list[Place]:
         """Return the queues with somebody waiting, the one whose turn it is first."""
-        now = self._clock()
 
-        def turn(queue: str) -> float:
-            return self._served[queue] - _AGEING_TOKENS_PER_S * (now - self._waiting[queue][0][0])
+        def turn(place: Place) -> tuple[float, float]:
+            owner = self._owners[place[0]]
+            waited = self._total - owner.waiting[place[1]][0][0]
+            return of_owner[place[0]], owner.counters.served[place[1]] - min(waited, _IN_FULL_TOKENS) - _AGEING * waited
 
-        return sorted(self._waiting, key=turn)
+        waiting = {name: owner for name, owner in self._owners.items() if owner.waiting}
+        of_owner = {
+            name: self._counters.served[name] - _AGEING * (self._total - owner.oldest)
+            for name, owner in waiting.items()
+        }
+        return sorted(((name, queue) for name, owner in waiting.items() for queue in owner.waiting), key=turn)
 
-    def peek(self, queue: str) -> _T:
+    def heads(self) -> list[_T]:
+        """Return the first item of each queue."""
+        return [queue[0][1] for owner in self._owners.values() for queue in owner.waiting.values()]
+
+    def peek(self, place: Place) -> _T:
         """Return the first item of a queue."""
-        return self._waiting[queue][0][1]
+        return self._owners[place[0]].waiting[place[1]][0][1]
 
-    def take(self, queue: str) -> _T:
+    def take(self, place: Place) -> _T:
         """Take the first item of a queue; it counts as being served until `leave`."""
-        _, item = self._waiting[queue].popleft()
-        self._active[queue] = self._active.get(queue, 0) + 1
-        if not self._waiting[queue]:
-            del self._waiting[queue]
+        name, queue = place
+        owner = self._owners[name]
+        _, item = owner.waiting[queue].popleft()
+        owner.active[queue] += 1
+        owner.counters.take(queue)
+        self._counters.take(name)
+        if not owner.waiting[queue]:
+            del owner.waiting[queue]
         return item
 
-    def serve(self, queue: str, tokens: int) -> None:
-        """Count tokens that a queue was served."""
-        self._served[queue] = self._served.get(queue, 0.0) + tokens
+    def serve(self, place: Place, tokens: int) -> None:
+        """Count tokens that a queue was served while one of its items is."""
+        name, queue = place
+        self._total += tokens
+        self._counters.served[name] += tokens
+        self._owners[name].counters.served[queue] += tokens
 
-    def leave(self, queue: str) -> None:
+    def leave(self, place: Place) -> None:
         """Say that an item that was taken is done with."""
-        self._active[queue] -= 1
-        if not self._active[queue]:
-            del self._active[queue]
-            if queue not in self._waiting:
-                # A name that comes back is set to the others' counter; nothing need be remembered of it.
-                del self._served[queue]
+        self._owners[place[0]].active[place[1]] -= 1
+        self._tidy(place)
 
-    def remove(self, queue: str, wanted: _T) -> None:
+    def remove(self, place: Place, wanted: _T) -> None:
         """Take a waiting item out of its queue, if it is there."""
-        for entry in self._waiting.get(queue, ()):
+        owner = self._owners.get(place[0])
+        queue = None if owner is None else owner.waiting.get(place[1])
+        if owner is None or queue is None:
+            return
+        for entry in queue:
             if entry[1] is wanted:
-                self._waiting[queue].remove(entry)
+                queue.remove(entry)
                 break
-        if queue in self._waiting and not self._waiting[queue]:
-            del self._waiting[queue]
-            if queue not in self._active:
-                del self._served[queue]
+        if not queue:
+            del owner.waiting[place[1]]
+            self._tidy(place)
+
+    def _tidy(self, place: Place) -> None:
+        """Forget a queue, and an owner, that nothing waits in or is served of: its counter will be set anew."""
+        name, queue = place
+        owner = self._owners[name]
+        if queue not in owner.waiting and not owner.active[queue]:
+            del owner.active[queue]
+            del owner.counters.served[queue]
+        if not owner.waiting and not owner.active:
+            del self._owners[name]
+            del self._counters.served[name]

@@ -7,6 +7,7 @@ biases need. Adapters of one layout hold everything at the same offsets, so one 
 
 import math
 import mmap
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from haori.serve.adapter_weights import AdapterWeights
 
 __all__ = [
     "Layout",
+    "Layouts",
     "ModulePlace",
     "PackedAdapter",
     "Site",
@@ -108,6 +110,16 @@ class SitePlace:
     scale: int | None
     bias: int | None
 
+    @cached_property
+    def columns(self) -> Tensor:
+        """Return [5, modules]: low, high, left, right and start of each module, where a kernel may read them."""
+        return torch.tensor(self.modules, dtype=torch.int64).T.contiguous()
+
+    @cached_property
+    def bounds(self) -> tuple[int | None, ...]:
+        """Return what a kernel is told of the site: a, width, rank, number of modules, and where the columns lie."""
+        return (self.a, self.width, self.rank, len(self.modules), *(column.data_ptr() for column in self.columns))
+
 
 class SiteFactors(NamedTuple):
     """An adapter's tensors for one site; see `SitePlace`."""
@@ -160,6 +172,25 @@ class Layout:
         return SitePlace(site.width, total, outputs, a, tuple(modules), scale, bias)
 
 
+class Layouts:
+    """The layouts of the adapters in memory; one that no adapter has any more is forgotten."""
+
+    def __init__(self) -> None:
+        self._held: weakref.WeakValueDictionary[_Kind, Layout] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def of(self, kind: _Kind, sites: Sequence[Site]) -> Layout:
+        """Return the layout of a kind; may be called on any thread."""
+        with self._lock:
+            layout = self._held.get(kind)
+            if layout is None:
+                layout = self._held[kind] = Layout(kind, sites)
+            return layout
+
+
 @dataclass(frozen=True, eq=False)
 class PackedAdapter:
     """An adapter ready to be multiplied with.
@@ -207,7 +238,7 @@ class PackedAdapter:
 def pack_adapter(
     weights: AdapterWeights,
     sites: Sequence[Site],
-    known: dict[_Kind, Layout],
+    known: "Layouts",
     dtype: torch.dtype,
     spare: "SpareMemory",
 ) -> PackedAdapter:
@@ -216,12 +247,11 @@ def pack_adapter(
     Args:
         weights: The adapter.
         sites: The sites of the model.
-        known: Layouts met so far; adapters of one kind share one.
+        known: Layouts in use; adapters of one kind share one.
         dtype: Of the factors.
         spare: Where its memory comes from, and where it goes when nobody refers to the adapter any more.
     """
-    kind = _kind(weights, sites)
-    layout = known.get(kind) or known.setdefault(kind, Layout(kind, sites))
+    layout = known.of(_kind(weights, sites), sites)
     rows = {name: (ids, change.to(dtype)) for name, (ids, change) in weights.token_rows.items()}
     memory = spare.take(memory_bytes(layout.elements * dtype.itemsize))
     count = layout.elements

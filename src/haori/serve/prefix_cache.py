@@ -1,6 +1,7 @@
 """Keys and values of prompts already read, to be used again by prompts that begin alike under the same adapters.
 
-Blocks of 32 tokens, each known by (the adapters' content ids and strengths, all tokens up to its end). An adapter that
+Blocks of 32 tokens, each known by (whose prompt it was, the adapters' content ids and strengths, all tokens up to its
+end). No owner finds another's: how soon an answer begins would tell what others have asked. An adapter that
 is retrained under its old name has another content id, so a block is never taken for another adapter's. The blocks lie
 side by side in one tensor: coming and going they would leave holes in the process's memory that nothing else fills.
 """
@@ -33,13 +34,13 @@ class PrefixCache:
         self.queries = 0
         self.hits = 0
 
-    def find(self, mix: AdapterMix, tokens: Sequence[int]) -> "list[Tensor]":
+    def find(self, owner: str, mix: AdapterMix, tokens: Sequence[int]) -> "list[Tensor]":
         """Return the blocks of the longest known beginning of a prompt, which leaves at least its last token.
 
         They are good until the next `keep`.
         """
         found: list[Tensor] = []
-        for key in _keys(mix, tokens[: len(tokens) - 1]):
+        for key in _keys(owner, mix, tokens[: len(tokens) - 1]):
             if self._memory is None or key not in self._places:
                 break
             self._places.move_to_end(key)
@@ -48,11 +49,11 @@ class PrefixCache:
         self.hits += BLOCK * len(found)
         return found
 
-    def missing(self, mix: AdapterMix, tokens: Sequence[int]) -> list[tuple[int, bytes]]:
+    def missing(self, owner: str, mix: AdapterMix, tokens: Sequence[int]) -> list[tuple[int, bytes]]:
         """Return the first token and the key of each whole block of a prompt that is not kept yet."""
         if not self._budget:
             return []
-        keys = _keys(mix, tokens)
+        keys = _keys(owner, mix, tokens)
         return [(i * BLOCK, key) for i, key in enumerate(keys) if key not in self._places]
 
     def keep(self, key: bytes, block: "Tensor") -> None:
@@ -70,12 +71,12 @@ class PrefixCache:
         self._places[key] = place
 
 
-def _keys(mix: AdapterMix, tokens: Sequence[int]) -> list[bytes]:
-    """Return a key for each whole block: a hash of the mix and every token up to the block's end."""
+def _keys(owner: str, mix: AdapterMix, tokens: Sequence[int]) -> list[bytes]:
+    """Return a key for each whole block: a hash of the owner, the mix and every token up to the block's end."""
     import hashlib
     from array import array
 
-    digest = hashlib.blake2b(repr(mix).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((owner, mix)).encode(), digest_size=16)
     keys = []
     for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
         digest.update(array("q", tokens[start : start + BLOCK]).tobytes())

@@ -81,6 +81,7 @@ class TextRequest:
         adapters: Which adapters act, and how strongly.
         sampling: How tokens are chosen.
         queue: Requests of one queue wait for one another; queues take turns. The model's name as the caller gave it.
+        owner: Whose it is, an API key's hash, say; owners take turns before their queues do, and share no prefixes.
     """
 
     id: str
@@ -88,6 +89,12 @@ class TextRequest:
     adapters: AdapterMix = BASE
     sampling: Sampling = field(default_factory=Sampling)
     queue: str = ""
+    owner: str = ""
+
+    @property
+    def turn(self) -> tuple[str, str]:
+        """Return its place among those that take turns: its owner's, and among those its queue's."""
+        return self.owner, self.queue
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from haori.core.errors import InputError
 from haori.serve.adapter_tiers import AdapterTiers
-from haori.serve.fair_queue import FairQueue
+from haori.serve.fair_queue import FairQueue, Place
 from haori.serve.prefix_cache import BLOCK, PrefixCache
 from haori.serve.request import Fault, Finish
 from haori.serve.runner import Run, Runner
@@ -23,6 +23,8 @@ from haori.serve.unforeseen import unforeseen
 __all__ = ["EngineLimits", "Scheduler"]
 
 _KV = "than there is for keys and values (--kv-memory)"
+_PATIENCE_S = 2.0  # a request that lacks room for its adapters waits so long before others make way
+_INTERRUPT_S = 10.0  # and so long before those that run under the adapters which must go are interrupted
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Scheduler:
         self, runner: Runner, tiers: AdapterTiers, limits: EngineLimits, ended: Callable[[Sequence], None]
     ) -> None:
         self.running: list[Sequence] = []
-        self.waiting: FairQueue[Sequence] = FairQueue(time.monotonic)
+        self.waiting: FairQueue[Sequence] = FairQueue()
         self.prefixes = PrefixCache(limits.prefix_bytes)
         self.counts: Counter[str] = Counter()
         self.doubtful = False  # whether a step failed for which it is not known that others would not
@@ -75,7 +77,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for its turn."""
-        self.waiting.add(sequence.request.queue, sequence)
+        self._wait(sequence)
 
     def step(self) -> None:
         """Admit who can be admitted, and compute one step if anything runs."""
@@ -111,10 +113,10 @@ class Scheduler:
         """Free everything a sequence holds, and tell its caller if its answer is not complete."""
         try:
             if sequence in self.running:
-                self.waiting.leave(sequence.request.queue)
+                self.waiting.leave(sequence.request.turn)
                 self._free(sequence)
             else:
-                self.waiting.remove(sequence.request.queue, sequence)
+                self.waiting.remove(sequence.request.turn, sequence)
         finally:
             if reason is not None:
                 with suppress(BaseException):  # a caller that cannot be told is no reason to hurt others
@@ -129,7 +131,8 @@ class Scheduler:
         """Let waiting requests join while there is room, in fair turn; one whose adapters are not here is passed by."""
         if not len(self.waiting) or len(self.running) >= self._limits.running:
             return
-        passed: set[str] = set()
+        self._make_way()
+        passed: set[Place] = set()
         while len(self.running) < self._limits.running:
             queue = next((name for name in self.waiting.in_turn() if name not in passed), None)
             if queue is None:
@@ -151,18 +154,30 @@ class Scheduler:
             except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
                 self.fail(sequence, error)
 
+    def _make_way(self) -> None:
+        """See to it that a request whose adapters find no room, as others use it all, does not wait for ever."""
+        now = time.monotonic()
+        late = [head for head in self.waiting.heads() if now - head.waiting_since > _PATIENCE_S]
+        lacking = [head for head in late if self._tiers.lacks_room(head.request.adapters)]
+        first = min(lacking, key=lambda head: head.waiting_since, default=None)
+        leaving = self._tiers.make_way(None if first is None else first.request.adapters, _PATIENCE_S)
+        if first is not None and now - first.waiting_since > _INTERRUPT_S:
+            for sequence in list(self.running):
+                if any(adapter in leaving for adapter, _ in sequence.request.adapters):
+                    self._put_back(sequence)
+
     def _join(self, sequence: Sequence, place: int) -> None:
         sequence.place = place
         sequence.read = 0
         self._tiers.acquire(sequence.request.adapters)
         self.running.append(sequence)  # from here on `end` frees all it holds
-        blocks = self.prefixes.find(sequence.request.adapters, sequence.tokens)
+        blocks = self.prefixes.find(sequence.request.owner, sequence.request.adapters, sequence.tokens)
         for number, block in enumerate(blocks):
             self._runner.cache.put(place, number * BLOCK, block)
         sequence.read = len(blocks) * BLOCK
         if not sequence.generated:
             sequence.cached_tokens = sequence.read
-        self.waiting.serve(sequence.request.queue, len(sequence.tokens) - sequence.read)
+        self.waiting.serve(sequence.request.turn, len(sequence.tokens) - sequence.read)
 
     def _compose(self) -> list[tuple[Sequence, Run]]:
         """Choose this step's tokens: the newest of every answer, and as much of the prompts as is read at once."""
@@ -206,8 +221,12 @@ class Scheduler:
         """Interrupt a sequence: it waits in front of its queue, and its tokens are read again later."""
         self.counts["preemptions"] += 1
         self._free(sequence)
-        self.waiting.leave(sequence.request.queue)
-        self.waiting.add(sequence.request.queue, sequence, first=True)
+        self.waiting.leave(sequence.request.turn)
+        self._wait(sequence, first=True)
+
+    def _wait(self, sequence: Sequence, *, first: bool = False) -> None:
+        sequence.waiting_since = time.monotonic()
+        self.waiting.add(sequence.request.turn, sequence, first=first)
 
     def _compute(self, composed: list[tuple[Sequence, Run]]) -> None:
         """Compute a step. One that raises is computed again in halves, until those at fault are alone, and end."""
@@ -245,7 +264,7 @@ class Scheduler:
             self.fail(sequence, error)
             return
         self.counts["generated"] += 1
-        self.waiting.serve(sequence.request.queue, 1)
+        self.waiting.serve(sequence.request.turn, 1)
         if sequence.ended:
             self.end(sequence)
 

@@ -43,6 +43,7 @@ class Sequence:
         self.place: int | None = None  # number in the runner's cache
         self.read = 0  # tokens whose keys and values are in the cache
         self.cached_tokens = 0
+        self.waiting_since = 0.0  # by the monotonic clock
         self.prefix_kept = False
         self.ended = False
         self._stop_tokens = frozenset() if request.sampling.ignore_eos else stop_tokens

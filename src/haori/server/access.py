@@ -31,6 +31,11 @@ class Caller:
     key: ApiKey | None
     admin: bool
 
+    @property
+    def owner(self) -> str:
+        """Who takes turns with others and shares no prefixes with them: the key's hash, empty without keys."""
+        return "" if self.key is None else self.key.hash
+
     def may_use(self, name: str) -> bool:
         """Say whether they may use one name: the base's, an adapter's, or one with a version."""
         return self.key is None or self.key.allows(name)

@@ -148,21 +148,20 @@ class Answers:
         try:
             for prompt in prompts:
                 for choice in range(question.choices):
-                    self._submit_one(prompt, choice, resolved)
+                    self._submit_one(prompt, choice, resolved, caller)
         except BaseException:
             self.close()
             raise
 
-    def _submit_one(self, prompt: Sequence[int], choice: int, resolved: Resolved) -> None:
+    def _submit_one(self, prompt: Sequence[int], choice: int, resolved: Resolved, caller: Caller) -> None:
         question, engine = self._question, self._backend.engine
         index = len(self._meters)
         sampling = question.sampling
         if sampling.seed is not None and choice:
             sampling = sampling.model_copy(update={"seed": _other_seed(sampling.seed, choice)})
         identity = f"{question.id}-{index}"
-        # Strengths and versions make no queue of their own: who varies them waits like everybody else.
-        queue = "+".join(sorted(resolved.names))
-        request = TextRequest(identity, tuple(prompt), resolved.mix, sampling, queue)
+        # Who varies strengths has many queues, and one turn all the same where there are keys: turns go by key first.
+        request = TextRequest(identity, tuple(prompt), resolved.mix, sampling, question.model, caller.owner)
         engine.submit(request, self._service.mail.sender(self._inbox, index))
         self._meters.append(self._service.meters.begin(resolved.names, len(prompt)))
         self._running[index] = identity

@@ -1,7 +1,6 @@
 """The decoding kernels in C, behind the same methods as `TorchKernels`. For bf16 on a CPU."""
 
 import ctypes
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +39,6 @@ class NativeKernels(TorchKernels):
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
         self._c = library
-        self._sites: dict[int, tuple[SitePlace, tuple[object, ...]]] = {}  # by id; a place that is kept keeps its id
 
     def add_norm(self, x: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """Return x + added, and its RMS norm times the weight."""
@@ -81,9 +79,7 @@ class NativeKernels(TorchKernels):
 
     def update(self, places: Places, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
         """Add the adapters' updates of some rows to y."""
-        self._c.haori_update(
-            x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), *places.addresses, *self._bounds(place)
-        )
+        self._c.haori_update(x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), *places.addresses, *place.bounds)
 
     def int8_product(self, x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
         """Return x W^T for a packed weight in 8 bits with fp32 scales (out); x is contiguous and has few rows."""
@@ -114,19 +110,6 @@ class NativeKernels(TorchKernels):
         wide = torch.empty(out, blocks * BLOCK, dtype=torch.bfloat16)
         self._c.haori_widen_int4(packed.data_ptr(), steps.data_ptr(), lows.data_ptr(), wide.data_ptr(), blocks, out)
         return wide
-
-    def _bounds(self, place: SitePlace) -> tuple[object, ...]:
-        """Return where the factors of a site lie in an adapter, and the bounds of its modules; made once."""
-        known = self._sites.get(id(place))
-        if known is None:
-            columns = [_integers([module[i] for module in place.modules]) for i in range(5)]
-            bounds = (place.a, place.width, place.rank, len(place.modules), *columns)
-            known = self._sites[id(place)] = (place, bounds)
-        return known[1]
-
-
-def _integers(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
-    return (_INT * len(values))(*values)
 
 
 @lru_cache(maxsize=1)

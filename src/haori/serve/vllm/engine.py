@@ -8,7 +8,6 @@ requests that it had not begun to answer go to another.
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
-from haori.serve.fair_queue import FairQueue
+from haori.serve.fair_queue import FairQueue, Place
 from haori.serve.request import AdapterMix, Deliver, Fault, Finish, TextRequest
 from haori.serve.scheduler import EngineLimits
 from haori.serve.unforeseen import unforeseen
@@ -117,7 +116,7 @@ class VllmEngine:
         self._closing = False
         self._prompt_tokens = 0
         self._cached_tokens = 0
-        self._queue: FairQueue[_Job] = FairQueue(time.monotonic)  # this and what follows: on the loop's thread only
+        self._queue: FairQueue[_Job] = FairQueue()  # this and what follows: on the loop's thread only
         loop.call(self._begin_watching)
 
     @property
@@ -220,12 +219,12 @@ class VllmEngine:
             self._readers.submit(self._copies.discard, name)
 
     def _add(self, job: _Job) -> None:
-        self._queue.add(job.request.queue, job)
+        self._queue.add(job.request.turn, job)
         self._pump()
 
     def _pump(self) -> None:
         """Let waiting requests begin while servers have room, in fair turn."""
-        full: set[str] = set()
+        full: set[Place] = set()
         while len(self._queue):
             queue = next((name for name in self._queue.in_turn() if name not in full), None)
             if queue is None:
@@ -255,7 +254,7 @@ class VllmEngine:
             job.again = False
             job.task.cancel()
             return
-        self._queue.remove(job.request.queue, job)
+        self._queue.remove(job.request.turn, job)
         self._end(job, "cancelled")
 
     async def _follow(self, job: _Job, server: Server) -> None:
@@ -306,10 +305,10 @@ class VllmEngine:
         room = self.limits.context_length - len(job.request.prompt)
         body = completion_body(job.request, model, room=room, stop_tokens=self._stop_tokens)
         async with server.upstream.completion(body) as chunks:
-            self._queue.serve(job.request.queue, len(job.request.prompt))
+            self._queue.serve(job.request.turn, len(job.request.prompt))
             async for chunk in chunks:
                 job.answer.take(chunk)
-                self._queue.serve(job.request.queue, len(chunk.tokens))
+                self._queue.serve(job.request.turn, len(chunk.tokens))
                 if job.answer.stopped:
                     break
             job.answer.end()
@@ -320,10 +319,10 @@ class VllmEngine:
         """Make room for others; on the loop's thread, when a task has ended however it did."""
         assert job.server is not None
         job.server.running.discard(job.request.id)
-        self._queue.leave(job.request.queue)
+        self._queue.leave(job.request.turn)
         again, job.again, job.task, job.server = job.again, False, None, None
         if again and not self._closing:
-            self._queue.add(job.request.queue, job, first=True)
+            self._queue.add(job.request.turn, job, first=True)
         else:
             self._end(job, "cancelled")  # says nothing if it was told how it ended
         self._pump()

@@ -69,6 +69,8 @@ def completion_body(request: TextRequest, model: str, *, room: int, stop_tokens:
         "stop_token_ids": [] if sampling.ignore_eos else sorted(stop_tokens),
         "stop": list(sampling.stop),
     }
+    if request.owner:
+        body["cache_salt"] = request.owner  # no owner finds prefixes of another
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if sampling.logit_bias:
