@@ -276,7 +276,7 @@ class Scheduler:
         assert sequence.place is not None
         prompt = sequence.tokens[: sequence.prompt_length]
         with suppress(Exception):  # without memory for them, they are not kept
-            for start, key in self.prefixes.missing(sequence.request.adapters, prompt):
+            for start, key in self.prefixes.missing(sequence.request.owner, sequence.request.adapters, prompt):
                 block = self._runner.cache.take(sequence.place, start, start + BLOCK)
                 if block is None:
                     return
