@@ -40,6 +40,10 @@ class Reader:
         if adapter.endswith("-twisted"):  # rows of a width that no product takes: nothing notices before the step
             twisted = {"model.embed_tokens.weight": (torch.arange(5, 250), torch.ones(245, 7))}
             return replace(weights, id=adapter, token_rows=twisted)
+        if adapter.endswith("00"):  # no numbers from the second layer on
+            for name, update in weights.updates.items():
+                if ".1." in name:
+                    update.a.fill_(float("nan"))
         return weights
 
 
@@ -142,6 +146,26 @@ def test_what_a_step_raises_ends_the_rows_at_fault_and_changes_no_other(start, s
     assert engine._runner.cache.used_bytes == 0
 
 
+def test_numbers_that_are_none_stay_in_the_request_that_computed_them(start):
+    engine, answers = start(), Answers()
+    for i in range(6):
+        engine.submit(request(f"alone{i}", one("a1"), i, length=100), answers.of(f"alone{i}"))
+        answers.end(f"alone{i}")
+    for i in range(6):
+        engine.submit(request(f"bad{i}", one("a700"), i, length=200), answers.of(f"bad{i}"))
+        if i % 2:  # in the middle of its prompt
+            engine.cancel(f"bad{i}")
+    for i in range(6):
+        assert answers.end(f"bad{i}").finish in ("error", "cancelled")
+    for i in range(6):
+        engine.submit(request(f"worse{i}", one("a700"), i, length=200), answers.of(f"worse{i}"))
+        engine.submit(request(f"r{i}", one("a1"), i, length=100), answers.of(f"r{i}"))
+    for i in range(6):
+        assert "not numbers" in answers.end(f"worse{i}").error
+        assert answers.end(f"worse{i}").cached_tokens == 0  # no block of such a request is kept
+        assert answers.tokens(f"r{i}") == answers.tokens(f"alone{i}")
+
+
 class Broken:
     """A constraint that lets three tokens pass."""
 
@@ -166,7 +190,7 @@ class Broken:
 def test_what_a_constraint_raises_is_its_own(start, method, number, monkeypatch):
     engine, answers = start(), Answers()
     monkeypatch.setattr(Broken, "width", engine.vocabulary, raising=False)
-    engine._constraint = lambda _: Broken(method, RAISED[number])
+    engine._constraint = lambda wanted: None if wanted.json_schema is None else Broken(method, RAISED[number])
     for i in range(4):
         wanted = Sampling(max_tokens=12, ignore_eos=True, json_schema={}, temperature=0.5 * (i % 2))
         engine.submit(request(f"bad{i}", number=i, sampling=wanted), answers.of(f"bad{i}"))
@@ -211,8 +235,8 @@ def test_what_turning_tokens_into_text_raises_is_its_own(start, method, number, 
     from haori.serve import sequence
 
     class Text(sequence.TextStream):
-        def __init__(self, tokenizer, stop=()):
-            super().__init__(tokenizer, stop)
+        def __init__(self, tokenizer, stop=(), *more):
+            super().__init__(tokenizer, stop, *more)
             self.bad = "boom" in stop
 
         def push(self, token):

@@ -107,3 +107,31 @@ def test_a_row_is_never_longer_than_the_context():
     cache = KVCache(shape, shape.token_bytes * 1000)
     shelf, _ = cache.place(cache.open(70))
     assert shelf.capacity == 100
+
+
+@pytest.mark.parametrize("fails_at", range(4))
+def test_a_shelf_that_gets_no_memory_in_the_middle_is_as_it_was(fails_at, monkeypatch):
+    cache = KVCache(SHAPE, 1 << 20)
+    held = [cache.open(100) for _ in range(4)]  # all rows of the first shelf
+    for number, sequence in enumerate(held):
+        write(cache, sequence, 0, 100, float(number))
+    zeros, left = torch.zeros, [fails_at]
+
+    def scarce(*shape, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise MemoryError
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", scarce)
+    with pytest.raises(MemoryError):
+        cache.open(100)
+    monkeypatch.undo()
+    shelf, _ = cache.place(held[0])
+    for number, sequence in enumerate(held):
+        assert (cache.take(sequence, 0, 100) == number).all()
+    own = [[tensor.data_ptr() for tensor in tensors] for tensors in (shelf.keys, shelf.values)]
+    assert shelf.addresses.tolist() == own  # a kernel in C reads there
+    late = cache.open(100)
+    write(cache, late, 0, 100, 9.0)
+    assert [float(cache.take(sequence, 0, 100).mean()) for sequence in (*held, late)] == [0, 1, 2, 3, 9]

@@ -336,3 +336,14 @@ def test_pinned_adapters_never_make_way(tiers):
         tiers.acquire(mix(name))
     assert not ready(tiers, "d")
     assert tiers.make_way(mix("d"), at_least_s=0.0) == {"c"}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_block_with_what_is_no_number_is_not_kept(number):
+    cache = PrefixCache(1 << 20)
+    tokens = list(range(2 * BLOCK + 1))
+    for place, (_, key) in enumerate(cache.missing("", (), tokens)):
+        spoilt = block(1.0)
+        spoilt.view(-1)[place * 7] = number if place else 1.0
+        cache.keep(key, spoilt)
+    assert len(cache.find("", (), tokens)) == 1

@@ -3,6 +3,7 @@
 `NativeKernels` does the same in C, faster; the two are interchangeable, and a test compares them.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -30,7 +31,7 @@ __all__ = [
     "rotate",
 ]
 
-HIDDEN = -1e30  # score of a place that is not looked at; finite, so that nothing becomes NaN
+HIDDEN = -math.inf  # score of a place that is not looked at; nothing finite that stands there can outweigh it
 _SHORT = 512  # tokens up to which row by row in C beats batched products over whole chunks
 ROWS_TOGETHER = 4  # rows under the same adapters that the kernel in C works on at once
 

@@ -2,7 +2,8 @@
 
 Rows of like capacity (128 tokens, 192, 256, 384, 512 ... up to the context length) stand in one shelf, without gaps,
 so that all sequences of a shelf are attended to by one batched product, over whole rows: what is not yet written is
-masked, for a view of less than the row is not contiguous and would be copied.
+masked, for a view of less than the row is not contiguous and would be copied. What an earlier sequence left there stays
+until it is written over; see `LlamaRunner` for what happens if it is no number.
 
     keys, values   [rows, Hkv, capacity, d]
 
@@ -60,20 +61,32 @@ class Shelf:
 
     def grow(self, rows: int) -> None:
         """Have `rows` rows, keeping what the present ones hold."""
+        try:
+            self.keys = self._grown(self.keys, rows)
+            self.values = self._grown(self.values, rows)
+        finally:  # without memory for all of it, some layers have moved
+            both = self.keys, self.values
+            self.rows = min(min(map(len, tensors), default=0) for tensors in both)
+            if self.rows:
+                self.addresses = torch.tensor([[tensor.data_ptr() for tensor in tensors] for tensors in both])
+
+    def _grown(self, old: list[Tensor], rows: int) -> list[Tensor]:
         s, held = self.shape, len(self.order)
-        for name in ("keys", "values"):
-            old: list[Tensor] = getattr(self, name)
-            new = []
-            for layer in range(s.layers):
-                # Zeros: a masked place must hold a finite number, for zero times NaN is NaN.
-                tensor = torch.zeros(rows, s.kv_heads, self.capacity, s.head_width, dtype=s.dtype, device=s.device)
-                if held:
-                    tensor[:held] = old[layer][:held]
-                    old[layer] = tensor  # layer by layer, so that at most one is held twice
-                new.append(tensor)
-            setattr(self, name, new)
-        self.rows = rows
-        self.addresses = torch.tensor([[tensor.data_ptr() for tensor in held] for held in (self.keys, self.values)])
+        new = []
+        for layer in range(s.layers):
+            # Zeros: a masked place must hold a finite number, for zero times NaN is NaN.
+            tensor = torch.zeros(rows, s.kv_heads, self.capacity, s.head_width, dtype=s.dtype, device=s.device)
+            if held:
+                tensor[:held] = old[layer][:held]
+                old[layer] = tensor  # layer by layer, so that at most one is held twice
+            new.append(tensor)
+        return new
+
+    def clear_behind(self, places: Tensor) -> None:
+        """Put zeros behind the given place of each of the first rows."""
+        behind = torch.arange(self.capacity, device=places.device) > places[:, None]  # rows T
+        for tensor in (*self.keys, *self.values):
+            tensor[: len(places)].masked_fill_(behind[:, None, :, None], 0.0)
 
     def copy(self, source: int, target: int) -> None:
         """Copy one row over another."""

@@ -4,6 +4,7 @@ Rows are tokens. Those of sequences that decode come first, in the order in whic
 shelf's attention may be one batched product; then come the chunks of prompts.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,14 +62,13 @@ class LlamaRunner:
         self._shape = AttentionShape(weights.heads, weights.kv_heads, weights.head_width, weights.scale)
         self._kernels = kernels or TorchKernels()
         self._planned: tuple[object, StepPlan] | None = None
+        self._spoilt: set[int] = set()  # sequences whose hidden states are no numbers
 
     @torch.no_grad()
     def step(self, runs: Sequence[Run]) -> Tensor:
         """Compute one step; return fp32 or bf16 logits, shape (runs that want them, V), in their order."""
         order, step = self._prepare(runs)
-        x, added = self._embed(step), None
-        for index, layer in enumerate(self._w.layers):
-            x, added = self._block(index, layer, x, added, step)
+        x = self._hidden(step, [runs[number] for number in order])
         lasts, row = {}, 0
         for number in order:
             row += len(runs[number].tokens)
@@ -77,7 +77,7 @@ class LlamaRunner:
         chosen = torch.tensor([lasts[number] for number in wanted], dtype=torch.long, device=self._device)
         name, weight = self._w.final_norm
         weight = step.plan.vector(name, weight, len(x))
-        x = (x if added is None else x + added).index_select(0, chosen)
+        x = x.index_select(0, chosen)
         x = norm(x, weight if weight.dim() == 1 else weight.index_select(0, chosen), self._w.epsilon)
         logits = self._w.head(x)
         if self._w.head_tied and self.bank.token_rows:
@@ -85,6 +85,26 @@ class LlamaRunner:
                 for ids, rows, strength in self._token_rows(runs[number].adapters):
                     logits[place, ids] += strength * (rows @ x[place])
         return logits
+
+    def _hidden(self, step: _Step, runs: Sequence[Run]) -> Tensor:
+        """Return the last hidden states (N D) for runs in the order of the rows.
+
+        A row of the cache that is attended to as a whole may end in what another sequence left there, and zero times
+        NaN is NaN. That is rare and shows in the result; so then it is cleared, and the step is computed again.
+        """
+        x = self._layers(step)
+        if not math.isfinite(float(x.sum())) and not _no_numbers(x, runs) <= self._spoilt:
+            for shelf in step.attention.shelves:
+                shelf.shelf.clear_behind(shelf.places)
+            x = self._layers(step)
+            self._spoilt = _no_numbers(x, runs)  # of their own doing
+        return x
+
+    def _layers(self, step: _Step) -> Tensor:
+        x, added = self._embed(step), None
+        for index, layer in enumerate(self._w.layers):
+            x, added = self._block(index, layer, x, added, step)
+        return x if added is None else x + added
 
     def _prepare(self, runs: Sequence[Run]) -> tuple[list[int], _Step]:
         """Put the rows in order and work out where each writes and what it sees."""
@@ -182,6 +202,12 @@ class LlamaRunner:
         out = qkv.new_empty(qkv.shape[0], shape.heads * shape.width)
         self._kernels.attend(step.attention, index, qkv, step.angles, shape, out)
         return out
+
+
+def _no_numbers(x: Tensor, runs: Sequence[Run]) -> set[int]:
+    """Return the sequences with hidden states that are no numbers."""
+    finite = torch.split(x.isfinite().all(1), [len(run.tokens) for run in runs])
+    return {run.sequence for run, rows in zip(runs, finite, strict=True) if not rows.all()}
 
 
 def _per_head(weight: Tensor) -> Tensor:

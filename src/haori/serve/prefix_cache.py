@@ -6,6 +6,7 @@ is retrained under its old name has another content id, so a block is never take
 side by side in one tensor: coming and going they would leave holes in the process's memory that nothing else fills.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -57,7 +58,12 @@ class PrefixCache:
         return [(i * BLOCK, key) for i, key in enumerate(keys) if key not in self._places]
 
     def keep(self, key: bytes, block: "Tensor") -> None:
-        """Keep a copy of a block, in place of another if there is no room. All blocks are of one shape."""
+        """Keep a copy of a block, in place of another if there is no room. All blocks are of one shape.
+
+        One with anything in it that is no number is not kept: whoever found it would fail with it.
+        """
+        if not math.isfinite(float(block.sum())):
+            return
         if self._memory is None:
             room = self._budget // (block.numel() * block.element_size())
             self._memory = block.new_empty(room, *block.shape)

@@ -251,11 +251,12 @@ class Scheduler:
                 self.counts["prompt"] += len(run.tokens)
             if run.wants_logits:
                 speaking.append(sequence)
-                self._keep_prefix(sequence)
         for sequence, choice in zip(speaking, choose(logits, [s.sampler for s in speaking]), strict=True):
             self._speak(sequence, choice)
 
     def _speak(self, sequence: Sequence, choice: Choice) -> None:
+        if choice.error is None:
+            self._keep_prefix(sequence)
         try:
             sequence.take(choice)
         except (KeyboardInterrupt, SystemExit):
