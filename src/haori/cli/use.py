@@ -136,8 +136,7 @@ def _exchange(
 
 
 def _start(opened: "OpenAdapter", system: str | None) -> list[Any]:
-    recipe = opened.adapter.card.recipe
-    text = system if system is not None else recipe.data.system if recipe else None
+    text = system if system is not None else opened.adapter.card.system
     return [{"role": "system", "content": text}] if text else []
 
 

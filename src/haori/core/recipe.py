@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, WrapValidator
 
 from haori.core.errors import RecipeError, nearest
 from haori.core.methods import METHODS, Auto, LoraMethod, Method, Positive, Section
+from haori.core.recipe_history import RECIPE_SCHEMA, migrate_recipe
 
 __all__ = [
     "Columns",
     "DataSection",
+    "KeptRecipe",
     "OptimizerSection",
     "Recipe",
     "ScheduleSection",
@@ -127,6 +129,10 @@ class TrainingSection(Section):
 class Recipe(Section):
     """Everything a training run is made from."""
 
+    schema_version: int = Field(
+        default=RECIPE_SCHEMA, ge=1, le=RECIPE_SCHEMA,
+        description="Version of these keys, written by Haori so that later ones can read the recipe.",
+    )  # fmt: skip
     name: str = Field(description="Name of the adapter in the library.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     base: str = Field(description="Base model: catalogue name, registered name, folder, hub id or GGUF file.")
     revision: str | None = Field(default=None, description="Revision of a hub base.")
@@ -183,7 +189,7 @@ def recipe_from(document: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     Raises:
         RecipeError: A key is unknown (the nearest known one is named) or a value is not allowed.
     """
-    merged = json.loads(json.dumps(document, default=str))
+    merged = migrate_recipe(json.loads(json.dumps(document, default=str)))
     for override in overrides:
         _apply(merged, override)
     method = merged.get("method")
@@ -198,6 +204,14 @@ def recipe_from(document: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
 def recipe_to_yaml(recipe: Recipe) -> str:
     """Write a recipe as YAML that `load_recipe` reads back to an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _kept(value: Any, _validate: object) -> Recipe:
+    return value if isinstance(value, Recipe) else recipe_from(value)
+
+
+KeptRecipe = Annotated[Recipe, WrapValidator(_kept)]
+"""A recipe in a file that later versions read, as a field of a record."""
 
 
 def recipe_schema() -> dict[str, Any]:

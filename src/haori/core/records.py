@@ -6,12 +6,13 @@ A record never holds a tensor or an open file, and says nothing about where it i
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from haori.core.errors import RecipeError
 from haori.core.hashing import hash_data, short
-from haori.core.recipe import Recipe
+from haori.core.recipe import Recipe, recipe_from
 
 __all__ = [
     "AdapterCard",
@@ -182,8 +183,14 @@ class RunRecord(Record):
     advice: tuple[Advice, ...] = Field(default=(), description="What to try next, the most promising first.")
 
 
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Recipe) else value
+
+
 class AdapterCard(Record):
     """What the library knows about one adapter, kept beside its PEFT files as `card.json`."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     schema_version: Literal[1] = 1
     id: str = Field(description="Hash of the adapter's files.")
@@ -198,7 +205,9 @@ class AdapterCard(Record):
     trainable_parameters: int = 0
     size_bytes: int = 0
     data: tuple[DataReference, ...] = ()
-    recipe: Recipe | None = Field(default=None, description="The recipe with every value resolved.")
+    recipe_data: Annotated[dict[str, Any] | None, BeforeValidator(_plain)] = Field(
+        default=None, alias="recipe", description="The recipe with every value resolved, as it was written."
+    )
     run: RunRecord | None = None
     verification: Verification | None = None
     evaluations: tuple[Evaluation, ...] = ()
@@ -208,3 +217,32 @@ class AdapterCard(Record):
     seed: int | None = None
     parents: tuple[str, ...] = Field(default=(), description="Ids of the adapters this one was made from.")
     description: str | None = None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Return the recipe in today's keys; a card is read without it, since it may be older than the code.
+
+        Raises:
+            RecipeError: It has a key or value that is not known here.
+        """
+        if self.recipe_data is None:
+            return None
+        try:
+            return recipe_from(self.recipe_data)
+        except RecipeError as error:
+            label = self.names[-1] if self.names else short(self.id)
+            raise RecipeError(f"The recipe kept with the adapter {label!r} cannot be used here: {error}") from None
+
+    @property
+    def system(self) -> str | None:
+        """Return the system message it was trained with in rows that had none."""
+        data: Any = (self.recipe_data or {}).get("data")
+        system = data.get("system") if isinstance(data, dict) else None
+        return system if isinstance(system, str) else None
+
+    @property
+    def method_kind(self) -> str | None:
+        """Return the method as the recipe calls it, such as `qlora`; None for an adapter made elsewhere."""
+        method: Any = (self.recipe_data or {}).get("method")
+        kind = method.get("kind") if isinstance(method, dict) else None
+        return kind if isinstance(kind, str) else None

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from haori.core.methods import Method
-from haori.core.recipe import Recipe
+from haori.core.recipe import KeptRecipe
 from haori.core.records import BaseReference, DataReference, Record, RunRecord
 from haori.evaluate import Forgetting, TextLosses
 
@@ -28,7 +28,7 @@ __all__ = [
 class Plan(Record):
     """What is compared with what; `plan.json` in the comparison's folder, from which it is resumed."""
 
-    recipe: Recipe
+    recipe: KeptRecipe
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     test: str | None = Field(description="Data to score on; None takes the recipe's validation rows.")
@@ -152,7 +152,7 @@ class Comparison(Record):
 
     schema_version: Literal[1] = 1
     name: str
-    recipe: Recipe
+    recipe: KeptRecipe
     seeds: tuple[int, ...]
     base: BaseReference
     data: DataReference | None = Field(description="Trained on; None if no run finished.")

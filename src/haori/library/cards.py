@@ -82,10 +82,17 @@ def read_card(folder: Path) -> AdapterCard | None:
     path = folder / CARD_NAME
     if not path.is_file():
         return None
+    with path.open("rb") as file:
+        text = file.read(_CARD_LIMIT_BYTES)
     try:
-        with path.open("rb") as file:
-            return AdapterCard.model_validate_json(file.read(_CARD_LIMIT_BYTES))
-    except ValidationError:
+        return AdapterCard.model_validate_json(text)
+    except ValidationError as error:
+        if any(
+            problem["type"] == "extra_forbidden" or problem["loc"] == ("schema_version",) for problem in error.errors()
+        ):
+            raise LibraryError(
+                f"The card {str(path)!r} was written by a newer Haori and cannot be read by this one; upgrade Haori."
+            ) from None
         raise LibraryError(
             f"The card {str(path)!r} is damaged and cannot be read; restore it or remove its folder, then run "
             "`haori library rebuild`."

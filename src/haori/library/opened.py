@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
+    from haori.core.quantization import Quantization
 
 __all__ = ["OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"]
 
@@ -122,7 +123,6 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
     Besides what `verify_adapter` checks, the chat template must be the one trained with. An adapter trained over a
     quantised base is verified over the same.
     """
-    from haori.adapters.loading import loading_of
     from haori.bases import load_tokenizer
     from haori.data import template_hash
     from haori.library.attaching import check_base
@@ -133,12 +133,11 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
     base = base_of(stored.card, base_spec)
     check_base(stored.card, base.reference())
     tokenizer = load_tokenizer(base)
-    recipe = stored.card.recipe
     found = verify_adapter(
         base,
         stored.path,
         probes=default_probes(tokenizer),
-        quantization=loading_of(recipe.method, recipe.training.dtype).quantization if recipe is not None else None,
+        quantization=_quantization(stored.card),
     )
     if stored.card.template_hash is not None:
         same = stored.card.template_hash == template_hash(tokenizer)
@@ -148,6 +147,14 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
     found = _with_earlier(found, stored.card.verification)
     library.update(stored.name, verification=found)
     return found
+
+
+def _quantization(card: AdapterCard) -> "Quantization | None":
+    """Return how the base was quantised in training; the recipe is read only where that says something."""
+    from haori.adapters.loading import loading_of
+
+    recipe = card.recipe if card.method_kind == "qlora" else None
+    return loading_of(recipe.method, recipe.training.dtype).quantization if recipe is not None else None
 
 
 def _with_earlier(found: Verification, earlier: Verification | None) -> Verification:
