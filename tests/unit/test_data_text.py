@@ -144,7 +144,7 @@ def test_folder_of_mixed_formats(tmp_path, tiny_tokenizer):
     (tmp_path / "notes.md").write_text("x")
     report = load(tmp_path, tiny_tokenizer).report
     assert (report.format, report.read) == ("alpaca+prompt-completion", 7)
-    assert report.notes[:2] == ("Columns not used: id.", "Files of the folder not read: notes.md (1).")
+    assert report.notes[:2] == ("Columns not used: id (2 rows).", "Files of the folder not read: notes.md (1).")
 
 
 def test_text_rows(tmp_path, tiny_tokenizer):

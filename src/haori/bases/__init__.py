@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from haori.bases.generation import end_tokens, generate, stop_tokens, stream
     from haori.bases.loading import load_model, load_skeleton, weight_bytes
     from haori.bases.targets import linear_modules, resolve_targets
-    from haori.bases.tokenizer import load_tokenizer
+    from haori.bases.tokenizer import embeddings_of, load_tokenizer
 
 __all__ = [
     "CATALOGUE",
@@ -26,6 +26,7 @@ __all__ = [
     "add_base",
     "choose_dtype",
     "default_device",
+    "embeddings_of",
     "end_tokens",
     "find_base",
     "fingerprint_folder",
@@ -53,7 +54,7 @@ _HOMES = {
     "generation": ("end_tokens", "generate", "stop_tokens", "stream"),
     "loading": ("load_model", "load_skeleton", "weight_bytes"),
     "targets": ("linear_modules", "resolve_targets"),
-    "tokenizer": ("load_tokenizer",),
+    "tokenizer": ("embeddings_of", "load_tokenizer"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.bases.quiet import quiet_transformers
 from haori.core.errors import InputError
+from haori.core.token_ids import embedding_rows, no_embedding
 
 if TYPE_CHECKING:
     import torch
@@ -57,10 +58,11 @@ def generate(
         seed: Seed of the sampling; the process's own random state is left alone.
 
     Raises:
-        InputError: A prompt is empty or longer than the context, or a setting is out of range.
+        InputError: A prompt is empty, longer than the context or holds a token without embedding, or a setting is out
+            of range.
     """
     sampling = _Sampling(max_new_tokens, temperature, top_p, seed)
-    context = _check(model, prompts, sampling)
+    context = _check(model, tokenizer, prompts, sampling)
     stops = stop_tokens(end_tokens(model), tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0] if stops else 0
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -98,7 +100,7 @@ def stream(
         InputError: As for `generate`, before the first piece.
     """
     sampling = _Sampling(max_new_tokens, temperature, top_p, seed)
-    context = _check(model, [prompt], sampling)
+    context = _check(model, tokenizer, [prompt], sampling)
     tokens = _tokens(model, tokenizer, list(prompt), sampling, min(max_new_tokens, context - len(prompt)))
     return _pieces(tokenizer, tokens)
 
@@ -198,7 +200,7 @@ def _config(sampling: _Sampling, max_new_tokens: int, stops: list[int], pad: int
     )  # fmt: skip
 
 
-def _check(model: Any, prompts: Sequence[Sequence[int]], sampling: _Sampling) -> int:
+def _check(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: _Sampling) -> int:
     """Check what was given and return the model's context length in tokens."""
     if not model.can_generate():
         raise InputError(f"{type(model).__name__} is an encoder and generates no text; choose a language model.")
@@ -217,6 +219,8 @@ def _check(model: Any, prompts: Sequence[Sequence[int]], sampling: _Sampling) ->
                 f"A prompt of {len(prompt):,} tokens leaves no room for an answer in this model's context of "
                 f"{context:,} tokens; shorten it."
             )
+        if (lacking := no_embedding(tokenizer, prompt, embedding_rows(model.config))) is not None:
+            raise InputError(f"The prompt cannot be read: {lacking}.")
     return context
 
 

@@ -4,6 +4,7 @@ Which class of transformers reads a tokenizer is found out by its AutoTokenizer,
 it: two seconds. The answer is remembered, and the next time that class is asked directly.
 """
 
+import json
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from haori.core.records import Record
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["load_tokenizer"]
+__all__ = ["embeddings_of", "load_tokenizer"]
 
 _TOPIC = "tokenizer"
 
@@ -28,8 +29,20 @@ class _TokenizerClass(Record):
     name: str
 
 
+def embeddings_of(base: Base) -> int | None:
+    """Return the tokens that a base has embeddings for, by its configuration; None where that does not say."""
+    try:
+        config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    found = [part.get("vocab_size") for part in (config.get("text_config"), config) if isinstance(part, dict)]
+    return next((rows for rows in found if isinstance(rows, int) and rows > 0), None)
+
+
 def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of `base`; where it has no padding token, its end token pads.
+    """Load the tokenizer of `base`; where it has no padding token, or one without embedding, its end token pads.
 
     The vocabulary is never changed.
 
@@ -49,11 +62,20 @@ def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
                 tokenizer = _find_out(base)
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+            _pad_with_embedding(base, tokenizer)
     except Exception as error:
         # tokenizers raises bare Exception for a damaged tokenizer.json.
         text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:300]
         raise BaseError(f"The tokenizer of {base.name!r} cannot be loaded: {text}.") from error
     return tokenizer
+
+
+def _pad_with_embedding(base: Base, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Pad with the end token where a padding token was added to the tokenizer but not to the weights."""
+    rows = embeddings_of(base)
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if rows is not None and isinstance(pad, int) and isinstance(end, int) and end < rows <= pad:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _load_directly(base: Base, known: _TokenizerClass) -> "PreTrainedTokenizerBase | None":

@@ -30,8 +30,11 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Report rows, tokens, duplicates, truncations and problems of a dataset."""
-    from haori.bases import find_base, load_tokenizer
+    """Report rows, tokens, duplicates, truncations and problems of a dataset.
+
+    Ends with 1 when there is nothing in it to train on.
+    """
+    from haori.bases import embeddings_of, find_base, load_tokenizer
     from haori.cli.console import results
     from haori.core.recipe import recipe_from
     from haori.data import check_text, report_table, sample_panels
@@ -40,7 +43,9 @@ def check(
     section = recipe_from({"name": "check", "base": base, "data": {"path": path}}, keys).data
     found = find_base(base)
     tokenizer = load_tokenizer(found)
-    data = check_text(section, tokenizer, context_length=found.context_length)
+    data = check_text(section, tokenizer, context_length=found.context_length, embeddings=embeddings_of(found))
     results().print(report_table(data.report))
     for panel in sample_panels(tokenizer, data.train, show):
         results().print(panel)
+    if data.report.refused:
+        raise typer.Exit(1)

@@ -71,6 +71,9 @@ def show_choices(prepared: "Prepared") -> None:
         f"[bold]{prepared.recipe.name}[/]: {rows:,} training and {len(prepared.data.validation):,} validation rows on "
         f"{base.name} ({base.parameters / 1e6:,.0f}M parameters, {base.fingerprint.id})"
     )
+    report = prepared.data.report
+    for note in (*([f"Rows dropped: {report.dropped}."] if report.dropped else []), *report.notes):
+        notes().print(f"  Note: {note}", markup=False)
     for choice in prepared.choices:
         notes().print(f"  [cyan]{choice.key}[/] = {choice.value}  [dim]{choice.reason}[/]")
 

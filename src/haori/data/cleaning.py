@@ -5,11 +5,12 @@ them, because no tokenizer can encode those. Nothing else about the text is chan
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from haori.data.conversation import Conversation, Message
 
-__all__ = ["clean_row", "clean_text", "is_empty"]
+__all__ = ["clean_row", "clean_text", "empty_turns", "is_empty", "without_loss"]
 
 _BREAKS = re.compile("\r\n?|[\x0b\x0c\x85]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -33,7 +34,11 @@ def clean_row(row: Conversation) -> tuple[Conversation, bool]:
     for message in row.messages:
         content, dirty = clean_text(message["content"])
         any_dirty |= dirty
-        messages.append({**message, "content": content})
+        cleaned: Message = {**message, "content": content}
+        if "reasoning_content" in message:
+            cleaned["reasoning_content"], dirty = clean_text(message["reasoning_content"])
+            any_dirty |= dirty
+        messages.append(cleaned)
     return replace(row, messages=tuple(messages)), any_dirty
 
 
@@ -44,3 +49,24 @@ def is_empty(row: Conversation) -> bool:
     answers = [m["content"].strip() for m in row.messages if m["role"] == "assistant"]
     asked = [m["content"].strip() for m in row.messages if m["role"] != "assistant"]
     return not any(answers) or (bool(asked) and not any(asked))
+
+
+def empty_turns(row: Conversation) -> list[int]:
+    """Return the places of turns in which nothing is said, but for answers that are not trained."""
+    return [
+        place
+        for place, message in enumerate(row.messages)
+        if message["role"] in {"user", "assistant"}
+        and not message["content"].strip()
+        and not message.get("reasoning_content", "").strip()
+        and message.get("loss") is not False
+    ]
+
+
+def without_loss(row: Conversation, places: Sequence[int]) -> Conversation:
+    """Return the row with the answers at these places kept as context that is not trained."""
+    messages: list[Message] = [
+        {**message, "loss": False} if place in places and message["role"] == "assistant" else message
+        for place, message in enumerate(row.messages)
+    ]
+    return replace(row, messages=tuple(messages))

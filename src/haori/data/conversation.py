@@ -21,11 +21,16 @@ _UNSPACED = re.compile(r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\
 
 
 class Message(TypedDict):
-    """One turn. `loss: false` keeps an assistant's turn as context that is not trained."""
+    """One turn.
+
+    `loss: false` keeps an assistant's turn as context that is not trained; `reasoning_content` is what the assistant
+    thinks before it answers, for chat templates that show it.
+    """
 
     role: str
     content: str
     loss: NotRequired[bool]
+    reasoning_content: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,11 @@ class Conversation:
 
     @property
     def body(self) -> str:
-        """Return all that is said, without roles."""
-        return self.text if self.text is not None else "\n".join(m["content"] for m in self.messages)
+        """Return all that is thought and said, without roles."""
+        if self.text is not None:
+            return self.text
+        parts = ((m.get("reasoning_content", ""), m["content"]) for m in self.messages)
+        return "\n".join("\n".join(pair) if pair[0] else pair[1] for pair in parts)
 
     def with_system(self, system: str | None) -> Self:
         """Return the row with a system message in front, unless it has one, is plain text, or there is none."""

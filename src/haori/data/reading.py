@@ -1,6 +1,7 @@
 """From a data section to clean conversations, as a stream, with everything that was dropped counted.
 
-Needs no tokenizer, so length plays no part here. One 16-byte hash per row is kept in memory to find duplicates.
+Needs no tokenizer, so length plays no part here. The rows are gone through twice: once for the columns of each file,
+once to convert them. One 16-byte hash per row is kept in memory to find duplicates.
 """
 
 import hashlib
@@ -11,9 +12,11 @@ from dataclasses import dataclass, field
 from haori.core.errors import DataError
 from haori.core.hashing import hash_parts
 from haori.core.recipe import DataSection
-from haori.data.cleaning import clean_row, is_empty
+from haori.data.cleaning import clean_row, empty_turns, is_empty, without_loss
+from haori.data.columns import FileColumns, survey
 from haori.data.conversation import Conversation
-from haori.data.formats import Converter, converter_for
+from haori.data.formats import Converter, converter_for, fits_another
+from haori.data.messages import MessageReader, problem
 from haori.data.progress import tracked
 from haori.data.readers import RawRow
 from haori.data.report import ReadReport
@@ -22,6 +25,7 @@ from haori.data.sources import Source, find_source
 __all__ = ["PROBLEMS_LISTED", "Tally", "explain_nothing", "read_conversations", "stream_rows"]
 
 PROBLEMS_LISTED = 20
+_LISTED = 20
 
 
 @dataclass
@@ -30,7 +34,8 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     formats: set[str] = field(default_factory=set)
-    unused: set[str] = field(default_factory=set)
+    unused: Counter[str] = field(default_factory=Counter)
+    reader: MessageReader = field(default_factory=MessageReader)
     problems: list[str] = field(default_factory=list)
 
     def add_problem(self, problem: str) -> None:
@@ -42,11 +47,23 @@ class Tally:
         """Say what was left aside without being an error."""
         notes = []
         if self.unused:
-            notes.append(f"Columns not used: {', '.join(sorted(self.unused))}.")
+            notes.append(f"Columns not used: {_counted(self.unused, 'row')}.")
+        if self.reader.unused:
+            notes.append(f"Fields of messages not used: {_counted(self.reader.unused, 'message')}.")
+        if self.reader.masked:
+            notes.append(f"Answers kept as context by their flags: {_counted(self.reader.masked, 'message')}.")
+        for role, then in (("assistant", "kept as context and not trained"), ("user", "kept as they are")):
+            if count := self.counts[f"empty_{role}"]:
+                notes.append(f"Turns of the {role} without text, {then}: {count:,}.")
         if source.ignored:
             shown = ", ".join(source.ignored[:5]) + (" ..." if len(source.ignored) > 5 else "")
             notes.append(f"Files of the folder not read: {shown} ({len(source.ignored)}).")
         return notes
+
+
+def _counted(found: Counter[str], what: str) -> str:
+    listed = [f"{name} ({count:,} {what}{'s' if count > 1 else ''})" for name, count in sorted(found.items())]
+    return ", ".join(listed[:_LISTED]) + (f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else "")
 
 
 def stream_rows(
@@ -65,12 +82,17 @@ def stream_rows(
         DataError: A row or file cannot be understood (a row only when not `tolerant`).
     """
     seen: set[bytes] = set()
+    total = source.size_bytes or None
+    columns = survey(tracked(source.rows(limit), "Looking at columns", total=total, size="done"))
     converters: dict[str, Converter] = {}
-    rows = tracked(source.rows(limit), "Reading", total=source.size_bytes or None, size="done")
-    for raw in rows:
+    for raw in tracked(source.rows(limit), "Reading", total=total, size="done"):
         tally.counts["read"] += 1
         try:
-            row = _convert(section, raw, converters, tally)
+            if raw.problem is not None:
+                raise raw.problem
+            if raw.file not in converters:
+                converters[raw.file] = _converter(section, raw.file, columns.get(raw.file, FileColumns()), tally)
+            row = converters[raw.file](raw)
         except DataError as error:
             if not tolerant or (raw.problem is None and raw.file not in converters):
                 raise
@@ -82,7 +104,7 @@ def stream_rows(
         if is_empty(row):
             tally.counts["empty"] += 1
             continue
-        row = row.with_system(section.system)
+        row = _without_empty_turns(row, section, tally).with_system(section.system)
         digest = hashlib.sha256(row.hash.encode()).digest()[:16]
         if digest in seen:
             tally.counts["duplicates"] += 1
@@ -92,15 +114,40 @@ def stream_rows(
         yield row
 
 
-def _convert(section: DataSection, raw: RawRow, converters: dict[str, Converter], tally: Tally) -> Conversation:
-    if raw.problem is not None:
-        raise raw.problem
-    if raw.file not in converters:
-        name, used, converter = converter_for(section, raw.values, raw.file)
-        converters[raw.file] = converter
+def _converter(section: DataSection, file: str, columns: FileColumns, tally: Tally) -> Converter:
+    """Choose how the rows of a file are converted, and note what will not be used of them."""
+    if section.columns is not None:
+        name, used, convert = converter_for(section, columns.held, file, tally.reader)
+        tally.unused += columns.unused_exactly(used)
         tally.formats.add(name)
-        tally.unused |= {str(column) for column in raw.values if str(column).strip()} - used
-    return converters[raw.file](raw)
+        return convert
+    names = columns.filled()
+    try:
+        name, used, convert = converter_for(section, names, file, tally.reader)
+    except DataError:  # a column that it takes may be there and blank throughout
+        name, used, convert = converter_for(section, columns.names(), file, tally.reader)
+    tally.unused += columns.unused(used)
+    tally.formats.add(name)
+
+    def converted(raw: RawRow) -> Conversation:
+        if columns.varied:
+            raw = columns.respelt(raw, used)
+        if (other := fits_another(name, used, raw)) is not None:
+            raise problem(raw, sorted(used)[0], f"the file is read as {name}, and this row is {other}; give each "
+                          "format a file of its own")  # fmt: skip
+        return convert(raw)
+
+    return converted
+
+
+def _without_empty_turns(row: Conversation, section: DataSection, tally: Tally) -> Conversation:
+    """Count turns without text; a model is not taught to say nothing, unless every token is to be trained."""
+    places = empty_turns(row)
+    for place in places:
+        role = row.messages[place]["role"]
+        tally.counts[f"empty_{role}"] += 1
+        tally.add_problem(f"{row.origin}: turn {place + 1}, the {role}'s, has no text.")
+    return without_loss(row, places) if places and section.train_on == "assistant" else row
 
 
 def read_conversations(section: DataSection) -> tuple[list[Conversation], ReadReport]:

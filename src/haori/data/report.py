@@ -10,6 +10,25 @@ from haori.core.records import DataReference, Record
 
 __all__ = ["Bucket", "DataReport", "Leaks", "ReadReport"]
 
+_DROPPED = {
+    "empty": "empty",
+    "duplicates": "exact duplicates",
+    "broken": "broken",
+    "too_long": "too long",
+    "untrained": "no answer with loss",
+}
+
+
+def _dropped(report: "ReadReport | DataReport") -> str | None:
+    """Say how many rows were dropped and why, with their share; None where none was."""
+    counts = {what: getattr(report, name, 0) for name, what in _DROPPED.items()}
+    total = sum(counts.values())
+    if not total:
+        return None
+    reasons = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    share = 100 * total / report.read
+    return f"{reasons} ({'under 1' if share < 1 else f'{share:.0f}'}% of the rows read)"
+
 
 class ReadReport(Record):
     """What reading and cleaning found, before any tokenizer."""
@@ -27,6 +46,11 @@ class ReadReport(Record):
     notes: tuple[str, ...] = Field(default=(), description="What else a person should know.")
     licence: str | None = None
     attribution: str | None = None
+
+    @property
+    def dropped(self) -> str | None:
+        """Say how many rows were dropped and why, with their share; None where none was."""
+        return _dropped(self)
 
     def reference(self) -> DataReference:
         """Return the short form that cards and evaluations keep."""
@@ -87,10 +111,18 @@ class DataReport(Record):
     median_length: float = 0.0
     histogram: tuple[Bucket, ...] = ()
     leaks: Leaks
+    refused: bool = Field(
+        default=False, description="Training would refuse the dataset as a whole; a problem says why."
+    )
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     licence: str | None = None
     attribution: str | None = None
+
+    @property
+    def dropped(self) -> str | None:
+        """Say how many rows were dropped and why, with their share; None where none was."""
+        return _dropped(self)
 
     def reference(self) -> DataReference:
         """Return the short form that cards and runs keep."""

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["report_table", "sample_panels"]
 
 _BAR = 30
-_DROPPED = {
-    "empty": "empty",
-    "duplicates": "exact duplicates",
-    "broken": "broken",
-    "too_long": "too long",
-    "untrained": "no answer with loss",
-}
 _CHANGED = {"control_characters": "freed of control characters", "truncated": "truncated"}
 
 
@@ -73,7 +66,6 @@ def _panel(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any]) -> Pane
 
 def _facts(report: DataReport) -> Table:
     table = Table.grid(padding=(0, 2))
-    dropped = [f"{getattr(report, name):,} {what}" for name, what in _DROPPED.items() if getattr(report, name)]
     changed = [f"{getattr(report, name):,} {what}" for name, what in _CHANGED.items() if getattr(report, name)]
     leaks = report.leaks
     facts = {
@@ -81,7 +73,7 @@ def _facts(report: DataReport) -> Table:
         "Format": report.format,
         "Hash": short(report.hash),
         "Rows read": f"{report.read:,}",
-        "Dropped": ", ".join(dropped) or "none",
+        "Dropped": report.dropped or "none",
         "Changed": ", ".join(changed) or "none",
         "Length": f"mean {report.mean_length:.0f}, median {report.median_length:.0f}, longest {report.longest:,} "
         f"tokens (limit {report.max_length:,})",

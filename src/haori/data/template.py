@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from haori.core.errors import DataError
 from haori.core.hashing import hash_parts
 from haori.data.conversation import Conversation, Message
+from haori.data.reasoning import reasoning_field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -217,8 +218,8 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase", rest: str) -> str:
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, generate: bool) -> str:
-    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
     template = template_of(tokenizer)
+    plain = _plain(tokenizer, template, messages)
     if tokenizer.chat_template is None and tokenizer.eos_token is None:
         raise DataError("The tokenizer has neither a chat template nor an end-of-sequence token; use another base.")
     try:
@@ -227,6 +228,16 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *
         )
     except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
         raise DataError(f"The chat template of this base refuses the conversation: {error}") from None
+
+
+def _plain(tokenizer: "PreTrainedTokenizerBase", template: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as the template reads them; reasoning under the name that it knows, or left out."""
+    plain: list[dict[str, Any]] = [{"role": m["role"], "content": m["content"]} for m in messages]
+    if any("reasoning_content" in m for m in messages) and (name := reasoning_field(tokenizer, template)) is not None:
+        for message, given in zip(plain, messages, strict=True):
+            if "reasoning_content" in given:
+                message[name] = given["reasoning_content"]
+    return plain
 
 
 def _render_row_part(tokenizer: "PreTrainedTokenizerBase", row: Conversation, end: int, *, generate: bool) -> str:
@@ -241,7 +252,7 @@ def _render_row_part(tokenizer: "PreTrainedTokenizerBase", row: Conversation, en
 def _generation_blocks(tokenizer: "PreTrainedTokenizerBase", row: Conversation) -> tuple[str, list[tuple[int, int]]]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    plain: list[dict[str, Any]] = [{"role": m["role"], "content": m["content"]} for m in row.messages]
+    plain = _plain(tokenizer, template_of(tokenizer), row.messages)
     try:
         texts, blocks = render_jinja_template(
             conversations=[plain],

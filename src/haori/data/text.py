@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["TextData", "check_text", "load_text"]
 
 _COUNTED = ("read", "empty", "duplicates", "broken", "control_characters", "too_long", "truncated", "untrained")
-_VERSION = 1  # of everything below; a change makes cached results unknown
+_VERSION = 2  # of everything below; a change makes cached results unknown
 
 
 @dataclass(frozen=True)
@@ -55,47 +55,67 @@ class TextData:
         return self.report.reference()
 
 
-def load_text(section: DataSection, tokenizer: "PreTrainedTokenizerBase", *, context_length: int) -> TextData:
+def load_text(
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    context_length: int,
+    embeddings: int | None = None,
+) -> TextData:
     """Return the tokenised splits of a data section, from the cache when nothing has changed.
 
     Args:
         section: The data and how to read it.
         tokenizer: The base's.
         context_length: The base's, in tokens.
+        embeddings: Tokens that the base has embeddings for; None lets every token pass.
 
     Raises:
         DataError: The data cannot be found, read or trained on; the message names file, row and field.
         StorageError: The cache cannot be written.
     """
-    return _load(section, tokenizer, context_length, tolerant=False)
+    return _load(section, tokenizer, context_length, embeddings, tolerant=False)
 
 
-def check_text(section: DataSection, tokenizer: "PreTrainedTokenizerBase", *, context_length: int) -> TextData:
+def check_text(
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    context_length: int,
+    embeddings: int | None = None,
+) -> TextData:
     """Do as `load_text` does, but go on after broken rows and list them in `report.problems`.
 
     Raises:
         DataError: A source cannot be found or understood at all.
     """
-    return _load(section, tokenizer, context_length, tolerant=True)
+    return _load(section, tokenizer, context_length, embeddings, tolerant=True)
 
 
 def _load(
-    section: DataSection, tokenizer: "PreTrainedTokenizerBase", context_length: int, *, tolerant: bool
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    context_length: int,
+    embeddings: int | None,
+    *,
+    tolerant: bool,
 ) -> TextData:
     max_length = resolve_max_length(section, context_length)
+    if embeddings is not None and embeddings > max(tokenizer.get_vocab().values(), default=0):
+        embeddings = None  # every token has one, so it plays no part in the key
     sources = [find_source(section.path, split=section.split, revision=section.revision)]
     if section.validation is not None:
         sources.append(find_source(section.validation))
     settings_of_rows = section.model_dump(mode="json", exclude={"licence", "attribution", "max_length"})
     key = hash_data(
         [_VERSION, [source.content_hash for source in sources], settings_of_rows, max_length, template_hash(tokenizer),
-         _tokenizer_hash(tokenizer), tolerant]
+         _tokenizer_hash(tokenizer), embeddings, tolerant]
     )  # fmt: skip
     folder = settings().cache / "data" / short(key)
     data = _open(folder)
     if data is None:
         with staged_folder(folder) as stage:
-            _build(stage, section, sources, tokenizer, max_length, tolerant=tolerant)
+            _build(stage, section, sources, tokenizer, max_length, embeddings, tolerant=tolerant)
         data = _open(folder)
     assert data is not None
     report = data.report.with_fields(licence=section.licence, attribution=section.attribution)
@@ -133,6 +153,7 @@ def _build(
     sources: list[Source],
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
+    embeddings: int | None,
     *,
     tolerant: bool,
 ) -> None:
@@ -140,16 +161,15 @@ def _build(
     import numpy as np
 
     tallies = [Tally() for _ in sources]
-    limits = [section.max_rows, None]
     streams = [
         (stream_rows(section, source, tally, tolerant=tolerant, limit=limit), tally)
-        for source, tally, limit in zip(sources, tallies, limits, strict=False)
+        for source, tally, limit in zip(sources, tallies, [section.max_rows, None], strict=False)
     ]
     written = write_rows(
-        stage / "rows.arrow", streams, tokenizer=tokenizer, section=section, max_length=max_length, tolerant=tolerant
-    )
-    note: str | None = None
-    problems: list[str] = []
+        stage / "rows.arrow", streams, tokenizer=tokenizer, section=section, max_length=max_length,
+        embeddings=embeddings, tolerant=tolerant,
+    )  # fmt: skip
+    note, problems = None, list[str]()
     held = np.zeros(len(written.length), dtype=bool)
     try:
         _require_rows(section, tallies)
@@ -163,6 +183,7 @@ def _build(
         if not tolerant:
             raise
         problems.append(str(error))
+    refused = bool(problems)
     leaks = _leaks(stage, held)
     if section.validation is not None:
         problems += leaks.examples[: leaks.exact]
@@ -178,8 +199,9 @@ def _build(
         train_on=section.train_on,
         max_length=max_length,
         leaks=leaks,
+        refused=refused,
         problems=(*(found for tally in tallies for found in tally.problems), *problems),
-        notes=(*notes, *([note] if note else [])),
+        notes=(*notes, *written.notes, *([note] if note else [])),
         **_figures(tallies, written, held),
     )
     np.save(stage / "validation.npy", held, allow_pickle=False)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import DataError
 from haori.core.recipe import DataSection
+from haori.core.token_ids import no_embedding
 from haori.data.conversation import Conversation
 from haori.data.reading import Tally
+from haori.data.reasoning import ReasoningCount
 from haori.data.split import points
-from haori.data.template import RenderedRow, count_trained, render_row, special_texts
+from haori.data.template import RenderedRow, count_trained, render_row, special_texts, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,12 +30,13 @@ DEFAULT_MAX_LENGTH = 2048
 
 @dataclass
 class Written:
-    """Figures of the rows written, in order: tokens, trained tokens, and points of the split."""
+    """Figures of the rows written, in order: tokens, trained tokens, and points of the split; and remarks."""
 
     length: "array[int]" = field(default_factory=lambda: array("i"))
     trained: "array[int]" = field(default_factory=lambda: array("i"))
     by_opening: "array[float]" = field(default_factory=lambda: array("d"))
     by_body: "array[float]" = field(default_factory=lambda: array("d"))
+    notes: list[str] = field(default_factory=list)
 
 
 def resolve_max_length(section: DataSection, context_length: int) -> int:
@@ -56,14 +59,22 @@ class RowWriter:
     """Renders rows and writes those that can be trained on."""
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", section: DataSection, max_length: int, *, tolerant: bool
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        section: DataSection,
+        max_length: int,
+        *,
+        embeddings: int | None,
+        tolerant: bool,
     ) -> None:
         self.written = Written()
         self._tokenizer = tokenizer
         self._section = section
         self._max_length = max_length
+        self._embeddings = embeddings
         self._tolerant = tolerant
         self._specials = special_texts(tokenizer)
+        self.reasoning = ReasoningCount(tokenizer, template_of(tokenizer))
         self._batch: list[dict[str, Any]] = []
 
     def write(self, path: Path, splits: Iterable[tuple[Iterable[Conversation], Tally]]) -> None:
@@ -91,7 +102,7 @@ class RowWriter:
 
     def _add(self, row: Conversation, tally: Tally) -> None:
         try:
-            rendered = self._fit(row, render_row(self._tokenizer, row, self._section.train_on), tally.counts)
+            rendered = self._fit(row, self._rendered(row), tally.counts)
         except DataError as error:
             if not self._tolerant:
                 raise
@@ -101,6 +112,7 @@ class RowWriter:
             return
         if rendered is None:
             return
+        self.reasoning.add(row)
         if any(text in row.body for text in self._specials):
             tally.counts["control_tokens"] += 1
         trained = count_trained(rendered.labels)
@@ -120,6 +132,12 @@ class RowWriter:
                 "conversation": row.to_json(),
             }
         )
+
+    def _rendered(self, row: Conversation) -> RenderedRow:
+        rendered = render_row(self._tokenizer, row, self._section.train_on)
+        if (lacking := no_embedding(self._tokenizer, rendered.input_ids, self._embeddings)) is not None:
+            raise DataError(f"{row.origin}: {lacking}.")
+        return rendered
 
     def _fit(self, row: Conversation, rendered: RenderedRow, counts: Counter[str]) -> RenderedRow | None:
         """Apply `max_length`; None for a row that is dropped."""
@@ -151,13 +169,16 @@ def write_rows(
     tokenizer: "PreTrainedTokenizerBase",
     section: DataSection,
     max_length: int,
+    embeddings: int | None,
     tolerant: bool,
 ) -> Written:
     """Render the rows of all splits into the Arrow file `path`, and return their figures.
 
     Raises:
-        DataError: The chat template refuses a row, or a row is too long and that is an error (not when `tolerant`).
+        DataError: The chat template refuses a row, a row is too long and that is an error, or it holds a token for
+            which the base has none of its `embeddings` (not when `tolerant`).
     """
-    writer = RowWriter(tokenizer, section, max_length, tolerant=tolerant)
+    writer = RowWriter(tokenizer, section, max_length, embeddings=embeddings, tolerant=tolerant)
     writer.write(path, splits)
+    writer.written.notes.extend(writer.reasoning.notes())
     return writer.written

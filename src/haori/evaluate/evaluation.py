@@ -13,6 +13,7 @@ from torch import nn
 
 from haori.core.errors import DataError, InputError
 from haori.core.records import BaseReference, DataReference, Metric
+from haori.core.token_ids import embedding_rows
 from haori.data import Conversation
 from haori.evaluate.bootstrap import RESAMPLES
 from haori.evaluate.examples import Example, context_length, prepare, spread
@@ -70,7 +71,7 @@ def evaluate_adapter(
     """
     started = time.perf_counter()
     writer = Writer(Systems(model, against_base=against_base, base_model=base_model), tokenizer, max_new_tokens)
-    examples, notes = prepare(tokenizer, conversations, context_length(model))
+    examples, notes = prepare(tokenizer, conversations, context_length(model), embedding_rows(model.config))
     answered = [example for example in examples if example.reference is not None]
     plan = _plan(labels, metrics, answered)
     found = _measure(writer, examples, answered, plan, generate_rows=generate_rows, seed=seed)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from haori.core.errors import DataError
-from haori.data import Conversation, RenderedRow, render_prompt, render_row
+from haori.core.token_ids import no_embedding
+from haori.data import Conversation, RenderedRow, render_prompt, render_row, template_of
+from haori.data.reasoning import ReasoningCount
 
 T = TypeVar("T")
 
@@ -42,13 +44,16 @@ class Example:
         return sum(label != -100 for label in self.row.labels[1:])
 
 
-def prepare(tokenizer: Any, conversations: Sequence[Conversation], longest: int) -> tuple[list[Example], list[str]]:
+def prepare(
+    tokenizer: Any, conversations: Sequence[Conversation], longest: int, embeddings: int | None = None
+) -> tuple[list[Example], list[str]]:
     """Return the measurable rows, and a sentence for each kind of row left out.
 
     Args:
         tokenizer: The base's tokenizer, with its chat template.
         conversations: The rows as read.
         longest: Tokens that fit the model.
+        embeddings: Tokens that the model has embeddings for; None lets every token pass.
 
     Raises:
         DataError: No row can be measured, or the chat template refuses one.
@@ -58,20 +63,29 @@ def prepare(tokenizer: Any, conversations: Sequence[Conversation], longest: int)
     examples: list[Example] = []
     unanswered: list[str] = []
     long: list[str] = []
+    unknown: list[str] = []
+    lacking = ""
+    reasoning = ReasoningCount(tokenizer, template_of(tokenizer))
     for index, conversation in enumerate(conversations):
         example = _example(tokenizer, index, conversation)
         if example is None:
             unanswered.append(conversation.origin)
         elif len(example.row.input_ids) > longest or len(example.prompt) >= longest:
             long.append(conversation.origin)
+        elif (found := no_embedding(tokenizer, example.row.input_ids, embeddings)) is not None:
+            lacking = lacking or found
+            unknown.append(conversation.origin)
         else:
             examples.append(example)
+            reasoning.add(example.conversation)
     total = len(conversations)
-    notes = []
+    notes = list(reasoning.notes())
     if unanswered:
         notes.append(_left_out(unanswered, total, "have no reference answer"))
     if long:
         notes.append(_left_out(long, total, f"are longer than the model's {longest:,} tokens"))
+    if unknown:
+        notes.append(_left_out(unknown, total, f"hold a token without embedding ({lacking})"))
     if not examples:
         reasons = " ".join(notes)
         raise DataError(f"No row can be measured. {reasons} A row needs an assistant message to compare with.")

@@ -53,10 +53,12 @@ def evaluate_stored(
     """
     conversations, report = read_conversations(section)
     opened = open_adapter(name, base_spec=base_spec)
+    dropped = [f"Rows dropped: {report.dropped}."] if report.dropped else []
     return evaluate_opened(
         opened,
         conversations,
         report.reference(),
+        notes=(*dropped, *report.notes),
         against_base=against_base,
         labels=labels,
         samples=samples,
@@ -76,8 +78,9 @@ def evaluate_opened(
     samples: int = 3,
     max_new_tokens: int = 64,
     out: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[EvaluationResult, Path]:
-    """Measure an adapter that is loaded already; otherwise as `evaluate_stored`."""
+    """Measure an adapter that is loaded already, with notes on its rows; otherwise as `evaluate_stored`."""
     name = opened.adapter.name
     folder = out or settings().home / "evaluations" / f"{name.replace('@', '-')}-{short(reference.hash)}"
     make_folder(folder)
@@ -105,7 +108,8 @@ def evaluate_opened(
         seen = (
             f"The adapter was trained on {reference.source} itself: these figures say little about rows it never saw."
         )
-        result = replace(result, notes=(seen, *result.notes))
+        notes = (seen, *notes)
+    result = replace(result, notes=(*notes, *result.notes))
     write_report(result, folder)
     Library().update(name, evaluations=(result.to_record(),))
     return result, folder

@@ -44,7 +44,15 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     from haori.adapters.insertion import in_layers
     from haori.adapters.methods import check_method, check_plan
-    from haori.bases import choose_dtype, default_device, find_base, load_skeleton, load_tokenizer, resolve_targets
+    from haori.bases import (
+        choose_dtype,
+        default_device,
+        embeddings_of,
+        find_base,
+        load_skeleton,
+        load_tokenizer,
+        resolve_targets,
+    )
     from haori.data import load_text
 
     device = default_device()
@@ -69,7 +77,7 @@ def prepare(recipe: Recipe) -> Prepared:
         targets = in_layers(resolve_targets(skeleton, method.target), method.layers)
     tokenizer = load_tokenizer(base)
     check_method(skeleton, tokenizer, method, targets)
-    data = load_text(recipe.data, tokenizer, context_length=base.context_length)
+    data = load_text(recipe.data, tokenizer, context_length=base.context_length, embeddings=embeddings_of(base))
     lengths = list(data.train["length"])
     facts = DataFacts(
         rows=len(lengths),
