@@ -7,24 +7,11 @@ change no logits, those that the runner honours, and those with one value that i
 
 from typing import Any
 
+from haori.core.model_config import INERT, SHAPE, is_off
+
 __all__ = ["FIXED_ROTARY", "long_probe_tokens", "why_not_config"]
 
-# They name things, or act in training, in loading, or when other things than logits are asked for.
-_INERT = frozenset({
-    "architectures", "attention_dropout", "auto_map", "bos_token_id", "decoder_start_token_id", "dtype",
-    "eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "is_llama_config", "keys_to_ignore",
-    "label2id", "model_name", "model_type", "neftune_noise_alpha", "output_attentions", "output_hidden_states",
-    "pad_token_id", "pretraining_tp", "problem_type", "residual_dropout", "return_dict", "sep_token_id",
-    "task_specific_params", "tokenizer_class", "torch_dtype", "transformers.js_config", "transformers_version",
-    "unsloth_fixed", "unsloth_version", "use_cache",
-})  # fmt: skip
-# Read off the modules or the weights, or checked here.
-_HONOURED = frozenset({
-    "attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types",
-    "max_position_embeddings", "mlp_bias", "no_rope_layer_interval", "no_rope_layers", "num_attention_heads",
-    "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
-    "sliding_window", "tie_word_embeddings", "vocab_size",
-})  # fmt: skip
+_KNOWN = INERT | SHAPE | {"attention_dropout", "residual_dropout"}
 _ONE_VALUE = {
     "add_cross_attention": False, "chunk_size_feed_forward": 0, "is_causal": True, "is_decoder": (True, False),
     "is_encoder_decoder": False, "rope_interleaved": False, "use_bidirectional_attention": False, "use_mrope": False,
@@ -55,13 +42,13 @@ def why_not_config(config: Any) -> str | None:
     kind = str(config.model_type)
     entries = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
     for key, value in entries.items():
-        if key in _INERT or key in _HONOURED or key in _OWN.get(kind, ()):
+        if key in _KNOWN or key in _OWN.get(kind, ()):
             continue
         if key in _ONE_VALUE:
             allowed = _ONE_VALUE[key]
             if value is not None and value not in (allowed if isinstance(allowed, tuple) else (allowed,)):
                 return f"its configuration says {key}: {value!r}"
-        elif not _is_default(config, kind, key, value):
+        elif not is_off(config, key, value, is_read=kind in _OWN):
             return f"its configuration says {key}: {str(value)[:60]!r}, which the fast runner does not know"
     return _why_not_rotary(entries) or _why_not_window(entries, kind)
 
@@ -78,16 +65,6 @@ def long_probe_tokens(config: Any) -> int:
     late = {key for key in numbers if any(part in key for part in _BEGINS_LATER) and "layers" not in key}
     starts = [numbers[key] for key in late if type(numbers[key]) is int and 0 < numbers[key] < context]
     return max(starts, default=-1) + 1
-
-
-def _is_default(config: Any, kind: str, key: str, value: Any) -> bool:
-    """Say whether an entry that is not listed is switched off: as the class has it, None or False.
-
-    Of an architecture that is not listed nobody has read what its defaults mean.
-    """
-    if value is None:
-        return True
-    return kind in _OWN and (value is False or (hasattr(type(config), key) and value == getattr(type(config), key)))
 
 
 def _why_not_rotary(entries: dict[str, Any]) -> str | None:

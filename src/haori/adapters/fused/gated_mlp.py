@@ -55,7 +55,9 @@ class _GatedMlp(torch.autograd.Function):
         ctx.plans, ctx.activation, ctx.inner, ctx.outer = plans, activation, inner, outer
         ctx.x_shape, ctx.x_dtype, ctx.dtype = x.shape, x.dtype, dtype
         ctx.save_for_backward(flat, g, u)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        # May be changed in place, which autograd forbids of a view.
+        shaped: Tensor = torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
+        return shaped
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from haori.adapters.fused.coverage import text_config
 from haori.adapters.fused.loss_forward import LossForward, why_no_head
 from haori.adapters.fused.modules import (
     StandIn,
@@ -57,7 +58,8 @@ class Fused:
             fused[kind] += 1
             module.forward = stand_in.forward
             self.patched.append(module)
-        every_attention = 0 < found["attention blocks"] == fused["attention blocks"]
+        layers = getattr(text_config(model), "num_hidden_layers", 0)
+        every_attention = 0 < layers == found["attention blocks"] == fused["attention blocks"]
         self._head(found, fused, reasons, skip_mask=every_attention)
         self.report = FusedReport(
             {kind: fused[kind] for kind in found},
@@ -97,13 +99,14 @@ def _stand_ins(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     found: list[tuple[str, Any, StandIn]] = []
+    config = text_config(model)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             if not isinstance(module.get_base_layer(), nn.Embedding):
                 found.append(("linear layers", module, linear_stand_in(module)))
             continue
         for kind, make in (("MLPs", mlp_stand_in), ("attention blocks", attention_stand_in)):
-            stand_in = make(module)
+            stand_in = make(module, config)
             if stand_in is not None:
                 found.append((kind, module, stand_in))
     if not any(stand_in.forward for _, _, stand_in in found):

@@ -109,7 +109,27 @@ def why_no_head(model: Any) -> str | None:
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"):
         if getattr(model.config, name, None) not in (None, 1, 1.0):
             return f"the model changes its logits ({name})"
-    return None
+    return None if _logits_are_plain(model) else "the model changes its logits"
+
+
+@torch.no_grad()
+def _logits_are_plain(model: Any) -> bool:
+    """Compare the model's logits on a short row with the product of its hidden states and its head."""
+    weight: Tensor = model.lm_head.weight
+    seen: list[Tensor] = []
+    hook = model.model.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
+    state = torch.get_rng_state()
+    try:
+        ids = torch.arange(1, 7, device=weight.device).unsqueeze(0) % model.config.vocab_size
+        found: Tensor = model(input_ids=ids, use_cache=False).logits
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
+    finally:
+        hook.remove()
+        torch.set_rng_state(state)
+    expected = nn.functional.linear(seen[-1].to(weight.dtype), weight).float()
+    limit = 1e-5 if weight.dtype == torch.float32 else 1e-2
+    return found.shape == expected.shape and bool((found.float() - expected).norm() <= limit * expected.norm())
 
 
 def _places(wanted: tuple[Tensor, ...], prefix: int, length: int) -> Tensor:

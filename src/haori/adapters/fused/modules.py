@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from haori.adapters.fused.attention import causal_attention
+from haori.adapters.fused.coverage import unusual_attention, unusual_mlp
 from haori.adapters.fused.elementwise import rms_norm, rotate
 from haori.adapters.fused.factors import linear_plan, why_not
 from haori.adapters.fused.gated_mlp import gated_mlp
@@ -71,12 +72,12 @@ def linear_stand_in(layer: nn.Module) -> StandIn:
     return StandIn(forward)
 
 
-def mlp_stand_in(mlp: Any) -> StandIn | None:
+def mlp_stand_in(mlp: Any, config: Any = None) -> StandIn | None:
     """Return the fused forward of a gated MLP; None if the module is none or has no adapter."""
     parts: list[Any] = [getattr(mlp, name, None) for name in _MLP_PARTS]
     if not hasattr(mlp, "act_fn") or not all(isinstance(part, nn.Module) for part in parts) or not _adapted(parts):
         return None
-    reason = _first_reason(parts, _MLP_PARTS)
+    reason = _first_reason(parts, _MLP_PARTS) or unusual_mlp(mlp, config)
     activation = _activation(mlp.act_fn)
     if reason is None and activation is None:
         reason = f"the activation {type(mlp.act_fn).__name__} has no fused form"
@@ -93,12 +94,12 @@ def mlp_stand_in(mlp: Any) -> StandIn | None:
     return _tried(forward, stock, lambda x: ((x,), {}), parts[0])
 
 
-def attention_stand_in(attention: Any) -> StandIn | None:
+def attention_stand_in(attention: Any, config: Any = None) -> StandIn | None:
     """Return the fused forward of causal self-attention with rotary positions; None if the module is none."""
     parts: list[Any] = [getattr(attention, name, None) for name in _PROJECTIONS]
     if not all(isinstance(part, nn.Module) for part in parts) or not _adapted(parts):
         return None
-    reason = _first_reason(parts, _PROJECTIONS) or _unusual(attention)
+    reason = _first_reason(parts, _PROJECTIONS) or unusual_attention(attention, config)
     if reason is not None:
         return StandIn(None, reason)
     stock = attention.forward
@@ -115,7 +116,9 @@ def attention_stand_in(attention: Any) -> StandIn | None:
         **kwargs: Any,
     ) -> Any:
         unmasked = attention_mask is None or shared_prefix is not None
-        covered = position_embeddings is not None and unmasked and past_key_values is None
+        # Angles of less than a head's width rotate a part of it.
+        rotates = position_embeddings is not None and position_embeddings[0].shape[-1] == width
+        covered = rotates and unmasked and past_key_values is None
         if not covered or not all(_ready(part) for part in parts):
             return stock(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         assert position_embeddings is not None
@@ -219,24 +222,8 @@ def _first_reason(parts: list[Any], names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _unusual(attention: Any) -> str | None:
-    """Say what about an attention module the fused form does not know."""
-    if not (hasattr(attention, "head_dim") and hasattr(attention, "scaling")):
-        return "it has no head_dim or scaling"
-    if getattr(attention, "attn_logit_softcapping", None):
-        return "it caps its scores"
-    if getattr(attention, "attention_dropout", 0.0):
-        return "it has attention dropout"
-    if not getattr(attention, "is_causal", True):
-        return "it is not causal"
-    norm = getattr(attention, "q_norm", None)
-    if norm is not None and norm.weight.shape[-1] != attention.head_dim:
-        return "it normalises all heads together"
-    return None
-
-
 def _activation(module: Any) -> Activation | None:
-    x = torch.linspace(-4, 4, 33)
+    x = torch.linspace(-40, 40, 401)  # as far as a clamp may begin
     for candidate in ACTIVATIONS.values():
         if torch.allclose(module(x), candidate.forward(x), atol=1e-6):
             return candidate

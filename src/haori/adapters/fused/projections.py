@@ -122,7 +122,8 @@ class _Projections(torch.autograd.Function):
                 if c is not None:
                     kept.append(y)
                     y = (y * c.to(dtype)) if plan.frozen.bias is None else (y * c.to(dtype)).add_(plan.frozen.bias)
-                outputs.append(y.view(*x.shape[:-1], y.shape[-1]))
+                # Not a view to autograd, which forbids models to change a view from a Function in place.
+                outputs.append(torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1])))
         ctx.plans, ctx.product, ctx.dtype, ctx.adapted = plans, product, dtype, adapted
         ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
         ctx.save_for_backward(flat, *[factors[3 * i + 2] for i in range(len(plans))], *kept)
