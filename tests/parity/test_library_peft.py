@@ -7,7 +7,6 @@ import pytest
 
 from haori.bases import find_base
 from haori.library import Library, attach, compare_logits, import_adapter, live_probe_logits, merge_adapter
-from haori.library.logits import TOLERANCES
 from haori.library.merge import MERGE_RECORD
 from tests.library_samples import PROBES, run, save_stock, stock_logits, stock_model
 
@@ -86,7 +85,7 @@ def test_merged_folders_compute_what_the_adapter_does(kind, dtype, tiny_base_fol
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_pretrained(merged.path).eval()
     assert model.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    assert compare_logits(expected, run(model)).rms < TOLERANCES[dtype].merged
+    assert compare_logits(expected, run(model.float())).rms < {"bf16": 0.02, "fp16": 0.003}[dtype]
     assert AutoTokenizer.from_pretrained(merged.path).chat_template == "{{ 'my own template' }}"
     record = json.loads((merged.path / MERGE_RECORD).read_text())
     assert record["verification"]["passed"] and record["base"]["fingerprint"]["structure"].startswith("sha256:")

@@ -279,13 +279,11 @@ def test_automatic_choices_are_those_of_the_guide():
     assert [resolved(rows, 1e9).training.evaluations_per_epoch for rows in (100, 1000, 9000, 90000)] == [1, 2, 2, 4]
 
 
-def test_tolerances_are_those_of_the_guide():
-    from haori.library import TOLERANCES
+def test_limits_of_the_proof_are_those_of_the_guide():
+    from haori.library import checks, merging
 
-    rows = table(ROOT / "docs/guide/proof.md", "Tolerances")
-    assert {name: (float(reload), float(merge)) for name, reload, merge in rows} == {
-        name: (limit.reloaded, limit.merged) for name, limit in TOLERANCES.items()
-    }
+    shares = {name.strip("`"): float(share) for name, share, _ in table(ROOT / "docs/guide/proof.md", "Limits")}
+    assert shares == {"reload": checks._SHARE, "repeat": checks._SHARE, "merge": merging._SHARE}
 
 
 YOUR_DATA = ROOT / "docs/guide/your-data.md"

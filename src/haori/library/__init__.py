@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from haori.library.importer import import_adapter
     from haori.library.licences import LicenceVerdict, effective_licence
     from haori.library.logits import (
-        TOLERANCES,
         LogitDifference,
-        Tolerance,
+        adapter_probes,
         compare_logits,
         default_probes,
         live_probe_logits,
@@ -37,8 +36,7 @@ _HOMES = {
     "licences": ("LicenceVerdict", "effective_licence"),
     "logits": (
         "LogitDifference",
-        "TOLERANCES",
-        "Tolerance",
+        "adapter_probes",
         "compare_logits",
         "default_probes",
         "live_probe_logits",
@@ -54,7 +52,6 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "TOLERANCES",
     "AdapterFiles",
     "Library",
     "LicenceVerdict",
@@ -64,8 +61,8 @@ __all__ = [
     "OpenAdapter",
     "Rebuilt",
     "StoredAdapter",
-    "Tolerance",
     "adapter_id",
+    "adapter_probes",
     "attach",
     "attach_files",
     "base_of",

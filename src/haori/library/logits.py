@@ -1,7 +1,7 @@
 """Runs short prompts through a model and compares the logits: the measuring device of every proof.
 
-The live model, the reloaded one and the merged one are all measured here, in the same way: one prompt at a time
-without padding, eval mode, no autocast, the last positions only, in fp32.
+The live model and the reloaded one are measured here, in the same way: one prompt at a time without padding, eval mode,
+no autocast, the last positions only, in the arithmetic of their own weights. `exact` measures in float64.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from haori.library.adapter_files import AdapterFiles
+
 __all__ = [
-    "TOLERANCES",
     "LogitDifference",
-    "Tolerance",
+    "adapter_probes",
     "compare_logits",
     "default_probes",
     "live_probe_logits",
@@ -24,30 +25,12 @@ __all__ = [
 ]
 
 _POSITIONS = 8
+_TRAINED_TOKENS = 64
 _QUESTIONS = (
     "Is this review positive or negative? The plot is thin, but the actors make it worth seeing.",
     "Write one sentence about the sea.",
     "What is 17 + 25?",
 )
-
-
-class Tolerance(NamedTuple):
-    """Largest root mean square difference between logits, relative to their spread, that counts as equal."""
-
-    reloaded: float
-    merged: float
-
-
-# Measured on SmolLM2-135M (30 layers), LoRA and DoRA of rank 16 on all linear layers, updates of 0.1% to 1.4% of the
-# weights' norm, merged against unmerged: fp32 4e-6, fp16 0.7e-2 to 1.1e-2, bf16 4e-2 to 7.5e-2. In 16 bits that is
-# nearly all rounding of activations: two ways to compute the same thing differ so much without any merging. The
-# limits leave room for deeper models. A reloaded adapter runs through the same code on the same values and is equal
-# to the last bit; its limits only admit a kernel that adds in another order.
-TOLERANCES: dict[str, Tolerance] = {
-    "fp32": Tolerance(reloaded=1e-5, merged=1e-4),
-    "fp16": Tolerance(reloaded=1e-3, merged=3e-2),
-    "bf16": Tolerance(reloaded=1e-2, merged=0.15),
-}
 
 
 class LogitDifference(NamedTuple):
@@ -73,6 +56,20 @@ def default_probes(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     except DataError:
         # A template for something else than a user's question; any text measures as well.
         return [list(tokenizer(text)["input_ids"]) for text in _QUESTIONS]
+
+
+def adapter_probes(files: "AdapterFiles", probes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the probes with what an adapter needs to show itself; probes that have it stay as they are.
+
+    An activated LoRA works only after its invocation tokens: they are put behind each probe. Trained tokens matter
+    where they occur: those that occur nowhere come before the last probe.
+    """
+    invocation: Any = list(files.config.get("alora_invocation_tokens") or [])
+    found = [list(p) if p[len(p) - len(invocation) :] == invocation else [*p, *invocation] for p in map(list, probes)]
+    absent = [token for token in files.trainable_tokens if not any(token in probe for probe in found)]
+    if absent:
+        found.append([*absent[:_TRAINED_TOKENS], *found[-1]])
+    return found
 
 
 def live_probe_logits(model: "nn.Module", probes: Sequence[Sequence[int]]) -> "list[Tensor]":

@@ -1,34 +1,36 @@
 """Merges an adapter into a 16-bit copy of its base, and proves the copy before it takes its place.
 
-W' = W + dW is rounded to 16 bits once. A base that is stored in fewer bits is refused: rounding the merged weights
-again to its grid would change what the adapter learnt (PEFT issues 1043, 2105, 2321).
+W' = W + dW is formed in float64, proved there, and rounded to 16 bits once; what is then written is compared with it
+bit by bit. A base that is stored in fewer bits is refused: rounding the merged weights again to its grid would change
+what the adapter learnt (PEFT issues 1043, 2105, 2321).
 """
 
 import dataclasses
 import json
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from haori.core.errors import BaseError, InputError, MismatchError, VerificationError
-from haori.core.records import AdapterCard, Check, Verification, now
+from haori.core.errors import BaseError, InputError, VerificationError
+from haori.core.records import AdapterCard, Check, Verification
 from haori.core.safetensors_header import read_safetensors_header
 from haori.core.storage import staged_folder
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.attaching import attach_files, check_base
 from haori.library.cards import read_card
+from haori.library.checks import failed, passed, verification_of
+from haori.library.exact import checksums_by_name, exact_logits
 from haori.library.formats.peft import check_new_folder
-from haori.library.logits import TOLERANCES, compare_logits, default_probes, live_probe_logits
+from haori.library.logits import adapter_probes, compare_logits, default_probes
+from haori.library.merging import check_merged, merge_in_place
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from haori.bases import Base
 
-__all__ = ["MERGE_RECORD", "Merged", "compare_merged", "merge_adapter", "merge_in_place", "refuse_quantized"]
+__all__ = ["MERGE_RECORD", "Merged", "merge_adapter", "refuse_quantized"]
 
 MERGE_RECORD = "haori_merge.json"
 _TEMPLATE_LIMIT_BYTES = 1 << 20
@@ -66,6 +68,7 @@ def merge_adapter(
         VerificationError: The written model is not what base and adapter compute together; nothing is left behind.
     """
     from haori.bases import load_model, load_tokenizer
+    from haori.bases.dtype import torch_dtype
 
     check_new_folder(out)
     refuse_quantized(base)
@@ -77,21 +80,25 @@ def merge_adapter(
     tokenizer = load_tokenizer(base)
     if template := _stored_template(folder):
         tokenizer.chat_template = template
-    probes = default_probes(tokenizer)
+    probes = adapter_probes(files, default_probes(tokenizer))
     model = load_model(base, dtype=dtype)
-    of_base = live_probe_logits(model, probes)
+    of_base = exact_logits(model, probes)
     adapted = attach_files(model, files, base_name=base.name)
-    of_adapter = live_probe_logits(adapted, probes)
-    merged = merge_in_place(adapted)
+    of_adapter = exact_logits(adapted, probes)
+    merged = merge_in_place(adapted, probes)
     del model, adapted
+    check = check_merged(merged, of_adapter, of_base, dtype)
+    rounded = exact_logits(merged.model, probes)
+    sums = checksums_by_name(merged.model, torch_dtype(dtype))
     with staged_folder(out) as stage:
-        _save(merged, tokenizer, stage)
+        _save(merged.model, tokenizer, stage)
         del merged
         reloaded = load_model(dataclasses.replace(base, name=out.name, path=stage), dtype=dtype)
-        check = compare_merged(live_probe_logits(reloaded, probes), of_adapter, of_base, dtype)
-        proof = Verification(passed=check.passed, checks=(check,), dtype=dtype, time=now())
-        if not check.passed:
-            raise VerificationError(f"The merged model was not kept: {check.detail}.")
+        checks = [check, _check_rounded(rounded, of_adapter, of_base, dtype)]
+        checks.append(_check_written(checksums_by_name(reloaded), sums, exact_logits(reloaded, probes), rounded))
+        proof = verification_of(checks, dtype)
+        if not proof.passed:
+            raise VerificationError(f"The merged model was not kept: {proof.failures[0].detail}.")
         (stage / MERGE_RECORD).write_text(_record(base, files, card, proof), encoding="utf-8")
     return Merged(out, proof)
 
@@ -109,63 +116,6 @@ def refuse_quantized(base: "Base") -> None:
         )
 
 
-def merge_in_place(adapted: "PeftModel") -> "PreTrainedModel":
-    """Add the adapter to the weights of the model it sits on and return that model; the adapter is gone from it.
-
-    Embedding and head that share one matrix get one each if the adapter changes only one of them.
-
-    Raises:
-        MismatchError: The method cannot be merged.
-        VerificationError: The merged weights hold NaN or infinity.
-    """
-    config: Any = adapted.peft_config["default"]
-    method = str(config.peft_type.value)
-    if config.is_prompt_learning or not hasattr(adapted, "merge_and_unload"):
-        raise MismatchError(f"An adapter of the method {method} adds no weights that could be merged into the base.")
-    _untie(adapted)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
-        if "NaN" in str(error):
-            raise VerificationError("Merging gives weights that are NaN or infinite: the adapter is broken.") from error
-        raise MismatchError(f"PEFT cannot merge this {method} adapter: {str(error).splitlines()[0][:300]}") from error
-    return merged
-
-
-def compare_merged(
-    of_merged: "Sequence[Tensor]", of_adapter: "Sequence[Tensor]", of_base: "Sequence[Tensor]", dtype: str
-) -> Check:
-    """Check that merged logits are those of the adapter, within the dtype's rounding, and not those of the base."""
-    error, effect = compare_logits(of_adapter, of_merged), compare_logits(of_adapter, of_base)
-    limit = TOLERANCES[dtype].merged
-    unmerged = compare_logits(of_base, of_merged).max == 0
-    detail = (
-        f"merged and unmerged logits differ by {error.rms:.2g} of their spread (limit {limit:g} in {dtype}, largest "
-        f"{error.max:.2g}); the adapter itself moves them by {effect.rms:.2g}"
-    )
-    if unmerged:
-        detail = "the merged model computes exactly what the base does: the adapter was lost"
-    elif error.rms > effect.rms / 2:
-        detail += f"; rounding to {dtype} blurs an effect this small"
-    return Check(name="merge", passed=not unmerged and error.rms <= limit, detail=detail, value=error.rms, limit=limit)
-
-
-def _untie(adapted: "PeftModel") -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from torch import nn
-
-    model = adapted.get_base_model()
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    if not any(isinstance(end, BaseTunerLayer) for end in ends):
-        return
-    embedding, head = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
-    if embedding is not None and head is not None and embedding.weight is head.weight:
-        head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = False
-
-
 def _sixteen_bit(base: "Base", dtype: str) -> str:
     if dtype == "auto":
         stored = {
@@ -177,6 +127,33 @@ def _sixteen_bit(base: "Base", dtype: str) -> str:
     if dtype not in {"bf16", "fp16"}:
         raise InputError(f"A merged model is written in 'bf16', 'fp16' or 'auto', not in {dtype!r}.")
     return dtype
+
+
+def _check_rounded(
+    rounded: "Sequence[Tensor]", of_adapter: "Sequence[Tensor]", of_base: "Sequence[Tensor]", dtype: str
+) -> Check:
+    """Say what rounding to 16 bits takes from the adapter; nothing is left of it if the base's weights come out."""
+    lost, effect = compare_logits(of_adapter, rounded).rms, compare_logits(of_adapter, of_base).rms
+    other = "fp16, which rounds eight times finer," if dtype == "bf16" else "the adapter unmerged"
+    if compare_logits(of_base, rounded).max == 0:
+        return failed("rounding", f"rounded to {dtype} the weights are the base's own; use {other} for so small an effect")
+    detail = f"rounding to {dtype} moves the logits by {lost:.2g} of their spread, the adapter by {effect:.2g}"
+    if lost > effect / 4:
+        detail += f": an effect this small is blurred; {other} keeps more of it"
+    return passed("rounding", detail)
+
+
+def _check_written(
+    found: Mapping[str, int], wanted: Mapping[str, int], of_written: "Sequence[Tensor]", of_merged: "Sequence[Tensor]"
+) -> Check:
+    """Check that what was written is what was proved: its weights bit by bit, and what the folder computes with them."""
+    other = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if other:
+        return failed("written", f"{len(other)} weights of the written model are not the merged ones, first {other[0]!r}")
+    difference = compare_logits(of_merged, of_written)
+    if difference.max != 0:
+        return failed("written", f"the written model's logits differ from the merged one's by {difference.rms:.2g}")
+    return passed("written", f"all {len(wanted)} weights, read back, are those that were merged, bit by bit")
 
 
 def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:

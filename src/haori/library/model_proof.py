@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from haori.core.errors import InputError
 from haori.core.records import Check, Verification
 from haori.library.checks import check_effect, check_prompts, check_reloaded, failed, passed, verification_of
-from haori.library.logits import default_probes, live_probe_logits
+from haori.library.logits import compare_logits, default_probes, live_probe_logits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,7 +63,7 @@ def verify_model(
     of_base = live_probe_logits(load_model(base, dtype=dtype, device=device), probes)
     checks += [
         check_effect(of_model, of_base, subject="training"),
-        check_reloaded(of_model, live_logits, dtype),
+        check_reloaded(of_model, live_logits, compare_logits(of_model, of_base).rms),
         check_prompts(prompt_pair),
     ]
     return verification_of(checks, dtype)

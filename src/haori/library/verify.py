@@ -1,8 +1,9 @@
 """The proof of a saved adapter: it is read from disk onto a fresh base and must be what was trained.
 
 Every check is one row of the `Verification`. A check that does not apply passes with a detail that begins with
-"skipped" and says why. One copy of the base is loaded; it is measured bare, with the adapter, and merged in place.
-An adapter trained over a base quantised on loading is measured over that, and then merged into the base itself.
+"skipped" and says why. One copy of the base is loaded; it is measured bare, with the adapter, and merged in place, in
+float64 whatever its dtype. An adapter trained over a base quantised on loading is measured over that, as it computes,
+and then merged into the base itself.
 """
 
 import gc
@@ -16,9 +17,18 @@ from haori.core.quantization import Quantization
 from haori.core.records import Check, Verification
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.attaching import attach_files
-from haori.library.checks import check_effect, check_prompts, check_reloaded, failed, passed, verification_of
-from haori.library.logits import compare_logits, default_probes, live_probe_logits, model_dtype
-from haori.library.merge import compare_merged, merge_in_place
+from haori.library.checks import (
+    check_effect,
+    check_prompts,
+    check_reloaded,
+    check_repeated,
+    failed,
+    passed,
+    verification_of,
+)
+from haori.library.exact import exact_logits
+from haori.library.logits import adapter_probes, compare_logits, default_probes, live_probe_logits, model_dtype
+from haori.library.merging import check_merged, merge_in_place
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,6 +43,9 @@ __all__ = ["delta_norms", "require_passed", "verify_adapter"]
 _ADDITIVE = frozenset({
     "ADALORA", "ARD_LORA", "C3A", "DELORA", "FOURIERFT", "LOHA", "LOKR", "LORA", "RANDLORA", "VBLORA", "VERA",
 })  # fmt: skip
+
+# Starts that take a part out of the base's weights, again at every load; in stock PEFT some of them draw it at random.
+_RESIDUAL_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 # A model that has learnt something may react more to its weights' rounding than the bare base does.
 _AMPLIFIED = 3.0
@@ -75,7 +88,7 @@ def verify_adapter(
     if checks[-1].passed:
         probes = probes or default_probes(load_tokenizer(base))
         place = _Place(base, dtype, device, quantization)
-        found, dtype = _check_on_base(place, files, _with_invocation(files, probes), live_logits)
+        found, dtype = _check_on_base(place, files, probes, live_logits)
         checks += found
     checks.append(check_prompts(prompt_pair))
     return verification_of(checks, dtype)
@@ -132,6 +145,14 @@ class _Place(NamedTuple):
 
         return load_model(self.base, dtype=self.dtype, device=self.device, quantization=self.quantization)
 
+    @property
+    def quantised(self) -> bool:
+        return self.quantization is not None or self.base.quantization is not None
+
+    def logits(self, model: "nn.Module", probes: Sequence[Sequence[int]]) -> "list[Tensor]":
+        """Measure in float64; a quantised base computes in formats of its own."""
+        return (live_probe_logits if self.quantised else exact_logits)(model, probes)
+
 
 def _check_on_base(
     place: _Place,
@@ -140,25 +161,40 @@ def _check_on_base(
     live_logits: "Sequence[Tensor] | None",
 ) -> tuple[list[Check], str]:
     """Run the checks that need the base in memory; return them with the dtype that `auto` became."""
+    live_probes, probes = probes, adapter_probes(files, probes)
     model = place.load()
     dtype = model_dtype(model)
-    of_base = live_probe_logits(model, probes)
+    of_base = place.logits(model, probes)
     try:
         adapted = attach_files(model, files, base_name=place.base.name)
     except MismatchError as error:
         return [failed("keys", str(error))], dtype
-    of_adapter = live_probe_logits(adapted, probes)
+    of_adapter = place.logits(adapted, probes)
+    effect = compare_logits(of_adapter, of_base).rms
+    reloaded = live_probe_logits(adapted, live_probes) if live_logits is not None else ()
     checks = [
         passed("keys", f"all {len(files.tensors)} tensors were used, none is missing"),
         _check_delta(adapted),
         check_effect(of_adapter, of_base),
-        check_reloaded(of_adapter, live_logits, dtype),
+        check_reloaded(reloaded, live_logits, effect),
     ]
+    if start := _residual_start(files):
+        del model, adapted
+        gc.collect()
+        adapted = attach_files(place.load(), files, base_name=place.base.name)
+        checks.append(check_repeated(of_adapter, place.logits(adapted, probes), effect, start))
+        if not checks[-1].passed:
+            return checks, dtype
     if place.quantization is None:
         return [*checks, _check_merge(place.base, adapted, probes, of_adapter, of_base, dtype)], dtype
-    del model, adapted
+    model = adapted = None  # type: ignore[assignment]
     gc.collect()  # before the base is loaded once more, unquantised
     return [*checks, *_check_unquantised(place, files, probes, of_adapter, of_base, dtype)], dtype
+
+
+def _residual_start(files: AdapterFiles) -> str | None:
+    start = files.config.get("init_lora_weights")
+    return start if isinstance(start, str) and start.lower().startswith(_RESIDUAL_STARTS) else None
 
 
 def _check_unquantised(
@@ -171,10 +207,11 @@ def _check_unquantised(
 ) -> list[Check]:
     """Put an adapter that was trained over a quantised base on the base itself, and merge it there."""
     assert place.quantization is not None
-    model = place._replace(dtype=dtype, quantization=None).load()
-    plain_base = live_probe_logits(model, probes)
+    plain = place._replace(dtype=dtype, quantization=None)
+    model = plain.load()
+    plain_base = plain.logits(model, probes)
     adapted = attach_files(model, files, base_name=place.base.name)
-    plain_adapter = live_probe_logits(adapted, probes)
+    plain_adapter = plain.logits(adapted, probes)
     moved = compare_logits(plain_adapter, of_adapter).rms
     effect, grid = compare_logits(of_adapter, of_base).rms, compare_logits(plain_base, of_base).rms
     limit = max(effect, _AMPLIFIED * grid)
@@ -208,11 +245,15 @@ def _check_delta(adapted: "PeftModel") -> Check:
     if not norms:
         return passed("delta", "skipped: this method adds nothing to weights; its effect on the logits is checked")
     zero = [name for name, norm in norms.items() if not norm > 0]
-    least = min(norms, key=lambda name: norms[name])
-    if zero:
+    if len(zero) == len(norms):
         detail = f"{len(zero)} of {len(norms)} modules were not changed at all, first {zero[0]!r}"
         return Check(name="delta", passed=False, detail=detail, value=0.0, limit=0.0)
-    detail = f"{len(norms)} of {len(norms)} modules changed; smallest norm {norms[least]:.3g} in {least!r}"
+    least = min((name for name in norms if norms[name] > 0), key=lambda name: norms[name])
+    detail = (
+        f"{len(norms) - len(zero)} of {len(norms)} modules changed; smallest norm {norms[least]:.3g} in {least!r}"
+    )
+    if zero:
+        detail += f"; not changed at all: {_some(zero)}"
     return Check(name="delta", passed=True, detail=detail, value=norms[least], limit=0.0)
 
 
@@ -228,18 +269,16 @@ def _check_merge(
     if base.quantization is not None:
         return passed("merge", f"skipped: the base is quantised ({base.quantization}), and merging into it is refused")
     try:
-        merged = merge_in_place(adapted)
+        merged = merge_in_place(adapted, probes)
     except MismatchError as error:
         return passed("merge", f"skipped: {error}")
     except VerificationError as error:
         return failed("merge", str(error))
-    return compare_merged(live_probe_logits(merged, probes), of_adapter, of_base, dtype)
+    return check_merged(merged, of_adapter, of_base, dtype)
 
 
-def _with_invocation(files: AdapterFiles, probes: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-    """An activated LoRA works only after its invocation tokens; put them behind each probe."""
-    tokens: Any = files.config.get("alora_invocation_tokens") or []
-    return [[*probe, *tokens] for probe in probes]
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _distance(changed: "nn.Module", original: "nn.Module") -> float:

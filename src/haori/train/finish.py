@@ -40,8 +40,9 @@ class LiveProbes(NamedTuple):
 def save_final(model: Any, prepared: Prepared, folder: Path) -> LiveProbes:
     """Write `adapter/` or `model/` in the run folder and return the live model's logits on the probes."""
     from haori.data import template_of
-    from haori.library import default_probes, live_probe_logits
+    from haori.library import adapter_probes, default_probes, inspect_adapter, live_probe_logits
 
+    prompts = default_probes(prepared.tokenizer)
     if isinstance(prepared.recipe.method, FullMethod):
         with staged_folder(folder / "model") as stage:
             save_model_folder(model, prepared.tokenizer, prepared.base, _licence(prepared), stage)
@@ -49,7 +50,7 @@ def save_final(model: Any, prepared: Prepared, folder: Path) -> LiveProbes:
         with staged_folder(folder / "adapter") as stage:
             save_adapter(model, stage, prepared.base.name)
             (stage / "chat_template.jinja").write_text(template_of(prepared.tokenizer), encoding="utf-8")
-    prompts = default_probes(prepared.tokenizer)
+        prompts = adapter_probes(inspect_adapter(folder / "adapter"), prompts)
     return LiveProbes(prompts, live_probe_logits(model, prompts))
 
 

@@ -1,0 +1,238 @@
+"""Runs a model in float64 whatever format its weights are kept in, and merges an adapter in such a pass.
+
+In 16 bits two ways to compute the same thing differ by more than a small adapter does. In float64 they differ by about
+1e-12, so that a proof can have a limit that is a small share of the adapter's effect. The weights stay as they are:
+each part of the model (a transformer layer, an embedding, a head) is widened just while it runs, so this takes the
+memory of one part in float64, not of the model. Code that asks for a narrower format, as norms and softmax do, gets
+float64 too.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["checksum", "checksums_by_name", "exact_logits", "merging_logits"]
+
+_POSITIONS = 8
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+_SHORTHANDS = (Tensor.float, Tensor.bfloat16, Tensor.half)
+
+
+def exact_logits(model: nn.Module, probes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the logits of the last positions of each probe, [T', V] in float64 (fp32 on an Apple GPU, which has no other) on the CPU,
+    with T' at most 8.
+
+    The probes run as one right-padded batch. The model is left as it was.
+    """
+    with _widened(model, merge=False):
+        return _logits(model, probes)
+
+
+def merging_logits(adapted: "PeftModel", probes: Sequence[Sequence[int]]) -> tuple[list[Tensor], dict[nn.Parameter, int]]:
+    """Merge the adapter layer by layer, and return the logits of the merged weights before they were rounded.
+
+    Every W + dW is formed in float64, runs, and is then rounded once to the format in which W is kept. The layers stay
+    PEFT's, with their adapters marked as merged.
+
+    Returns:
+        The logits as from `exact_logits`, and a checksum of every parameter as it was left.
+
+    Raises:
+        ValueError, RuntimeError, NotImplementedError, TypeError: From PEFT, if a layer cannot be merged.
+    """
+    with _widened(adapted, merge=True) as hooks:
+        logits = _logits(adapted, probes)
+        for part in hooks.parts:  # an expert, or a tower of another modality, that the probes did not reach
+            if part not in hooks.ran:
+                hooks.widen(part)
+                hooks.narrow(part)
+    return logits, {parameter: checksum(parameter) for parameter in adapted.parameters()}
+
+
+def checksum(tensor: Tensor) -> int:
+    """Return a checksum of the bits of a tensor."""
+    flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+    return zlib.crc32(memoryview(flat.numpy()))
+
+
+def checksums_by_name(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, int]:
+    """Return a checksum of every parameter by name, rounded to `dtype` first if it is given."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: checksum(parameter.to(dtype or parameter.dtype)) for name, parameter in named}
+
+
+def _logits(model: nn.Module, probes: Sequence[Sequence[int]]) -> list[Tensor]:
+    device = next(model.parameters()).device
+    longest = max(map(len, probes))
+    ids = torch.zeros(len(probes), longest, dtype=torch.long, device=device)  # [B, T]
+    mask = torch.zeros_like(ids)
+    for row, probe in enumerate(probes):
+        ids[row, : len(probe)] = torch.tensor(list(probe), device=device)
+        mask[row, : len(probe)] = 1
+    output: Any = model(input_ids=ids, attention_mask=mask)
+    values: Tensor = output.logits if hasattr(output, "logits") else output[0]  # [B, P + T, V], P of prompt tuning
+    before = values.shape[1] - longest
+    return [
+        values[row, before + max(0, len(probe) - _POSITIONS) : before + len(probe)].cpu()
+        for row, probe in enumerate(probes)
+    ]
+
+
+@contextmanager
+def _widened(model: nn.Module, *, merge: bool) -> Iterator["_Hooks"]:
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    model.eval()
+    with _Asked(wide) as asked, _plain_experts(model):
+        hooks = _Hooks(model, asked, merge=merge)
+        try:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                yield hooks
+        finally:
+            hooks.remove()
+            for module, training in modes.items():
+                module.training = training
+
+
+@contextmanager
+def _plain_experts(model: nn.Module) -> Iterator[None]:
+    """Let the experts of a mixture run one after the other: grouped products have no float64."""
+    name = "_experts_implementation"
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    before = [(config, getattr(config, name)) for config in configs.values() if hasattr(config, name)]
+    try:
+        for config, _ in before:
+            setattr(config, name, "eager")
+        yield
+    finally:
+        for config, implementation in before:
+            setattr(config, name, implementation)
+
+
+class _Asked(TorchFunctionMode):
+    """Gives `wide` to code that asks torch for a narrower floating-point format by name."""
+
+    def __init__(self, wide: torch.dtype) -> None:
+        super().__init__()
+        self.wide = wide
+        self.on = True
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.on or func is Tensor.view:  # view(dtype) reads the same bits in another way
+            return func(*args, **kwargs)
+        if func in _SHORTHANDS:
+            return args[0].to(self.wide)
+        args = tuple(self.wide if _is_narrow(value) else value for value in args)
+        return func(*args, **{key: self.wide if _is_narrow(value) else value for key, value in kwargs.items()})
+
+
+class _Hooks:
+    """Widens each part of a model before it runs and narrows it afterwards."""
+
+    def __init__(self, model: nn.Module, asked: _Asked, *, merge: bool) -> None:
+        self.asked, self.merge = asked, merge
+        self.parts = _parts(model)
+        self.ran: set[nn.Module] = set()
+        self.kept: dict[nn.Module, list[tuple[Any, str, Tensor]]] = {}
+        self.handles: list[Any] = []
+        for part in self.parts:
+            self.handles.append(part.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True))
+            self.handles.append(part.register_forward_hook(self._after, always_call=True))
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        for part in list(self.kept):  # something failed inside it
+            self._restore(part)
+
+    def widen(self, part: nn.Module) -> None:
+        """Put a part's weights and buffers in float64, and merge its adapters if they are to be."""
+        self.asked.on = False
+        kept: list[tuple[Any, str, Tensor]] = []
+        self.kept[part] = kept
+        for parameter in part.parameters():
+            if parameter.is_floating_point():
+                kept.append((parameter, "", parameter.data))
+                parameter.data = parameter.data.to(self.asked.wide)
+        for module in part.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point():
+                    kept.append((module, name, buffer))
+                    module._buffers[name] = buffer.to(self.asked.wide)
+        self.asked.on = True
+        if self.merge:
+            _merge_layers(part)
+
+    def narrow(self, part: nn.Module) -> None:
+        """Put a part back: as it was, or rounded once if it was merged."""
+        if self.merge:
+            self.asked.on = False
+            self.kept[part] = [
+                (owner, name, owner.data.to(before.dtype) if not name else before)
+                for owner, name, before in self.kept[part]
+            ]
+            self.asked.on = True
+        self._restore(part)
+
+    def _restore(self, part: nn.Module) -> None:
+        for owner, name, before in reversed(self.kept.pop(part)):
+            if name:
+                owner._buffers[name] = before
+            else:
+                owner.data = before
+
+    def _before(self, part: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        self.widen(part)
+        return tuple(map(self._wide, args)), {key: self._wide(value) for key, value in kwargs.items()}
+
+    def _after(self, part: nn.Module, args: Any, output: Any) -> None:
+        self.ran.add(part)
+        if part in self.kept:
+            self.narrow(part)
+
+    def _wide(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._wide, value))
+        return value.to(self.asked.wide) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """Return the outermost modules that run as one: layers in a list, adapted modules, and all else with weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    found: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        for child in module.children():
+            whole = isinstance(module, nn.ModuleList) or isinstance(child, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+            if whole or any(True for _ in child.parameters(recurse=False)):
+                if child not in found:
+                    found.append(child)
+            else:
+                visit(child)
+
+    visit(model)
+    return found
+
+
+def _merge_layers(part: nn.Module) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in part.modules():
+        if isinstance(module, BaseTunerLayer) and not module.merged:
+            module.merge(safe_merge=True)
+
+
+def _is_narrow(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and value in _NARROW
