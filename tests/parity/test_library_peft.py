@@ -101,3 +101,66 @@ def test_auto_keeps_the_16_bit_dtype_of_the_base(tiny_base_folder, tmp_path):
     folder, _ = saved("lora", tiny_base_folder, tmp_path)
     assert merge_adapter(find_base(str(half)), folder, tmp_path / "a").verification.dtype == "fp16"
     assert merge_adapter(find_base(str(tiny_base_folder)), folder, tmp_path / "b").verification.dtype == "bf16"
+
+
+_SHARED = {
+    "rows of both": {"trainable_token_indices": {"embed_tokens": [3, 4], "lm_head": [7, 8]}},
+    "rows of the head": {"trainable_token_indices": {"lm_head": [7, 8]}},
+    "rows, tied": {"trainable_token_indices": [3, 4], "ensure_weight_tying": True},
+    "head saved": {"modules_to_save": ["lm_head"]},
+    "both saved": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "embedding saved": {"modules_to_save": ["embed_tokens"]},
+    "embedding saved, tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "both adapted": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "both adapted, tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "replicated layers": {"layer_replication": [[0, 2], [0, 2], [1, 2]]},
+}
+
+
+@pytest.mark.parametrize("kind", _SHARED)
+def test_weights_that_were_shared_are_apart_in_a_merged_model_where_they_differ(kind, tiny_base_folder, tmp_path):
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    options = {"r": 4, "target_modules": _TARGETS, "task_type": "CAUSAL_LM", **_SHARED[kind]}
+    model = stock_model(tiny_base_folder, peft.LoraConfig(**options), scale=0.3)
+    folder, expected = save_stock(model, tmp_path / "stock"), run(model)
+    merged = merge_adapter(find_base(str(tiny_base_folder)), folder, tmp_path / "merged", dtype="fp16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = AutoModelForCausalLM.from_pretrained(merged.path, dtype="float32").eval()
+    assert compare_logits(expected, run(written)).rms < 2e-3
+    tied = written.lm_head.weight is written.model.embed_tokens.weight
+    assert (
+        tied
+        == written.config.tie_word_embeddings
+        == (kind in {"rows, tied", "embedding saved, tied", "replicated layers"})
+    )
+    assert written.config.num_hidden_layers == (5 if kind == "replicated layers" else 2)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_start_that_is_drawn_at_random_is_refused_and_peft_s_conversion_accepted(dtype, tiny_base_folder, tmp_path):
+    import peft
+
+    from haori.library import verify_adapter
+
+    config = peft.LoraConfig(r=4, target_modules=_TARGETS, init_lora_weights="pissa_niter_2", task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = stock_model(tiny_base_folder, config, scale=0.0)
+        model.peft_config["default"].init_lora_weights = True  # PEFT's own advice for saving the start
+        save_stock(model, tmp_path / "start")
+        model.peft_config["default"].init_lora_weights = "pissa_niter_2"
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * parameter.data.std()
+    expected = run(model)
+    base = find_base(str(tiny_base_folder))
+    found = verify_adapter(base, save_stock(model, tmp_path / "random"), dtype=dtype)
+    assert [check.name for check in found.failures] == ["repeat"]
+    assert "path_initial_model_for_weight_conversion" in found.failures[0].detail
+    converted = tmp_path / "converted"
+    model.save_pretrained(converted, path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    assert verify_adapter(base, converted, dtype=dtype).passed
+    assert difference(stock_logits(tiny_base_folder, converted), expected) < 1e-4

@@ -129,9 +129,7 @@ def test_a_magnitude_that_is_not_merged_fails(adapters, tiny_base_folder, monkey
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("lie", ["0.9", "sign", "one module missing"])
-def test_lies_about_merging_what_was_trained_over_a_quantised_base(
-    bits, lie, adapters, tiny_base_folder, monkeypatch
-):
+def test_lies_about_merging_what_was_trained_over_a_quantised_base(bits, lie, adapters, tiny_base_folder, monkeypatch):
     pytest.importorskip("bitsandbytes")
     base = find_base(str(tiny_base_folder))
     options = {"dtype": "bf16", "quantization": Quantization(bits)}
@@ -180,7 +178,7 @@ def test_a_written_model_that_is_not_the_merged_one_is_not_kept(adapters, tiny_b
         return honest(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", lying)
-    with pytest.raises(VerificationError, match="not the merged ones, first.*k_proj"):
+    with pytest.raises(VerificationError, match=r"not the merged ones, first.*k_proj"):
         merge_adapter(find_base(str(tiny_base_folder)), adapters["lora"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -57,8 +57,8 @@ def check_repeated(first: "Sequence[Tensor]", second: "Sequence[Tensor]", effect
     detail = f"the start {start!r} changes the base in the same way at every load"
     if not error <= limit:
         detail = (
-            f"two loads of the adapter differ by {error:.2g} of the logits' spread (limit {limit:.2g}), since its start "
-            f"{start!r} takes a random part out of the base each time; where it was trained, save it again as a plain "
+            f"two loads of the adapter differ by {error:.2g} of the logits' spread (limit {limit:.2g}), since its "
+            f"start {start!r} takes a random part out of the base each time; where it was trained, save it as a plain "
             "LoRA with PEFT's model.save_pretrained(folder, path_initial_model_for_weight_conversion=...), which needs "
             "the adapter as it was before training"
         )

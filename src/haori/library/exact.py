@@ -27,16 +27,18 @@ _SHORTHANDS = (Tensor.float, Tensor.bfloat16, Tensor.half)
 
 
 def exact_logits(model: nn.Module, probes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the logits of the last positions of each probe, [T', V] in float64 (fp32 on an Apple GPU, which has no other) on the CPU,
-    with T' at most 8.
+    """Return the logits of the last positions of each probe, [T', V] on the CPU, with T' at most 8.
 
+    They are float64, or fp32 where the model is on an Apple GPU, which has no float64.
     The probes run as one right-padded batch. The model is left as it was.
     """
     with _widened(model, merge=False):
         return _logits(model, probes)
 
 
-def merging_logits(adapted: "PeftModel", probes: Sequence[Sequence[int]]) -> tuple[list[Tensor], dict[nn.Parameter, int]]:
+def merging_logits(
+    adapted: "PeftModel", probes: Sequence[Sequence[int]]
+) -> tuple[list[Tensor], dict[nn.Parameter, int]]:
     """Merge the adapter layer by layer, and return the logits of the merged weights before they were rounded.
 
     Every W + dW is formed in float64, runs, and is then rounded once to the format in which W is kept. The layers stay
@@ -60,7 +62,7 @@ def merging_logits(adapted: "PeftModel", probes: Sequence[Sequence[int]]) -> tup
 def checksum(tensor: Tensor) -> int:
     """Return a checksum of the bits of a tensor."""
     flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
-    return zlib.crc32(memoryview(flat.numpy()))
+    return zlib.crc32(flat.numpy().data)
 
 
 def checksums_by_name(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, int]:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import BaseError, InputError, VerificationError
 from haori.core.records import AdapterCard, Check, Verification
@@ -136,7 +136,9 @@ def _check_rounded(
     lost, effect = compare_logits(of_adapter, rounded).rms, compare_logits(of_adapter, of_base).rms
     other = "fp16, which rounds eight times finer," if dtype == "bf16" else "the adapter unmerged"
     if compare_logits(of_base, rounded).max == 0:
-        return failed("rounding", f"rounded to {dtype} the weights are the base's own; use {other} for so small an effect")
+        return failed(
+            "rounding", f"rounded to {dtype} the weights are the base's own; use {other} for so small an effect"
+        )
     detail = f"rounding to {dtype} moves the logits by {lost:.2g} of their spread, the adapter by {effect:.2g}"
     if lost > effect / 4:
         detail += f": an effect this small is blurred; {other} keeps more of it"
@@ -146,10 +148,12 @@ def _check_rounded(
 def _check_written(
     found: Mapping[str, int], wanted: Mapping[str, int], of_written: "Sequence[Tensor]", of_merged: "Sequence[Tensor]"
 ) -> Check:
-    """Check that what was written is what was proved: its weights bit by bit, and what the folder computes with them."""
+    """Check that what was written is what was proved: its weights bit by bit, and what it computes with them."""
     other = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
     if other:
-        return failed("written", f"{len(other)} weights of the written model are not the merged ones, first {other[0]!r}")
+        return failed(
+            "written", f"{len(other)} weights of the written model are not the merged ones, first {other[0]!r}"
+        )
     difference = compare_logits(of_merged, of_written)
     if difference.max != 0:
         return failed("written", f"the written model's logits differ from the merged one's by {difference.rms:.2g}")

@@ -12,7 +12,7 @@ from haori.library.logits import compare_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 __all__ = ["MergedInPlace", "check_merged", "compare_merged", "merge_in_place"]
@@ -90,9 +90,7 @@ def check_merged(
     return check
 
 
-def compare_merged(
-    of_merged: "Sequence[Tensor]", of_adapter: "Sequence[Tensor]", of_base: "Sequence[Tensor]"
-) -> Check:
+def compare_merged(of_merged: "Sequence[Tensor]", of_adapter: "Sequence[Tensor]", of_base: "Sequence[Tensor]") -> Check:
     """Check that the logits of merged weights, before these are rounded, are those of the adapter.
 
     The limit is a share of what the adapter does, so that a merge at another strength fails however small that is.

@@ -187,7 +187,7 @@ def _check_on_base(
             return checks, dtype
     if place.quantization is None:
         return [*checks, _check_merge(place.base, adapted, probes, of_adapter, of_base, dtype)], dtype
-    model = adapted = None  # type: ignore[assignment]
+    model = adapted = None
     gc.collect()  # before the base is loaded once more, unquantised
     return [*checks, *_check_unquantised(place, files, probes, of_adapter, of_base, dtype)], dtype
 
@@ -249,9 +249,7 @@ def _check_delta(adapted: "PeftModel") -> Check:
         detail = f"{len(zero)} of {len(norms)} modules were not changed at all, first {zero[0]!r}"
         return Check(name="delta", passed=False, detail=detail, value=0.0, limit=0.0)
     least = min((name for name in norms if norms[name] > 0), key=lambda name: norms[name])
-    detail = (
-        f"{len(norms) - len(zero)} of {len(norms)} modules changed; smallest norm {norms[least]:.3g} in {least!r}"
-    )
+    detail = f"{len(norms) - len(zero)} of {len(norms)} modules changed; smallest norm {norms[least]:.3g} in {least!r}"
     if zero:
         detail += f"; not changed at all: {_some(zero)}"
     return Check(name="delta", passed=True, detail=detail, value=norms[least], limit=0.0)

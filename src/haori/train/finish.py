@@ -78,6 +78,9 @@ def prove_and_store(
     )
     write_text(folder / "verification.json", verification.model_dump_json(indent=1))
     require_passed(verification)
+    for check in verification.checks:
+        if check.name == "delta" and "not changed at all" in check.detail:
+            say(f"Warning: some modules learnt nothing ({check.detail}).")
     packages = (*_PACKAGES, "bitsandbytes") if loading.quantization is not None else _PACKAGES
     card = draft_card(
         folder / "adapter",
