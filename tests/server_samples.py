@@ -78,6 +78,9 @@ class RepeatingEngine:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
+    def check_adapter(self, files: Any, adapter: str) -> None:
+        """Take any."""
+
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         with self._changed:
             if len(self._jobs) >= self.room:
@@ -191,7 +194,7 @@ class SmallDirectory:
         adapters = [Entry(name, root=Path("/library") / name, adapter=f"sha256:{name}") for name in self.names]
         return [Entry("tiny", parent=None), *adapters]
 
-    def register(self, name: str, folder: str | Path, *, replace: bool = False) -> None:
+    def register(self, name: str, folder: str | Path, check: Any, *, replace: bool = False) -> None:
         place = Path(folder).resolve()
         if not any(place.is_relative_to(root.resolve()) for root in self.roots):
             raise InputError(f"{str(folder)!r} is outside the folders that this server may read.")

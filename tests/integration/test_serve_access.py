@@ -128,7 +128,9 @@ def test_a_damaged_file_of_keys_lets_nobody_in(engine, keys, tmp_path):
         keys.path.write_text("{")
         reply = ask(server, "tiny", secret)
         assert reply.status_code == 500
-        assert "damaged" in reply.json()["error"]["message"]
+        sentence = reply.json()["error"]["message"]
+        assert sentence == "The file of API keys 'keys.json' is damaged or cannot be read."
+        until(lambda: str(keys.path) in server.log.getvalue())  # whoever runs the server is told where
 
 
 @pytest.mark.parametrize(

@@ -302,3 +302,15 @@ def test_the_command_serves_drains_and_leaves_nothing_behind(library, tiny_base_
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def test_a_replica_reads_an_adapter_before_it_gets_a_name(engine, library, tmp_path):
+    """Sent whole to a replica, which answers with the sentence that a request would get."""
+    from haori.library import inspect_adapter
+    from tests.library_samples import change_tensors
+
+    folder = strong_lora(library[0].path, tmp_path / "x", 9)
+    engine.check_adapter(inspect_adapter(folder), "sha256:" + "0" * 64)
+    change_tensors(folder, lambda tensors: next(iter(tensors.values())).fill_(float("nan")))
+    with pytest.raises(InputError, match="NaN or infinity"):
+        engine.check_adapter(inspect_adapter(folder), "sha256:" + "0" * 64)

@@ -423,3 +423,15 @@ def test_the_real_vllm(tiny_base_folder, haori_home, tmp_path, monkeypatch):
         again = client.completions.create(model="uneven", prompt=[5, 6, 7], max_tokens=5, seed=3, temperature=0.8)
         assert reply.choices[0].text == again.choices[0].text
     assert not process.running
+
+
+def test_what_vllm_cannot_serve_gets_no_name(library, home, tmp_path):
+    with double(library[1].path) as one, opened(library[1], one.url) as (engine, directory):
+        engine._copies.largest_rank = 8
+        for name, said in (("dora", "DoRA magnitudes"), ("wide", "ranks up to 8")):
+            with pytest.raises(InputError, match=said):
+                directory.register("given", name, engine.check_adapter)
+        directory.register("given", "a0", engine.check_adapter)
+        assert directory.resolve("given").label == "given"
+        directory.unregister("given")
+        engine.close()

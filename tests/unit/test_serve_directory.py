@@ -33,6 +33,10 @@ def roots(tmp_path) -> Path:
     return root
 
 
+def any_adapter(files, adapter) -> None:
+    """The check of an engine that takes everything."""
+
+
 def put(library: Library, tmp_path: Path, name: str, seed: int, **fields):
     folder = tmp_path / f"made-{seed}"
     if not folder.exists():
@@ -255,7 +259,7 @@ def test_a_library_that_cannot_be_written_to_is_served(disk, tmp_path, haori_hom
 def test_a_registered_folder(library, tmp_path, roots):
     folder = written_adapter(roots / "poet", seed=9)
     names = directory(library, roots)
-    names.register("poet", folder)
+    names.register("poet", folder, any_adapter)
     identity = adapter_id(inspect_adapter(folder))
     resolved = names.resolve("poet:0.5")
     assert (resolved.mix, resolved.label, resolved.names) == (((identity, 0.5),), "poet:0.5", ("poet",))
@@ -272,7 +276,7 @@ def test_a_registered_folder(library, tmp_path, roots):
 def test_registering_from_the_library_pins_the_content(library, tmp_path):
     first = put(library, tmp_path, "support", 1)
     names = directory(library)
-    names.register("mine", "support")
+    names.register("mine", "support", any_adapter)
     put(library, tmp_path, "support", 2)
     assert names.resolve("mine").mix == ((first.card.id, 1.0),)
     library.remove("support@1")
@@ -283,24 +287,24 @@ def test_registering_from_the_library_pins_the_content(library, tmp_path):
 def test_a_relative_folder_is_looked_for_in_the_roots(library, tmp_path, roots):
     written_adapter(roots / "deep" / "poet", seed=9)
     names = directory(library, tmp_path / "nothing", roots)
-    names.register("poet", "deep/poet")
+    names.register("poet", "deep/poet", any_adapter)
     written_adapter(roots / "bard", seed=8)
-    names.register("bard", "bard")
+    names.register("bard", "bard", any_adapter)
     assert ids(names)[-2:] == ["bard", "poet"]
 
 
 def test_in_place_needs_to_be_asked_for(library, roots):
     folder = written_adapter(roots / "poet", seed=9)
     names = directory(library, roots)
-    names.register("poet", folder)
+    names.register("poet", folder, any_adapter)
     old = names.resolve("poet").mix
     with pytest.raises(InputError, match="'poet' is registered already"):
-        names.register("poet", folder)
+        names.register("poet", folder, any_adapter)
     shutil.rmtree(folder)
     written_adapter(folder, seed=10)
     with pytest.raises(FileFormatError, match="changed since the adapter was registered"):
         names.files(old[0][0])
-    names.register("poet", folder, replace=True)
+    names.register("poet", folder, any_adapter, replace=True)
     new = names.resolve("poet").mix
     assert new != old and names.files(new[0][0]).folder == folder
     with pytest.raises(LibraryError, match="not any more"):
@@ -320,7 +324,7 @@ def test_in_place_needs_to_be_asked_for(library, roots):
 def test_names_that_cannot_be_registered(library, tmp_path, roots, name, error, said):
     put(library, tmp_path, "support", 1)
     with pytest.raises(error, match=said):
-        directory(library, roots).register(name, written_adapter(roots / "poet"))
+        directory(library, roots).register(name, written_adapter(roots / "poet"), any_adapter)
 
 
 @pytest.mark.parametrize(
@@ -335,9 +339,9 @@ def test_nothing_outside_the_roots_is_loaded(library, tmp_path, roots, path):
     (roots / "file").write_text("text")
     names = directory(library, roots)
     with pytest.raises(LibraryError, match="is not in the library, nor inside a folder"):
-        names.register("poet", path.format(outside=outside, root=roots))
+        names.register("poet", path.format(outside=outside, root=roots), any_adapter)
     with pytest.raises(LibraryError, match=r"no other folder|it is empty"):
-        directory(library).register("poet", path.format(outside=outside, root=roots))
+        directory(library).register("poet", path.format(outside=outside, root=roots), any_adapter)
     assert ids(names) == ["org/tiny", "tiny"]
 
 
@@ -348,7 +352,7 @@ def test_files_that_are_links_to_the_outside_are_not_loaded(library, tmp_path, r
     for path in outside.iterdir():
         (folder / path.name).symlink_to(path)
     with pytest.raises(FileFormatError, match=r"holds no adapter_config\.json"):
-        directory(library, roots).register("poet", folder)
+        directory(library, roots).register("poet", folder, any_adapter)
 
 
 def test_unusable_and_foreign_folders(library, roots):
@@ -356,12 +360,12 @@ def test_unusable_and_foreign_folders(library, roots):
     pickled = written_adapter(roots / "pickled")
     (pickled / "adapter_model.safetensors").write_bytes(b"\x80\x04" + b"x" * 100)
     with pytest.raises(FileFormatError, match="pickle"):
-        names.register("poet", pickled)
+        names.register("poet", pickled, any_adapter)
     foreign = written_adapter(roots / "foreign", seed=4)
     card = card_of(foreign, base_reference("other", structure="x"))
     (foreign / "card.json").write_text(card.model_dump_json())
     with pytest.raises(MismatchError, match="made for 'other'"):
-        names.register("poet", foreign)
+        names.register("poet", foreign, any_adapter)
     assert not names._file.path.exists()
 
 
@@ -372,7 +376,7 @@ from haori.library import Library
 from haori.serve.directory import AdapterDirectory
 from tests.library_samples import base_reference
 names = AdapterDirectory(Library(), base_reference(), base_names=["tiny"], roots=[Path(sys.argv[1])])
-names.register("poet", "poet")
+names.register("poet", "poet", lambda files, adapter: None)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -381,7 +385,10 @@ def test_registered_names_outlive_a_kill(library, tmp_path, roots):
     folder = written_adapter(roots / "poet", seed=9)
     process = subprocess.run(
         [sys.executable, "-c", _REGISTERS, str(roots)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[2] / place) for place in ("", "src")),
+        },
         capture_output=True,
         text=True,
     )
@@ -395,7 +402,7 @@ def test_registered_names_outlive_a_kill(library, tmp_path, roots):
 def test_two_servers_share_what_is_registered(library, roots):
     one, other = directory(library, roots), directory(library, roots)
     assert ids(other) == ["org/tiny", "tiny"]
-    one.register("poet", written_adapter(roots / "poet"))
+    one.register("poet", written_adapter(roots / "poet"), any_adapter)
     assert ids(other)[-1] == "poet"
     other.unregister("poet")
     assert ids(one) == ["org/tiny", "tiny"]
@@ -412,7 +419,7 @@ def test_two_servers_share_what_is_registered(library, roots):
 )
 def test_a_damaged_file_of_registered_names(library, roots, change):
     names = directory(library, roots)
-    names.register("poet", written_adapter(roots / "poet"))
+    names.register("poet", written_adapter(roots / "poet"), any_adapter)
     path = names._file.path
     path.write_text(change(json.loads(path.read_text())))
     with pytest.raises(StorageError, match="is damaged; restore it, or delete it"):
@@ -422,7 +429,7 @@ def test_a_damaged_file_of_registered_names(library, roots, change):
 def test_a_changed_path_in_the_file_leads_nowhere(library, tmp_path, roots):
     outside = written_adapter(tmp_path / "outside", seed=3)
     names = directory(library, roots)
-    names.register("poet", written_adapter(roots / "poet"))
+    names.register("poet", written_adapter(roots / "poet"), any_adapter)
     path = names._file.path
     document = json.loads(path.read_text())
     document["names"]["poet"]["folder"] = str(outside)
@@ -439,7 +446,7 @@ def test_many_threads(library, tmp_path, roots):
     def work(number: int) -> None:
         try:
             for _ in range(5):
-                names.register(f"poet-{number}", folders[number])
+                names.register(f"poet-{number}", folders[number], any_adapter)
                 assert names.resolve(f"poet-{number}+support").names == (f"poet-{number}", "support")
                 names.unregister(f"poet-{number}")
                 with pytest.raises(HaoriError):

@@ -13,6 +13,7 @@ from haori.serve.request import Delta, TokenLogprob
 from haori.server import parse_size
 from haori.server.access import is_loopback, part_names
 from haori.server.answers import _other_seed
+from haori.server.errors import without_folders
 from haori.server.mailroom import Inbox, Mailroom
 from haori.server.openai.token_texts import TokenTexts
 
@@ -105,3 +106,24 @@ def test_sizes(text, size):
 def test_what_is_no_size(text):
     with pytest.raises(InputError, match="amount of memory"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("The file '/home/me/.local/keys.json' is damaged.", "The file 'keys.json' is damaged."),
+        ("[Errno 2] No such file or directory: '/srv/a b/c'", "[Errno 2] No such file or directory: 'c'"),
+        ("\"/home/it's/keys.json\" and '/a/b/'", "\"keys.json\" and 'b'"),
+        (r"'C:\Users\me\keys.json' is damaged", "'keys.json' is damaged"),
+        ("'support' and 'org/tiny' are names; 'a' / 'b'", "'support' and 'org/tiny' are names; 'a' / 'b'"),
+        ("the address '/v1/models'", "the address 'models'"),
+    ],
+)
+def test_where_files_lie_is_not_told(sentence, told):
+    assert without_folders(sentence) == told
+
+
+@given(st.lists(st.from_regex(r"[a-z .@-]{1,8}", fullmatch=True), min_size=2, max_size=6))
+def test_no_part_of_a_path_but_the_last_is_told(parts):
+    path = "/" + "/".join(f"{i}{part}" for i, part in enumerate(parts))
+    assert without_folders(f"The file {path!r} is damaged.") == f"The file {path.rpartition('/')[2]!r} is damaged."

@@ -19,6 +19,7 @@ from haori.core.settings import settings
 from haori.library import AdapterFiles, Library, adapter_id, check_base, check_name, inspect_adapter
 from haori.library.cards import read_card
 from haori.library.index import IndexRow
+from haori.serve.adapter_check import CheckAdapter
 from haori.serve.blend import check_strength, parse_blend
 from haori.serve.library_watch import LibraryWatch, View
 from haori.serve.registered import Registered, RegisteredFile, folder_inside, registered_files, stamp_of
@@ -174,19 +175,21 @@ class AdapterDirectory:
             return inspect_adapter(self._library.folder(adapter))
         return registered_files(found, self._roots)
 
-    def register(self, name: str, folder: str | Path, *, replace: bool = False) -> None:
+    def register(self, name: str, folder: str | Path, check: CheckAdapter, *, replace: bool = False) -> None:
         """Give an adapter a name of its own, now and after a restart.
 
         Args:
             name: The name, without version.
             folder: A spec of the library, or a folder inside the roots.
+            check: Of the engine that is to serve it.
             replace: Let a registered name mean this adapter from now on.
 
         Raises:
             LibraryError: There is no such adapter, or its folder is not one to load from.
             InputError: The name cannot be given, or is taken.
             FileFormatError: The files are unusable.
-            MismatchError: It was made for another base.
+            MismatchError: It was made for another base, or does not fit.
+            HaoriError: `check` refuses it.
         """
         view = self._view()
         if name in self.base_names:
@@ -197,7 +200,8 @@ class AdapterDirectory:
             raise InputError(str(error)) from None
         if view.names.versions(name):
             raise InputError(f"{name!r} is a name in the library already; choose another, or promote a version of it.")
-        entry = self._entry(str(folder), view)
+        entry, files = self._entry(str(folder), view)
+        check(files, entry.adapter)
 
         def add(held: Mapping[str, Registered]) -> Mapping[str, Registered]:
             if name in held and not replace:
@@ -236,8 +240,8 @@ class AdapterDirectory:
                     entries.append(ModelEntry(full, _unix_s(row.created), folder, parent, row.adapter))
         return tuple(entries)
 
-    def _entry(self, given: str, view: View) -> Registered:
-        """Check an adapter that is to be registered, and describe it."""
+    def _entry(self, given: str, view: View) -> tuple[Registered, AdapterFiles]:
+        """Find an adapter that is to be registered, and describe it."""
         if "/" not in given and "\\" not in given:
             try:
                 row = self._check_row(view.names.find(given))
@@ -246,13 +250,14 @@ class AdapterDirectory:
                     raise
             else:
                 folder = self._library.folder(row.adapter)
-                return Registered(adapter=row.adapter, folder=folder, time=now(), stamp=None)
+                entry = Registered(adapter=row.adapter, folder=folder, time=now(), stamp=None)
+                return entry, inspect_adapter(folder)
         folder = folder_inside(given, self._roots)
         stamp = stamp_of(folder, self._roots)  # before the files are read: a later change must show
         files = inspect_adapter(folder)
         if (card := read_card(folder)) is not None:
             check_base(card, self.base)
-        return Registered(adapter=adapter_id(files), folder=folder, time=now(), stamp=stamp)
+        return Registered(adapter=adapter_id(files), folder=folder, time=now(), stamp=stamp), files
 
     def _meaning(self, spec: str, view: View) -> _Meaning:
         if spec in self.base_names:

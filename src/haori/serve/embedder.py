@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Never
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
+from haori.serve.adapter_check import adapter_check
 from haori.serve.adapter_tiers import AdapterTiers, PinnedAdapters, ReadAdapter
 from haori.serve.encoder import AdaptedEncoder, Row
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
@@ -145,11 +146,11 @@ class TextEmbedder:
         prepare_text: Callable[[str], str] = str.strip,
         pinned: PinnedAdapters = tuple,
     ) -> None:
-        self.base = base
-        self.tokenizer = tokenizer
+        self.base, self.tokenizer = base, tokenizer
         self.limits = limits
         self.context_length = limits.longest
         self._encoder = encoder
+        self.check_adapter = adapter_check(encoder.bank, encoder.bank, encoder.dtype, limits.adapter_bytes)
         self._prepare_text = prepare_text
         self._tokenizing = threading.Lock()  # tokenizers are not made to be shared
         self._tiers = AdapterTiers(encoder.bank, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from haori.core.errors import InputError, OverloadedError, UnavailableError
+from haori.serve.adapter_check import CheckAdapter
 from haori.serve.adapter_tiers import AdapterTiers, PinnedAdapters, ReadAdapter
 from haori.serve.prompt_check import check_prompt
 from haori.serve.request import AdapterMix, Deliver, Sampling, TextRequest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
+    from haori.library import AdapterFiles
     from haori.serve.constraints import Constraints
 
 __all__ = ["EngineStatus", "TextEngine"]
@@ -69,6 +71,7 @@ class TextEngine:
         limits: What it takes on.
         vocabulary: Width of the logits.
         pinned: Adapters that are never put out of memory once they are in it.
+        check_adapter: Refuses an adapter before it has a name; None refuses none.
     """
 
     def __init__(
@@ -82,12 +85,14 @@ class TextEngine:
         limits: EngineLimits,
         vocabulary: int,
         pinned: PinnedAdapters = tuple,
+        check_adapter: CheckAdapter | None = None,
     ) -> None:
         self.base = base
         self.tokenizer = tokenizer
         self.limits = limits
         self.context_length = limits.context_length
         self._runner = runner
+        self._check_adapter = check_adapter
         self.stop_tokens = stop_tokens
         self.vocabulary = vocabulary
         self._tiers = AdapterTiers(runner.bank, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned)
@@ -110,6 +115,15 @@ class TextEngine:
     def failure(self) -> str | None:
         """Say why nothing can be answered, now or ever again; None while all is well."""
         return self._failure
+
+    def check_adapter(self, files: "AdapterFiles", adapter: str) -> None:
+        """Refuse an adapter that no request could be answered with.
+
+        Raises:
+            HaoriError: It is one.
+        """
+        if self._check_adapter is not None:
+            self._check_adapter(files, adapter)
 
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request. `deliver` is called on the engine's thread, the last time with `finish` set.

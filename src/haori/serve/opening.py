@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from haori.bases.remembered import recall, remember
 from haori.core.errors import BaseError, InputError
 from haori.core.records import Record
+from haori.serve.adapter_check import adapter_check
 from haori.serve.adapter_tiers import PinnedAdapters
 from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
 from haori.serve.base_files import BaseFiles
@@ -122,6 +123,7 @@ def open_engine(
         base, tokenizer, opened.runner, read,
         stop_tokens=frozenset(stop_tokens(opened.end_tokens, tokenizer)), limits=limits,
         vocabulary=opened.vocabulary, pinned=pinned,
+        check_adapter=adapter_check(opened.tensors, opened.runner.bank, opened.dtype, limits.adapter_bytes),
     )  # fmt: skip
 
 

@@ -69,6 +69,7 @@ def _fields(note: RequestNote) -> dict[str, Any]:
         "generated_tokens": note.generated_tokens,
         "ttft_ms": first,
         "finish": note.finish,
+        **({} if note.error is None else {"error": note.error}),
     }
 
 
@@ -82,4 +83,6 @@ def _line(fields: dict[str, Any]) -> str:
     if fields["ttft_ms"] is not None:
         parts.append(f"first after {fields['ttft_ms']:.0f} ms")
     parts += [f"{name}={fields[name]}" for name in ("finish", "key") if fields[name] is not None]
+    if "error" in fields:
+        parts.append(repr(fields["error"]))
     return " ".join([*parts, fields["request_id"]])

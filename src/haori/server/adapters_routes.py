@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from haori.core.errors import InputError, LibraryError
 from haori.server.access import caller_of
-from haori.server.errors import ApiError
+from haori.server.errors import ApiError, without_folders
 from haori.server.lifecycle import service_of
 from haori.server.openai.asked import Asked
 from haori.server.openai.replying import ERRORS
@@ -41,14 +41,17 @@ class UnloadRequest(Asked):
 async def load_adapter(asked: LoadRequest, request: Request) -> Response:
     """Give an adapter a name."""
     caller_of(request)
-    directory = service_of(request).backend.directory
+    backend = service_of(request).backend
     note_of(request.scope).model = asked.lora_name
     try:
-        await run_in_threadpool(directory.register, asked.lora_name, asked.lora_path, replace=asked.load_inplace)
+        await run_in_threadpool(
+            backend.directory.register, asked.lora_name, asked.lora_path, backend.engine.check_adapter,
+            replace=asked.load_inplace,
+        )  # fmt: skip
     except LibraryError as error:
         raise ApiError(404, str(error), param="lora_path", code="adapter_not_found") from None
     except InputError as error:
-        raise ApiError(400, str(error), param="lora_path", code="adapter_refused") from None
+        raise ApiError(400, without_folders(str(error)), param="lora_path", code="adapter_refused") from None
     return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from haori.serve.request import Delta, Finish, Sampling, TextRequest, TokenLogprob
 from haori.server.access import Caller
 from haori.server.contracts import Backend, Resolved
-from haori.server.errors import ApiError
+from haori.server.errors import ApiError, without_folders
 from haori.server.lifecycle import Service
 from haori.server.mailroom import Inbox, Piece
 from haori.server.metrics import AnswerMeter
@@ -196,7 +196,10 @@ class Answers:
         self._note.cached_tokens = self.cached_tokens
         self._note.finish = delta.finish
         if delta.finish == "error":
-            raise _error(delta)
+            error = _error(delta)
+            if error.message != delta.error:
+                self._note.error = delta.error
+            raise error
         if delta.finish == "cancelled":
             raise ApiError(503, _STOPPED, code="draining", retry_after_s=1.0)
 
@@ -208,7 +211,7 @@ class Answers:
 
 def _error(delta: Delta) -> ApiError:
     """Return the reply to an answer that went wrong."""
-    sentence = delta.error or "The engine failed."
+    sentence = without_folders(delta.error or "The engine failed.")
     if delta.fault == "request":
         return ApiError(400, sentence, code="not_served")
     if delta.fault == "outage":

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from haori.bases import Base
+from haori.library import AdapterFiles
+from haori.serve.adapter_check import CheckAdapter
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
 
 __all__ = ["Backend", "Directory", "Embedder", "Engine", "EngineStatus", "ModelEntry", "Resolved"]
@@ -73,6 +75,13 @@ class Engine(Protocol):
     @property
     def failure(self) -> str | None:
         """Why it can answer nothing, now or ever again; None while all is well."""
+
+    def check_adapter(self, files: AdapterFiles, adapter: str, /) -> None:
+        """Refuse an adapter, by its content id, that no request could be answered with.
+
+        Raises:
+            HaoriError: It is one.
+        """
 
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request; `deliver` is called on another thread, the last time with `finish` set.
@@ -150,8 +159,8 @@ class Directory(Protocol):
     def entries(self) -> Sequence[ModelEntry]:
         """Return every name that can be asked for, the base's first."""
 
-    def register(self, name: str, folder: str | Path, *, replace: bool = False) -> None:
-        """Give a library adapter, or a folder inside the allowed roots, a name.
+    def register(self, name: str, folder: str | Path, check: CheckAdapter, *, replace: bool = False) -> None:
+        """Give a library adapter, or a folder inside the allowed roots, a name, if `check` does not refuse it.
 
         Raises:
             LibraryError: The name is taken, or there is no such adapter or folder.

@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,8 +12,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from haori.core.errors import HaoriError, InputError, LibraryError, MissingExtraError, OverloadedError, UnavailableError
+from haori.server.request_note import note_of
 
-__all__ = ["ApiError", "ErrorReply", "api_error_of", "describe_problem", "error_reply", "handle_errors"]
+__all__ = [
+    "ApiError",
+    "ErrorReply",
+    "api_error_of",
+    "describe_problem",
+    "error_reply",
+    "handle_errors",
+    "noted_reply",
+    "without_folders",
+]
 
 _TYPES = {
     401: "authentication_error",
@@ -30,6 +40,10 @@ _SENTENCES = {
 }
 _UNION_TAGS = frozenset({"str", "int", "float", "bool", "dict", "list"})
 _FIELD = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+# An absolute path in quotation marks, and its last part.
+_QUOTED_PATH = re.compile(
+    r"""(?P<mark>['"])(?:/|[A-Za-z]:[/\\])(?:(?!(?P=mark)).)*?(?P<name>(?:(?!(?P=mark))[^/\\\n])+)[/\\]*(?P=mark)"""
+)
 _NO_OBJECT = frozenset({"missing", "model_type", "model_attributes_type", "dict_type"})
 
 
@@ -73,17 +87,23 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def without_folders(sentence: str) -> str:
+    """Return a sentence with every quoted path cut to its last part: where files lie is not told."""
+    return _QUOTED_PATH.sub(r"\g<mark>\g<name>\g<mark>", sentence)
+
+
 def api_error_of(error: HaoriError) -> ApiError:
     """Return the reply to an error of the project's tree."""
+    sentence = without_folders(str(error))
     if isinstance(error, OverloadedError):
-        return ApiError(429, str(error), code="server_overloaded", retry_after_s=error.retry_after_s)
+        return ApiError(429, sentence, code="server_overloaded", retry_after_s=error.retry_after_s)
     if isinstance(error, UnavailableError):
-        return ApiError(503, str(error), code="engine_unavailable", retry_after_s=1.0)
+        return ApiError(503, sentence, code="engine_unavailable", retry_after_s=1.0)
     if isinstance(error, LibraryError):
-        return ApiError(404, str(error), code="model_not_found", param="model")
+        return ApiError(404, sentence, code="model_not_found", param="model")
     if isinstance(error, InputError | MissingExtraError):
-        return ApiError(400, str(error))
-    return ApiError(500, str(error))
+        return ApiError(400, sentence)
+    return ApiError(500, sentence)
 
 
 def error_reply(error: ApiError) -> JSONResponse:
@@ -96,6 +116,14 @@ def error_reply(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
+def noted_reply(scope: MutableMapping[str, Any], error: HaoriError) -> JSONResponse:
+    """Return the HTTP reply to an error of the project's tree; what the server is to blame for is logged whole."""
+    reply = api_error_of(error)
+    if reply.status >= 500 or reply.message != str(error):
+        note_of(scope).error = str(error)
+    return error_reply(reply)
+
+
 def handle_errors(app: FastAPI) -> None:
     """Give every error of an app the one shape."""
 
@@ -105,7 +133,7 @@ def handle_errors(app: FastAPI) -> None:
 
     async def haori(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HaoriError)
-        return error_reply(api_error_of(error))
+        return noted_reply(request.scope, error)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from haori.core.errors import HaoriError
 from haori.server.access import Access
-from haori.server.errors import ApiError, api_error_of, error_reply
+from haori.server.errors import ApiError, error_reply, noted_reply
 from haori.server.request_note import note_of
 
 __all__ = ["Gate"]
@@ -31,8 +31,8 @@ class Gate:
             caller = self._access.admit(scope["path"], headers, client[0] if client else None)
             self._check_length(headers.get("content-length", ""))
         except (ApiError, HaoriError) as error:
-            reply = error if isinstance(error, ApiError) else api_error_of(error)
-            await error_reply(reply)(scope, receive, send)
+            reply = error_reply(error) if isinstance(error, ApiError) else noted_reply(scope, error)
+            await reply(scope, receive, send)
             return
         scope["haori.caller"] = caller
         if caller is not None and caller.key is not None:

@@ -27,6 +27,7 @@ class RequestNote:
     generated_tokens: int | None = None
     first_token_s: float | None = None
     finish: str | None = None
+    error: str | None = None
 
 
 def note_of(scope: MutableMapping[str, Any]) -> RequestNote:

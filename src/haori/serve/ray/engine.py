@@ -23,12 +23,15 @@ from haori.serve.request import AdapterMix, Deliver, Delta, Sampling, TextReques
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from haori.library import AdapterFiles
+
 __all__ = ["RayEngine", "RayStatus"]
 
 Deployed = AbstractContextManager[tuple[Any, ReplicaFacts]]
 
 _DIED = "The replica that wrote this answer ended before it was complete; ask again."
 _DIED_TWICE = "Two replicas ended before they began this answer; ask again."
+_CHECK_S = 60.0
 _GONE = "No replica has answered for a minute; ask again later."
 
 
@@ -115,6 +118,21 @@ class RayEngine:
             return "The connection to Ray has ended; start the server again."
         return _GONE if self._watch.gone else None
 
+    def check_adapter(self, files: "AdapterFiles", adapter: str) -> None:
+        """Refuse an adapter that no request could be answered with; a replica reads it.
+
+        Raises:
+            HaoriError: It is one.
+            UnavailableError: No replica answers.
+        """
+        refusal: HaoriError | None
+        try:
+            refusal = asyncio.run_coroutine_threadsafe(self._ask_to_check(files, adapter), self._loop).result(_CHECK_S)
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises, no replica has answered
+            raise UnavailableError(f"No replica could check the adapter: {_reason(error)}") from None
+        if refusal is not None:
+            raise refusal
+
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request. `deliver` is called on the thread of this engine, the last time with `finish` set.
 
@@ -181,6 +199,12 @@ class RayEngine:
         if not closing:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+
+    async def _ask_to_check(self, files: "AdapterFiles", adapter: str) -> HaoriError | None:
+        refusal: HaoriError | None = await self._handle.options(stream=False, method_name="check_adapter").remote(
+            files, adapter
+        )
+        return refusal
 
     def _check_constraint(self, sampling: Sampling) -> None:
         """Refuse a schema or grammar here, where the caller still hears of it."""

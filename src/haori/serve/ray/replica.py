@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 
 from ray import serve
 
-from haori.core.errors import InputError, OverloadedError, UnavailableError
+from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
+from haori.library.adapter_files import AdapterFiles
 from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
 from haori.serve.request import Delta, TextRequest
 
@@ -88,6 +89,14 @@ class EngineReplica:
             self._open.discard(inbox)
             if not ended:
                 self._engine.cancel(request.id)
+
+    async def check_adapter(self, files: AdapterFiles, adapter: str) -> HaoriError | None:
+        """Return why no request could be answered with an adapter; None if all is well."""
+        try:
+            await asyncio.to_thread(self._engine.check_adapter, files, adapter)
+        except HaoriError as error:
+            return error
+        return None
 
     async def check_health(self) -> None:
         """Have Ray Serve replace this replica when its engine cannot go on.

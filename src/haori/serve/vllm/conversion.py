@@ -93,6 +93,15 @@ class VllmCopies:
         self._check_rank(mix, _rank_of(folder))
         return folder
 
+    def check(self, files: "AdapterFiles", adapter: str) -> None:
+        """Refuse an adapter that vLLM cannot serve; nothing is written.
+
+        Raises:
+            HaoriError: It is one.
+        """
+        factors = _joined([(self._weights(files, adapter), 1.0)])
+        self._check_rank(((adapter, 1.0),), max(a.shape[0] for a, _ in factors.values()))
+
     def touch(self, mix: AdapterMix) -> bool:
         """Mark the folder of a mix as in use, so that it is not swept; False if there is none."""
         try:
@@ -137,11 +146,13 @@ class VllmCopies:
                 (stage / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
     def _read(self, adapter: str) -> "AdapterWeights":
+        return self._weights(self._files_of(adapter), adapter)
+
+    def _weights(self, files: "AdapterFiles", adapter: str) -> "AdapterWeights":
         import torch
 
         from haori.serve.adapter_weights import read_adapter_weights
 
-        files = self._files_of(adapter)
         label = repr(short(adapter))
         if files.use_dora:  # said before the whole base is read for it
             raise InputError(_refusal(label, "DoRA magnitudes"))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
+    from haori.library import AdapterFiles
 
 __all__ = ["VllmEngine", "VllmStatus"]
 
@@ -127,6 +128,14 @@ class VllmEngine:
         except UnavailableError as error:
             return str(error)
         return None
+
+    def check_adapter(self, files: "AdapterFiles", adapter: str) -> None:
+        """Refuse an adapter that vLLM cannot serve.
+
+        Raises:
+            HaoriError: It is one.
+        """
+        self._copies.check(files, adapter)
 
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request. `deliver` is called on the loop's thread, the last time with `finish` set.
