@@ -12,7 +12,8 @@ import pytest
 
 from haori.core.errors import InputError, LibraryError, StorageError
 from haori.core.records import Check, DataReference, Evaluation, Metric, Verification
-from haori.library import Library, adapter_id, inspect_adapter
+from haori.library import Library, adapter_id, inspect_adapter, store
+from haori.library.cards import read_card
 from tests.library_samples import base_reference, card_of, written_adapter
 
 
@@ -58,11 +59,49 @@ def test_same_content_is_stored_once(library, tmp_path):
     assert len(list(library.root.glob("adapters/*/*"))) == 2
 
 
-def test_files_of_another_base_are_refused(library, tmp_path):
-    put(library, tmp_path, "support", 1)
-    with pytest.raises(LibraryError, match="made for the base 'tiny'"):
-        put(library, tmp_path, "support", 1, base=base_reference("other", weights="other"))
-    assert names(library) == ["support@1"]
+def test_the_same_files_are_stored_for_two_bases(library, tmp_path):
+    first = put(library, tmp_path, "support", 1)
+    other = base_reference("other", weights="other")
+    second = put(library, tmp_path, "support", 1, base=other)
+    assert (first.name, second.name) == ("support@1", "support@2") and first.card.id != second.card.id
+    assert [stored.card.base.name for stored in library.list()] == ["tiny", "other"]
+    # Each is found again as it is: under its name, under another, and by its id.
+    assert put(library, tmp_path, "support", 1, base=other).name == "support@2"
+    assert put(library, tmp_path, "support", 1).name == "support@1"
+    assert put(library, tmp_path, "helper", 1, base=other).card.names == ("support@2", "helper@1")
+    assert library.get(second.card.id).card.base.name == "other"
+    assert library.rebuild() == (2, ())
+    library.remove(first.card.id)
+    assert put(library, tmp_path, "again", 1, base=other).path == second.path
+    assert put(library, tmp_path, "again", 1).card.id == first.card.id
+    assert library.rebuild() == (2, ()) and len(list(library.root.glob("adapters/*/*"))) == 2
+
+
+def test_a_change_reads_no_other_card(library, tmp_path, monkeypatch):
+    for seed in range(8):
+        put(library, tmp_path, f"adapter-{seed % 3}", seed)
+    read: list[Path] = []
+
+    def counted(folder: Path):
+        read.append(folder)
+        return read_card(folder)
+
+    monkeypatch.setattr(store, "read_card", counted)
+    for change in (
+        lambda: put(library, tmp_path, "new", 20),
+        lambda: put(library, tmp_path, "other", 1),
+        lambda: library.update("new", description="changed"),
+        lambda: library.promote("adapter-1@1"),
+        lambda: library.remove("new"),
+    ):
+        read.clear()
+        change()
+        assert len({*read}) <= 2 and len(read) <= 3, read  # its own folder, and where it would be for another base
+    (library.root / "index.sqlite").unlink()
+    assert put(library, tmp_path, "adapter-2", 21).name == "adapter-2@3"
+    library.mark.touch()
+    assert put(library, tmp_path, "adapter-2", 22).name == "adapter-2@4"
+    assert not library.mark.exists()
 
 
 @pytest.mark.parametrize("name", ["", "a@1", "../up", "a/b", ".hidden", "x" * 101, "a b", "Ünicode"])

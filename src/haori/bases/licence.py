@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["licence_of_folder", "to_spdx"]
+__all__ = ["front_matter", "licence_of_folder", "to_spdx"]
 
 _READ_LIMIT = 64 << 10
 # Ids of the model hub that differ from SPDX and from the ScanCode index.
@@ -66,16 +66,20 @@ def to_spdx(raw: str) -> str | None:
         return "LicenseRef-" + re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")[:100]
 
 
-def _from_front_matter(readme: Path) -> str | None:
+def front_matter(readme: Path) -> dict[str, Any]:
+    """Return the YAML table at the top of a model card; empty where there is none that can be read."""
     match = re.match(r"---\s*\n(.*?)\n---", _head(readme), re.DOTALL)
     if match is None:
-        return None
+        return {}
     try:
         table = yaml.safe_load(match[1])
-    except yaml.YAMLError:
-        return None
-    if not isinstance(table, dict):
-        return None
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2026-13-45
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def _from_front_matter(readme: Path) -> str | None:
+    table = front_matter(readme)
     value: Any = table.get("license")
     names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     found = [to_spdx(str(name)) for name in names]

@@ -58,11 +58,19 @@ def add(
     from haori.bases import find_base
     from haori.cli.console import results
     from haori.library import import_adapter
+    from haori.library.adapter_files import adapters_below
 
     stored = import_adapter(folder, find_base(base), name=name, licence=licence)
     assert stored.card.verification is not None
     checks = len(stored.card.verification.checks)
     results().print(f"[bold green]{stored.name}[/] is in the library: {checks} checks passed.")
+    if licence is None and stored.card.licence is not None:
+        results().print(f"Licence, as the adapter's folder states it: {stored.card.licence}.", markup=False)
+    if below := adapters_below(folder):
+        names = ", ".join(repr(path.name) for path in below[:20])
+        results().print(
+            f"Not added: the adapters in its sub-folders, {names}. Add each by its own folder and name.", markup=False
+        )
     print_meaning(stored.name)
 
 

@@ -217,6 +217,8 @@ class AdapterCard(Record):
     seed: int | None = None
     parents: tuple[str, ...] = Field(default=(), description="Ids of the adapters this one was made from.")
     description: str | None = None
+    tags: tuple[str, ...] = Field(default=(), description="Tags of the author's model card.")
+    stated_bases: tuple[str, ...] = Field(default=(), description="Bases that the author's model card names.")
 
     @property
     def recipe(self) -> Recipe | None:

@@ -17,7 +17,7 @@ from haori.core.records import AdapterCard, BaseReference, now
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.licences import effective_licence
 
-__all__ = ["CARD_NAME", "adapter_id", "draft_card", "read_card"]
+__all__ = ["CARD_NAME", "adapter_id", "draft_card", "id_on_base", "read_card"]
 
 CARD_NAME = "card.json"
 _CARD_LIMIT_BYTES = 32 << 20
@@ -38,6 +38,11 @@ def adapter_id(files: AdapterFiles) -> str:
             continue
         config[key] = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
     return hash_data([hash_file(files.weights), config])
+
+
+def id_on_base(identity: str, base: BaseReference) -> str:
+    """Return the id of an adapter whose files are in the library as made for another base."""
+    return hash_data([identity, base.fingerprint.structure, base.fingerprint.weights])
 
 
 def draft_card(folder: Path, base: BaseReference, *, origin: Literal["trained", "added"], **fields: Any) -> AdapterCard:

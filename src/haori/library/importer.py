@@ -8,6 +8,7 @@ from haori.library.adapter_files import inspect_adapter
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card, read_card
 from haori.library.logits import default_probes
+from haori.library.model_card import read_model_card
 from haori.library.store import Library, StoredAdapter, check_name
 from haori.library.verify import require_passed, verify_adapter
 
@@ -34,7 +35,7 @@ def import_adapter(
         base: The base it was made for.
         name: Name in the library, without version.
         library: The library to add to; by default that of this machine.
-        licence: The terms its author gives it (SPDX id or expression).
+        licence: The terms its author gives it (SPDX id or expression); by default those of its model card.
         description: What it is for.
         dtype: Dtype to prove it in.
 
@@ -55,13 +56,16 @@ def import_adapter(
     tokenizer = load_tokenizer(base)
     verification = verify_adapter(base, folder, probes=default_probes(tokenizer), dtype=dtype)
     require_passed(verification)
+    said = read_model_card(folder)
     drafted = draft_card(
         folder,
         base.reference(),
         origin="added",
         verification=verification,
         template_hash=template_hash(tokenizer),
-        licence=licence,
+        licence=licence or said.licence,
+        tags=said.tags,
+        stated_bases=said.bases,
         description=description,
     )
     return (library or Library()).add(folder, name, drafted)

@@ -72,7 +72,7 @@ def rows_of(card: AdapterCard) -> list[IndexRow]:
         part
         for part in (
             *card.names, card.base.name, card.base.source, card.base.fingerprint.id, card.method, card.licence,
-            card.base.licence, card.description, card.id, *sources,
+            card.base.licence, card.description, card.id, *card.tags, *card.stated_bases, *sources,
         )
         if part
     ).lower()  # fmt: skip

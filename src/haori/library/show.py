@@ -57,6 +57,8 @@ def card_table(stored: StoredAdapter) -> "Table":
           for evaluation in card.evaluations),
         ("made with", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
         ("description", card.description or ""),
+        ("author's base", ", ".join(card.stated_bases)),
+        ("tags", ", ".join(card.tags)),
     ]  # fmt: skip
     for key, value in rows:
         if value:

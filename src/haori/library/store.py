@@ -25,7 +25,7 @@ from haori.core.records import AdapterCard
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, staged_folder, sweep, write_text
 from haori.library.adapter_files import inspect_adapter
-from haori.library.cards import CARD_NAME, adapter_id, draft_card, read_card
+from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, read_card
 from haori.library.formats.peft import copy_adapter, export_peft
 from haori.library.index import Index, IndexRow, IndexUnusableError, rows_of
 from haori.library.promotion import PROMOTIONS_NAME, History, PromotionFile, promote, roll_back
@@ -98,7 +98,7 @@ class Library:
         """Store the adapter in `folder` as the next version of `name`.
 
         The same content under the same name is not stored again; under another name it gains that name, and its card
-        stays as it is.
+        stays as it is. Made for another base it is another adapter, with an id of its own.
 
         Args:
             folder: A PEFT folder.
@@ -106,8 +106,7 @@ class Library:
             card: From `draft_card`, with the verification that it passed.
 
         Raises:
-            LibraryError: The name is not allowed, the proof is missing or failed, the card is not of these files, or
-                the same files are stored as made for another base.
+            LibraryError: The name is not allowed, the proof is missing or failed, or the card is not of these files.
             FileFormatError: The files are unusable.
         """
         check_name(name)
@@ -117,11 +116,11 @@ class Library:
             )
         if adapter_id(inspect_adapter(folder)) != card.id:
             raise LibraryError(f"The card given for {name!r} does not describe the files in {str(folder)!r}.")
-        with self._change() as cards:
-            held = next((stored for stored in cards if stored.id == card.id), None)
-            if held is not None:
-                return self._add_name(held, name, card, cards)
-            card = card.with_fields(names=(_next_name(name, cards),))
+        with self._change() as names:
+            if (held := self._held(card)) is not None:
+                return self._add_name(held, name, names)
+            identity = card.id if _card_or_none(self.folder(card.id)) is None else id_on_base(card.id, card.base)
+            card = card.with_fields(id=identity, names=(_next_name(name, names),))
             place = self.folder(card.id)
             with staged_folder(place) as stage:
                 copy_adapter(folder, stage)
@@ -194,8 +193,7 @@ class Library:
         Raises:
             LibraryError: There is no such adapter.
         """
-        with self._change() as cards:
-            names = Names(_rows_of_all(cards), self._promotions.read())
+        with self._change() as names:
             row = names.find(spec)
             stored = self._stored(row, names)
             by_name = "@" in spec or spec == row.name
@@ -217,8 +215,7 @@ class Library:
         """
         if fixed := _FIXED & set(fields):
             raise LibraryError(f"The card's {min(fixed)!r} cannot be changed.")
-        with self._change() as cards:
-            names = Names(_rows_of_all(cards), self._promotions.read())
+        with self._change() as names:
             stored = self._stored(names.find(spec), names)
             if "evaluations" in fields:
                 fields["evaluations"] = (*stored.card.evaluations, *fields["evaluations"])
@@ -247,17 +244,18 @@ class Library:
                 sweep(folder)
             return self._refill()
 
-    def _add_name(self, held: AdapterCard, name: str, new: AdapterCard, cards: Sequence[AdapterCard]) -> StoredAdapter:
+    def _held(self, card: AdapterCard) -> AdapterCard | None:
+        """Return the card of the same files for the same base, if they are here."""
+        places = (self.folder(identity) for identity in (card.id, id_on_base(card.id, card.base)))
+        held = (found for place in places if (found := _card_or_none(place)) is not None)
+        return next((c for c in held if c.base.fingerprint.compare(card.base.fingerprint) == "same"), None)
+
+    def _add_name(self, held: AdapterCard, name: str, names: Names) -> StoredAdapter:
         place = self.folder(held.id)
-        if held.base.fingerprint.compare(new.base.fingerprint) != "same":
-            raise LibraryError(
-                f"The same files are in the library as {held.names[-1]!r}, made for the base {held.base.name!r} "
-                f"({held.base.fingerprint.id}), not {new.base.name!r} ({new.base.fingerprint.id})."
-            )
         same = [full for full in held.names if full.rpartition("@")[0] == name]
         if same:
             return StoredAdapter(place, held, same[-1])
-        card = held.with_fields(names=(*held.names, _next_name(name, cards)))
+        card = held.with_fields(names=(*held.names, _next_name(name, names)))
         write_text(place / CARD_NAME, _card_text(card))
         self._remember(card)
         return StoredAdapter(place, card, card.names[-1])
@@ -272,7 +270,7 @@ class Library:
     def _change_history(self, change: Callable[[Names, str], History], spec: str) -> StoredAdapter:
         """Write the history that `change` makes and return the adapter that the bare name means then."""
         with self._lock():
-            names = Names(_rows_of_all(self._cards()), self._promotions.read())
+            names = self._current_names()
             after = Names(names.rows, change(names, spec))
             if after.history != names.history:
                 self._promotions.write(after.history)
@@ -305,20 +303,30 @@ class Library:
         return [row for row in rows if all(word.lower() in row.text for word in words)]
 
     @contextmanager
-    def _change(self) -> Iterator[Sequence[AdapterCard]]:
-        """Hold the lock and yield every card; the mark stays behind if the change does not come to its end."""
+    def _change(self) -> Iterator[Names]:
+        """Hold the lock and yield every name; the mark stays behind if the change does not come to its end."""
         with self._lock():
+            names = self._current_names()
             was_stale = self.mark.exists()
             with explain_os_errors(self.mark):
                 self.mark.touch()
             try:
-                yield self._cards()
+                yield names
             except LibraryError:
                 if not was_stale:
                     self.mark.unlink()  # refused before anything was written
                 raise
             if not was_stale:
                 self.mark.unlink()
+
+    def _current_names(self) -> Names:
+        """Return every name, read from the index unless that is out of step; the caller holds the lock."""
+        history = self._promotions.read()
+        with suppress(IndexUnusableError, StorageError):
+            if self.mark.exists() or not self._index.path.is_file():
+                self._refill()
+            return Names(self._index.rows(), history)
+        return Names(_rows_of_all(self._checked_cards()[0]), history)
 
     def _refill(self) -> Rebuilt:
         cards, problems = self._checked_cards()
@@ -343,7 +351,7 @@ class Library:
             clash = next((full for full in card.names if full in taken), None) if card is not None else None
             if card is None:
                 problems.append(f"{str(place)!r} holds no {CARD_NAME}.")
-            elif actual != card.id or place != self.folder(card.id):
+            elif card.id not in (actual, id_on_base(actual, card.base)) or place != self.folder(card.id):
                 problems.append(f"The files in {str(place)!r} are not those its card describes: they were changed.")
             elif clash is not None:
                 problems.append(f"{str(place)!r} is called {clash!r}, as is {taken[clash]!r}; remove one of them.")
@@ -352,9 +360,6 @@ class Library:
                 cards[card.id] = card
         return list(cards.values()), problems
 
-    def _cards(self) -> Sequence[AdapterCard]:
-        return [card for place in self._places() if (card := _card_or_none(place)) is not None]
-
     def _places(self) -> Iterator[Path]:
         """Yield the folders of adapters; names with a dot are unfinished or discarded."""
         for place in sorted(self.root.glob("adapters/[0-9a-f][0-9a-f]/*")):
@@ -362,9 +367,8 @@ class Library:
                 yield place
 
 
-def _next_name(name: str, cards: Sequence[AdapterCard]) -> str:
-    pairs = [full.rpartition("@") for card in cards for full in card.names]
-    return f"{name}@{max((int(version) for held, _, version in pairs if held == name), default=0) + 1}"
+def _next_name(name: str, names: Names) -> str:
+    return f"{name}@{max((row.version for row in names.versions(name)), default=0) + 1}"
 
 
 def _rows_of_all(cards: Sequence[AdapterCard]) -> Sequence[IndexRow]:
