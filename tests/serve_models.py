@@ -91,13 +91,13 @@ def zoo(model):
     ]
 
 
-def runners(kind, adapters=zoo, dtype=torch.float32, kernels=None):
+def runners(kind, adapters=zoo, dtype=torch.float32, kernels=None, device="cpu"):
     """Return the fast runner and the slow one over the same model and adapters."""
     slow = ReferenceRunner(build(kind, dtype=dtype), cache_bytes=CACHE)
     model = build(kind, dtype=dtype)
     made = adapters(model)
     assert why_not_llama(model) is None
-    tensors = dict(model.named_parameters(remove_duplicate=False))
+    tensors = {name: value.to(device) for name, value in model.named_parameters(remove_duplicate=False)}
     plan = LlamaPlan.model_validate_json(plan_llama(model).model_dump_json())
     form = "fp32" if dtype == torch.float32 else "bf16"
     weights = lay_out_llama(plan, tensors.__getitem__, form, dtype, 300)

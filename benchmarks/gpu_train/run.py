@@ -3,9 +3,12 @@
 Rank 16 on all linear layers, bf16, 4 x 1,024 tokens a step, every token labelled; PEFT with its best attention of
 sdpa and, where installed, flash attention; the 8B also over an NF4 base. Contenders run one after the other, each in
 a process of its own, because both do not fit a GPU at once; each takes the median of its steps. Bars: at least 1.8
-times the tokens/s and at most half the memory. Without a GPU it says so and ends.
+times the tokens/s and at most half the memory. Bases and tokenizer are made on the spot.
+
+Without a GPU it says so and ends, unless `--shapes tiny` asks for a dry run of every line. `--only` picks cases.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -16,89 +19,111 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SPEED = HERE.parent / "train_speed"
-sys.path[:0] = [str(HERE.parent)]
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "gpu")]
+from bases import WORDS, write_base
 from provenance import Contender, median, provenance, report
 
-SHAPES = {
-    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
-    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-}
-ROUNDS, WARM = 10, 3
+CASES = {"1B-lora": ("1B", "lora"), "8B-lora": ("8B", "lora"), "8B-nf4": ("8B", "qlora")}
 BARS = {"ratio": 1.8, "memory_ratio": 0.5}
 
 
-def write_model(home: Path, size: str) -> Path:
-    """Write a Llama of the given size with random weights and SmolLM2's tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from haori.bases import find_base, load_tokenizer
-
-    folder = home / size
-    tokenizer = load_tokenizer(find_base("smollm2-135m-instruct"))
-    config = LlamaConfig(vocab_size=49152, num_key_value_heads=8, max_position_embeddings=8192, **SHAPES[size])
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def recipe(home: Path, model: Path, method: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a case."""
+def recipe(home: Path, base: Path, kind: str, length: int) -> dict[str, Any]:
+    """Return the recipe of a case; 4 rows of `length` tokens a step."""
     return {
-        "name": "gpu", "base": str(model), "optimizer": {"lr": 1e-4}, "method": method,
+        "name": "gpu", "base": str(base), "optimizer": {"lr": 1e-4},
+        "method": {"kind": kind, "rank": 16, "alpha": 32.0},
         "data": {
-            "path": str(home / "rows.jsonl"), "validation_share": 0.0, "max_length": 1024, "too_long": "truncate",
+            "path": str(home / "rows.jsonl"), "validation_share": 0.0, "max_length": length, "too_long": "truncate",
             "train_on": "all",
         },
-        "training": {"epochs": 1, "dtype": "bf16", "batch_tokens": 4096, "micro_batch_tokens": 4096},
+        "training": {"epochs": 1, "dtype": "bf16", "batch_tokens": 4 * length, "micro_batch_tokens": 4 * length},
     }  # fmt: skip
 
 
-def measure(spec: dict[str, Any], home: Path) -> dict[str, float]:
-    """Return tokens/s and peak memory of one contender."""
+def write_rows(home: Path) -> None:
+    """Write 96 rows of 1,500 words, which the recipe cuts to length."""
+    rows = [" ".join(WORDS[n:] + WORDS[:n]) for n in range(96)]
+    (home / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+
+
+def measure(spec: dict[str, Any], home: Path, warm: int, rounds: int) -> dict[str, Any]:
+    """Return tokens/s, with its samples, and peak memory of one contender."""
     contender = Contender(SPEED / "contender.py", spec, home)
-    turns = [contender.turn() for _ in range(WARM + ROUNDS)]
+    turns = [contender.turn() for _ in range(warm + rounds)]
     contender.close()
-    rates = [turn["tokens"] / turn["seconds"] for turn in turns[WARM:]]
-    return {"tokens_per_s": median(rates), "peak_bytes": max(turn["peak_bytes"] for turn in turns)}
+    rates = [turn["tokens"] / turn["seconds"] for turn in turns[warm:]]
+    return {
+        "tokens_per_s": median(rates), "samples": [round(rate, 1) for rate in rates],
+        "peak_bytes": max(turn["peak_bytes"] for turn in turns),
+    }  # fmt: skip
+
+
+def case(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Measure one case: ours, then PEFT with each attention that it has here."""
+    import torch
+
+    size, kind = CASES[name]
+    if kind == "qlora" and find_spec("bitsandbytes") is None:
+        return {"skipped": "bitsandbytes is not installed"}
+    shape, length = (size, 1024) if given.shapes == "real" else ("tiny", 64)
+    home = given.home
+    wanted = recipe(home, write_base(home / shape, shape), kind, length)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what making the base took is the contenders'
+    ours = measure({"system": "haori", "recipe": wanted}, home, given.warm, given.rounds)
+    theirs = {}
+    for attention in ["sdpa", *(["flash_attention_2"] if find_spec("flash_attn") else [])]:
+        options = {
+            "base": "bfloat16", "adapter": "float32", "autocast": True, "cast": False, "attention": attention,
+            "four_bit": kind == "qlora",
+        }  # fmt: skip
+        theirs[attention] = measure(
+            {"system": "peft", "options": options, "recipe": wanted}, home, given.warm, given.rounds
+        )
+    best = max(theirs.values(), key=lambda found: found["tokens_per_s"])
+    return {
+        "haori": ours, "peft": theirs, "ratio": ours["tokens_per_s"] / best["tokens_per_s"],
+        "memory_ratio": ours["peak_bytes"] / best["peak_bytes"],
+    }  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=CASES, action="append", help="a case; may be repeated")
+    parser.add_argument("--shapes", choices=["real", "tiny"], default="real", help="tiny: a dry run, on the CPU too")
+    parser.add_argument("--home", type=Path, help="folder for bases and rows; one in memory saves time")
+    parser.add_argument("--warm", type=int, default=3, help="steps that do not count")
+    parser.add_argument("--rounds", type=int, default=10, help="steps that count")
+    parser.add_argument("--write", action="store_true", help="keep the result")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Measure each size and report."""
+    """Measure each case and report."""
     import torch
 
-    if not torch.cuda.is_available():
+    given = arguments()
+    if not torch.cuda.is_available() and given.shapes == "real":
         print("There is no GPU here; nothing was measured.")
         print(json.dumps({"benchmark": "gpu_train", "skipped": "no GPU"}))
         return
-    cases: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        os.environ["HAORI_HOME"] = str(home)
-        words = [f"word{n}" for n in range(1500)]
-        rows = [" ".join(words[n:] + words[:n]) for n in range(96)]
-        (home / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-        attentions = ["sdpa", *(["flash_attention_2"] if find_spec("flash_attn") else [])]
-        for size, kind in (("1B", "lora"), ("8B", "lora"), ("8B", "qlora")):
-            model = write_model(home, size) if not (home / size).exists() else home / size
-            wanted = recipe(home, model, {"kind": kind, "rank": 16, "alpha": 32.0})
-            ours = measure({"system": "haori", "recipe": wanted}, home)
-            theirs = {}
-            for attention in attentions:
-                options = {
-                    "base": "bfloat16", "adapter": "float32", "autocast": True, "cast": False, "attention": attention,
-                    "four_bit": kind == "qlora",
-                }  # fmt: skip
-                theirs[attention] = measure({"system": "peft", "options": options, "recipe": wanted}, home)
-            best = max(theirs.values(), key=lambda found: found["tokens_per_s"])
-            ratio = ours["tokens_per_s"] / best["tokens_per_s"]
-            memory = ours["peak_bytes"] / best["peak_bytes"]
-            print(f"{size} {kind:6} {ratio:.2f} x tokens/s (>= 1.8), {memory:.2f} of the memory (<= 0.5)", flush=True)
-            cases[f"{size} {kind}"] = {"haori": ours, "peft": theirs, "ratio": ratio, "memory_ratio": memory}
-    report({"benchmark": "gpu_train", "gpu": torch.cuda.get_device_name(), "cases": cases, "bars": BARS,
+        given.home = given.home or Path(folder)
+        given.home.mkdir(parents=True, exist_ok=True)
+        os.environ["HAORI_HOME"] = str(given.home)
+        write_rows(given.home)
+        cases: dict[str, Any] = {}
+        for name in given.only or CASES:
+            cases[name] = found = case(name, given)
+            if "ratio" in found:
+                print(
+                    f"{name:8} {found['ratio']:.2f} x tokens/s (>= {BARS['ratio']}), "
+                    f"{found['memory_ratio']:.2f} of the memory (<= {BARS['memory_ratio']})",
+                    flush=True,
+                )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    report({"benchmark": "gpu_train", "gpu": gpu, "shapes": given.shapes, "cases": cases, "bars": BARS,
             **provenance()}, HERE)  # fmt: skip
 
 

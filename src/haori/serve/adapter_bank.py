@@ -19,13 +19,17 @@ class PackedBank:
         sites: The linear sites of the model.
         vectors: Names of the norm weights that may be replaced.
         dtype: Of the factors.
+        device: Where they are multiplied with.
     """
 
-    def __init__(self, sites: Sequence[Site], vectors: Collection[str], dtype: torch.dtype) -> None:
+    def __init__(
+        self, sites: Sequence[Site], vectors: Collection[str], dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._sites = sites
         self._vectors = frozenset(vectors)
         self._modules = frozenset(name for site in sites for name in site.modules)
         self._dtype = dtype
+        self._device = device
         self._layouts = Layouts()
         self._spare = SpareMemory()
         self.held: dict[str, PackedAdapter] = {}
@@ -43,7 +47,8 @@ class PackedBank:
                 f"The adapter {weights.id[:19]} changes {lost[0]!r}{' and others' if lost[1:] else ''}, which the "
                 "engine cannot apply per request; merge it with `haori merge` and serve the merged model."
             )
-        return pack_adapter(weights, self._sites, self._layouts, self._dtype, self._spare)
+        packed = pack_adapter(weights, self._sites, self._layouts, self._dtype, self._spare)
+        return packed if self._device.type == "cpu" else packed.to(self._device)
 
     def put(self, adapter: PackedAdapter) -> None:
         """Keep an adapter."""

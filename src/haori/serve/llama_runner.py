@@ -45,7 +45,7 @@ class LlamaRunner:
     """Computes logits of a Llama-like model.
 
     Args:
-        weights: The model.
+        weights: The model, on the device that computes.
         cache_bytes: Memory for keys and values.
         kernels: The steps between the products; plain torch by default.
     """
@@ -58,7 +58,7 @@ class LlamaRunner:
             self._device,
         )  # fmt: skip
         self.cache = KVCache(shape, cache_bytes)
-        self.bank = PackedBank(weights.sites, weights.vector_names, weights.dtype)
+        self.bank = PackedBank(weights.sites, weights.vector_names, weights.dtype, self._device)
         self._shape = AttentionShape(weights.heads, weights.kv_heads, weights.head_width, weights.scale)
         self._kernels = kernels or TorchKernels()
         self._planned: tuple[object, StepPlan] | None = None

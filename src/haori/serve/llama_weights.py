@@ -121,8 +121,8 @@ def lay_out_llama(
         heads=plan.heads,
         kv_heads=plan.kv_heads,
         head_width=plan.head_width,
-        cosines=torch.cat([cosines, cosines], 1).to(dtype),
-        sines=torch.cat([-sines, sines], 1).to(dtype),
+        cosines=torch.cat([cosines, cosines], 1).to(embedding.device, dtype),
+        sines=torch.cat([-sines, sines], 1).to(embedding.device, dtype),
         scale=plan.scale,
         context_length=longest,
     )

@@ -207,6 +207,11 @@ class PackedAdapter:
     memory: Tensor
     token_rows: dict[str, tuple[Tensor, Tensor]]
 
+    def to(self, device: torch.device) -> "PackedAdapter":
+        """Return it on another device."""
+        rows = {name: (ids.to(device), change.to(device)) for name, (ids, change) in self.token_rows.items()}
+        return PackedAdapter(self.id, self.layout, self.memory.to(device), rows)
+
     @property
     def size_bytes(self) -> int:
         """Memory it takes."""

@@ -136,7 +136,8 @@ class Answers:
     def _submit(self, caller: Caller) -> None:
         """Run on the preparing thread."""
         question, engine = self._question, self._backend.engine
-        resolved = caller.resolve(self._backend.directory, question.model, engine.base.name)
+        resolved = self._backend.directory.resolve(question.model)
+        caller.check_resolved(question.model, engine.base.name, resolved)
         self._note.serves = resolved.label
         self._note.adapters = tuple(dict.fromkeys(identity for identity, _ in resolved.mix))
         prompts = question.prompts(engine.tokenizer)

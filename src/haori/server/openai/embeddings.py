@@ -60,7 +60,8 @@ async def embeddings(asked: EmbeddingRequest, request: Request) -> EmbeddingRepl
     if not 0 < len(asked.texts) <= limit or not all(asked.texts):
         message = f"'input' has {len(asked.texts)} texts; one request has 1 to {limit}, none of them empty."
         raise ApiError(400, message, param="input", code="invalid_value")
-    resolved = await run_in_threadpool(caller.resolve, backend.directory, asked.model, service.base.name)
+    resolved = await run_in_threadpool(backend.directory.resolve, asked.model)
+    caller.check_resolved(asked.model, service.base.name, resolved)
     note = note_of(request.scope)
     note.serves, note.adapters = resolved.label, tuple(identity for identity, _ in resolved.mix)
     meter = service.meters.begin(resolved.names, 0)

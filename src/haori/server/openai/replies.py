@@ -7,7 +7,6 @@ from pydantic import BaseModel, Field
 from haori.server.answers import Answers
 
 __all__ = [
-    "CalledFunctionReply",
     "ChatChoice",
     "ChatLogprobs",
     "ChatMessageReply",
@@ -21,14 +20,12 @@ __all__ = [
     "EmbeddingUsage",
     "ModelCard",
     "ModelList",
-    "ToolCallReply",
     "TopLogprob",
     "Usage",
     "usage_of",
 ]
 
 Ending = Literal["stop", "length"]
-ChatEnding = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(BaseModel):
@@ -67,28 +64,12 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
-class CalledFunctionReply(BaseModel):
-    """The function that is called."""
-
-    name: str
-    arguments: str = Field(description="JSON of an object.")
-
-
-class ToolCallReply(BaseModel):
-    """A call of a tool."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunctionReply
-
-
 class ChatMessageReply(BaseModel):
     """The answer."""
 
     role: Literal["assistant"] = "assistant"
-    content: str | None = Field(description="Text; null where there are only calls.")
+    content: str
     refusal: None = None
-    tool_calls: list[ToolCallReply] | None = Field(default=None, exclude_if=lambda calls: calls is None)
 
 
 class ChatChoice(BaseModel):
@@ -97,7 +78,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatMessageReply
     logprobs: ChatLogprobs | None
-    finish_reason: ChatEnding
+    finish_reason: Ending
 
 
 class ChatReply(BaseModel):
