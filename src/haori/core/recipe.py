@@ -61,12 +61,14 @@ class DataSection(Section):
         default="auto", description="Row format; `auto` detects it from the column names."
     )
     columns: Columns | None = Field(default=None, description="Column mapping for anything else.")
-    split: str = Field(default="train", description="Split to read from a hub dataset.")
+    split: str = Field(default="train", description="Split to train on of a folder or hub dataset that has several.")
     revision: str | None = Field(default=None, description="Revision of a hub dataset.")
-    validation: str | None = Field(default=None, description="Separate file or folder to validate on.")
+    validation: str | None = Field(
+        default=None, description="Separate file or folder to validate on; a validation split is found."
+    )
     validation_share: float = Field(
         default=0.1, ge=0.0, le=0.5,
-        description="Share of rows held out for validation when no separate file is given; chosen by row hash.",
+        description="Share of rows held out for validation when there are none apart; chosen by row hash.",
     )  # fmt: skip
     system: str | None = Field(default=None, description="System message for rows that have none.")
     train_on: Literal["assistant", "all"] = Field(

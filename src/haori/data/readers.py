@@ -1,7 +1,7 @@
-"""Readers of single files: JSONL, JSON, CSV, TSV, Parquet and plain text, each a stream of rows.
+"""Readers of single files: JSONL, JSON, CSV, TSV, Parquet, Arrow and plain text, each a stream of rows.
 
 A row is a dictionary of columns with its origin `file:row`: the line in text files (where the row begins), the
-position from 1 in JSON arrays and Parquet. A row that cannot be read carries a `problem`; a file that cannot be
+position from 1 in JSON arrays, Parquet and Arrow. A row that cannot be read carries a `problem`; a file that cannot be
 read on raises. Only a JSON file that is one object (`{"data": [...]}`) is held in memory whole. Knows nothing
 about formats of rows.
 """
@@ -292,6 +292,22 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
         raise DataError(f"{where} is not a readable Parquet file ({shorten(str(error), 100)}).") from None
 
 
+def _read_arrow(path: Path, name: str) -> Iterator[RawRow]:
+    """Yield the rows of a file as `datasets` saves them: an Arrow stream."""
+    import pyarrow as pa
+
+    number, size = 0, path.stat().st_size
+    try:
+        with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
+            for batch in stream:
+                for values in batch.to_pylist():
+                    number += 1
+                    yield RawRow(f"{name}:{number}", name, values, min(size, file.tell()))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        where = f"{name}:{number + 1}" if number else name
+        raise DataError(f"{where} is not a readable Arrow file ({shorten(str(error), 100)}).") from None
+
+
 def _read_txt(path: Path, name: str) -> Iterator[RawRow]:
     """Yield a row per paragraph; blank lines part paragraphs."""
     paragraph: list[str] = []
@@ -309,6 +325,7 @@ def _read_txt(path: Path, name: str) -> Iterator[RawRow]:
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[RawRow]]] = {
+    ".arrow": _read_arrow,
     ".csv": _read_csv,
     ".json": _read_json,
     ".jsonl": _read_jsonl,

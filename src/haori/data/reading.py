@@ -20,7 +20,8 @@ from haori.data.messages import MessageReader, problem
 from haori.data.progress import tracked
 from haori.data.readers import RawRow
 from haori.data.report import ReadReport
-from haori.data.sources import Source, find_source
+from haori.data.selection import measuring_source
+from haori.data.sources import Source
 
 __all__ = ["PROBLEMS_LISTED", "Tally", "explain_nothing", "read_conversations", "stream_rows"]
 
@@ -45,7 +46,7 @@ class Tally:
 
     def notes(self, source: Source) -> list[str]:
         """Say what was left aside without being an error."""
-        notes = []
+        notes = list(source.remarks)
         if self.unused:
             notes.append(f"Columns not used: {_counted(self.unused, 'row')}.")
         if self.reader.unused:
@@ -156,7 +157,7 @@ def read_conversations(section: DataSection) -> tuple[list[Conversation], ReadRe
     Raises:
         DataError: The data cannot be found or understood, or no row is left after cleaning.
     """
-    source = find_source(section.path, split=section.split, revision=section.revision)
+    source = measuring_source(section)
     tally = Tally()
     rows = list(stream_rows(section, source, tally, limit=section.max_rows))
     if not rows:

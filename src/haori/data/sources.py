@@ -1,12 +1,13 @@
 """Where rows come from: a file, a folder of files, or a dataset on the hub.
 
-A folder is read recursively in sorted order, hidden files left out. Text files (.txt) in a folder are read only
-when it holds no other data file, so that a README.txt beside the data is not taken for a row. A name of the form
-`org/name` that is no path is a hub dataset. Rows are streamed; nothing here holds more than one batch.
+A folder is read recursively in sorted order, hidden files and what `datasets` writes about a dataset left out. Text
+files (.txt) in a folder are read only when it holds no other data file, so that a README.txt beside the data is not
+taken for a row. A name of the form `org/name` that is no path is a hub dataset. Rows are streamed; nothing here holds
+more than one batch.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -18,9 +19,10 @@ from haori.core.hashing import hash_data, hash_file
 from haori.core.settings import settings
 from haori.data.readers import READERS, RawRow, shorten
 
-__all__ = ["Source", "find_source"]
+__all__ = ["Source", "find_source", "hub_splits"]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ABOUT = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json"})
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,20 @@ class Source:
         files: Data files with the names that people see; empty for a hub dataset.
         ignored: Files of a folder that are no data files.
         hub: Revision and split of a hub dataset, else None.
+        remarks: What was taken of a folder or hub dataset with several splits, and what was not.
     """
 
     name: str
     files: tuple[tuple[Path, str], ...] = ()
     ignored: tuple[str, ...] = ()
     hub: tuple[str | None, str] | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path | None:
+        """Return the folder that the files are in; None for a single file or a hub dataset."""
+        path = Path(self.name).expanduser()
+        return path if self.hub is None and path.is_dir() else None
 
     @property
     def size_bytes(self) -> int:
@@ -109,7 +119,7 @@ def _find_in_folder(folder: Path, given: str, known: str) -> Source:
         for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    data = [path for path in found if path.suffix.lower() in READERS and path.stat().st_size]
+    data = [path for path in found if path.suffix.lower() in READERS and path.stat().st_size and not _is_about(path)]
     if tables := [path for path in data if path.suffix.lower() != ".txt"]:
         data = tables
     if not data:
@@ -121,11 +131,39 @@ def _find_in_folder(folder: Path, given: str, known: str) -> Source:
     )
 
 
+def _is_about(path: Path) -> bool:
+    beside = path.with_name("dataset_info.json")
+    return path.name in _ABOUT or (path.name == "state.json" and beside.is_file())
+
+
+def hub_splits(name: str, revision: str | None) -> tuple[str, ...]:
+    """Return the splits of a hub dataset; none where they cannot be known before it is loaded.
+
+    Raises:
+        DataError: The dataset cannot be reached.
+    """
+    from datasets.inspect import SplitsNotFoundError
+
+    def ask(datasets: Any) -> tuple[str, ...]:
+        try:
+            return tuple(map(str, datasets.get_dataset_split_names(name, revision=revision)))
+        except SplitsNotFoundError:
+            return ()
+
+    found: tuple[str, ...] = _ask_hub(name, revision, ask)
+    return found
+
+
 def _load_hub(name: str, revision: str | None, split: str) -> Any:
     """Fetch a hub dataset into the Hugging Face cache (Arrow files, memory-mapped).
 
     With `HF_HUB_OFFLINE` set, what is in that cache is used.
     """
+    return _ask_hub(name, revision, lambda datasets: datasets.load_dataset(name, split=split, revision=revision))
+
+
+def _ask_hub(name: str, revision: str | None, ask: Callable[[Any], Any]) -> Any:
+    """Ask `datasets` something about a hub dataset, quietly, and explain why it has no answer."""
     missing = f"There is no file or folder {name!r}, and as a dataset on the hub it"
     if settings().offline:
         raise DataError(f"{missing} cannot be fetched: HAORI_OFFLINE is set.")
@@ -139,7 +177,7 @@ def _load_hub(name: str, revision: str | None, split: str) -> Any:
     try:
         if not constants.HF_HUB_OFFLINE:  # a quick answer: load_dataset would try for half a minute
             HfApi().dataset_info(name, revision=revision, timeout=10)
-        return datasets.load_dataset(name, split=split, revision=revision)
+        return ask(datasets)
     except Exception as error:  # noqa: BLE001 - a dozen kinds, from five libraries
         text = shorten(str(error), 200)
         kinds = {kind.__name__ for kind in type(error).__mro__}

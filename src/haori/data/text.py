@@ -23,7 +23,8 @@ from haori.data.leaks import find_leaks
 from haori.data.progress import tracked
 from haori.data.reading import Tally, explain_nothing, stream_rows
 from haori.data.report import Bucket, DataReport, Leaks
-from haori.data.sources import Source, find_source
+from haori.data.selection import training_sources
+from haori.data.sources import Source
 from haori.data.split import choose_validation
 from haori.data.template import template_hash
 from haori.data.tokenise import Written, resolve_max_length, write_rows
@@ -103,14 +104,11 @@ def _load(
     max_length = resolve_max_length(section, context_length)
     if embeddings is not None and embeddings > max(tokenizer.get_vocab().values(), default=0):
         embeddings = None  # every token has one, so it plays no part in the key
-    sources = [find_source(section.path, split=section.split, revision=section.revision)]
-    if section.validation is not None:
-        sources.append(find_source(section.validation))
+    sources = training_sources(section)
     settings_of_rows = section.model_dump(mode="json", exclude={"licence", "attribution", "max_length"})
-    key = hash_data(
-        [_VERSION, [source.content_hash for source in sources], settings_of_rows, max_length, template_hash(tokenizer),
-         _tokenizer_hash(tokenizer), embeddings, tolerant]
-    )  # fmt: skip
+    content = [[source.content_hash, source.remarks] for source in sources]
+    model = [template_hash(tokenizer), _tokenizer_hash(tokenizer), embeddings]
+    key = hash_data([_VERSION, content, settings_of_rows, max_length, *model, tolerant])
     folder = settings().cache / "data" / short(key)
     data = _open(folder)
     if data is None:
@@ -172,8 +170,8 @@ def _build(
     note, problems = None, list[str]()
     held = np.zeros(len(written.length), dtype=bool)
     try:
-        _require_rows(section, tallies)
-        if section.validation is not None:
+        _require_rows(sources, tallies)
+        if len(sources) > 1:
             held[_usable(tallies[0]) :] = True
         else:
             held, note = choose_validation(
@@ -185,7 +183,7 @@ def _build(
         problems.append(str(error))
     refused = bool(problems)
     leaks = _leaks(stage, held)
-    if section.validation is not None:
+    if len(sources) > 1:
         problems += leaks.examples[: leaks.exact]
     notes = [line for source, tally in zip(sources, tallies, strict=True) for line in tally.notes(source)]
     if control := sum(tally.counts["control_tokens"] for tally in tallies):
@@ -214,16 +212,17 @@ def _usable(tally: Tally) -> int:
     return counts["kept"] - lost_later
 
 
-def _require_rows(section: DataSection, tallies: list[Tally]) -> None:
+def _require_rows(sources: list[Source], tallies: list[Tally]) -> None:
     """Refuse a dataset of which a split would have nothing to train on or to measure."""
-    for path, tally in zip([section.path, section.validation or ""], tallies, strict=False):
+    for source, tally in zip(sources, tallies, strict=True):
         if not _usable(tally):
-            raise DataError(explain_nothing(path, tally.counts) + _remedy(tally))
+            raise DataError(explain_nothing(source.name, tally.counts) + _remedy(tally))
     if _usable(tallies[0]) == 1:
         read = tallies[0].counts["read"]
         left = "" if read == 1 else f" left of {read} read"
         raise DataError(
-            f"{section.path!r} has one row{left}; training needs at least two, one to learn from and one to check with."
+            f"{sources[0].name!r} has one row{left}; training needs at least two, one to learn from and one to check "
+            "with."
         )
 
 

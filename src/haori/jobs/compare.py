@@ -10,7 +10,7 @@ from pathlib import Path
 
 from haori.core.errors import InputError, MismatchError
 from haori.core.lock import file_lock
-from haori.core.recipe import Recipe
+from haori.core.recipe import DataSection, Recipe
 from haori.core.records import now
 from haori.core.storage import write_text
 from haori.evaluate import forgetting_between
@@ -242,11 +242,12 @@ def _check(recipe: Recipe, seeds: int, test: str | None, lr_sweep: bool) -> None
 def _check_sources(recipe: Recipe, test: str | None, general: str | None) -> None:
     """Find the base and every file, so that a wrong name leaves no comparison behind."""
     from haori.bases import find_base
-    from haori.data.sources import find_source
+    from haori.data.selection import measuring_source, training_sources
 
-    for path in (recipe.data.path, recipe.data.validation, test, general):
+    training_sources(recipe.data)
+    for path in (test, general):
         if path is not None:
-            find_source(path, split=recipe.data.split, revision=recipe.data.revision)
+            measuring_source(DataSection(path=path))
     find_base(recipe.base, revision=recipe.revision)
 
 

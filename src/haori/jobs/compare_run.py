@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import DataError, TrainingError
-from haori.core.recipe import Recipe
+from haori.core.recipe import DataSection, Recipe
 from haori.core.records import DataReference
 from haori.core.storage import make_folder, write_text
 from haori.evaluate import EvaluationResult, evaluate_adapter, general_texts, own_texts, text_losses
@@ -193,7 +193,8 @@ def _test_rows(
     from haori.data import Conversation, load_text, read_conversations
 
     if test is not None:
-        section = recipe.data.model_copy(update={"path": test, "validation": None, "max_rows": None})
+        read_alike = recipe.data.model_dump(exclude={"path", "split", "revision", "validation", "max_rows"})
+        section = DataSection(path=test, **read_alike)
         rows, report = read_conversations(section)
         return rows, report.reference()
     data = load_text(recipe.data, tokenizer, context_length=base.context_length)
