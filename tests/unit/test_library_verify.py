@@ -309,3 +309,15 @@ def test_weights_that_miss_a_target_are_refused(base, tmp_path):
     folder = written_adapter(tmp_path / "a", task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
     verification = verify(base, folder)
     assert "tensors are missing" in check(verification, "keys").detail
+
+
+def test_probes_hold_every_trained_token(tmp_path):
+    from haori.library import adapter_probes, inspect_adapter
+
+    tokens = [*range(300, 500), 7]
+    files = inspect_adapter(written_adapter(tmp_path / "a", trainable_token_indices=tokens))
+    given = [[1, 7, 2], [3, 4]]
+    probes = adapter_probes(files, given)
+    assert probes[:2] == given and {*tokens} <= {token for probe in probes for token in probe}
+    assert all(probe[-2:] == [3, 4] and len(probe) <= 66 for probe in probes[2:])
+    assert adapter_probes(files, probes) == probes  # they have it all

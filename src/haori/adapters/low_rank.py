@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.adapters.behaviour import Behaviour
 from haori.adapters.insertion import check_named, saved_modules, token_ids
+from haori.adapters.patterns import clash_of, exact_patterns
 from haori.core.errors import InputError
 from haori.core.methods import LowRankMethod
 
@@ -52,13 +53,18 @@ def check_low_rank(
     """Check names, patterns and biases against a base, which may be a skeleton without weights.
 
     Raises:
-        InputError: A name is not in the base, a pattern fits no target, or there are no biases to train.
+        InputError: A name is not in the base, a pattern fits no target, two patterns give a target different values,
+            or there are no biases to train.
     """
     check_named(model, tokenizer, method, targets)
-    for pattern in method.rank_pattern:
-        _check_pattern("rank_pattern", pattern, targets)
-    for pattern in method.alpha_pattern:
-        _check_pattern("alpha_pattern", pattern, targets)
+    for field, pattern in (("rank_pattern", method.rank_pattern), ("alpha_pattern", method.alpha_pattern)):
+        for key in pattern:
+            _check_pattern(field, key, targets)
+        if clash := clash_of(pattern, targets):
+            raise InputError(
+                f"The keys {clash.first!r} and {clash.second!r} of method.{field} both fit {clash.module!r} and give "
+                f"it {pattern[clash.first]!r} and {pattern[clash.second]!r}; let only one of them fit each module."
+            )
     if method.bias != "none":
         wanted = set(targets)
         biases = [
@@ -102,8 +108,9 @@ def low_rank_config(
             lora_alpha=method.alpha,
             lora_dropout=method.dropout,
             use_rslora=method.rslora,
-            rank_pattern=dict(method.rank_pattern),
-            alpha_pattern=dict(method.alpha_pattern),
+            # By full names: PEFT's file sorts the keys, and the first that fits counts.
+            rank_pattern=exact_patterns(method.rank_pattern, targets),
+            alpha_pattern=exact_patterns(method.alpha_pattern, targets),
             target_modules=list(targets),
             modules_to_save=saved_modules(model, method),
             trainable_token_indices=token_ids(tokenizer, method.trainable_tokens) or None,

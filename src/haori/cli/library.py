@@ -112,12 +112,16 @@ def rollback(name: Annotated[str, typer.Argument(help="Name without version.")])
 
 
 @app.command()
-def export(name: _Name, out: Annotated[Path, typer.Option(help="New folder to write to.")]) -> None:
-    """Write an adapter as a stock PEFT folder."""
+def export(
+    name: _Name,
+    out: Annotated[Path, typer.Option(help="New folder to write to.")],
+    base: Annotated[str | None, typer.Option(help="Base to prove it on; by default the one on the card.")] = None,
+) -> None:
+    """Write an adapter as a stock PEFT folder, after proving that stock PEFT makes the same of it."""
     from haori.cli.console import results
-    from haori.library import Library
+    from haori.library import export_stored
 
-    results().print(f"Written to {Library().export(name, out)}.", soft_wrap=True)
+    results().print(f"Written to {export_stored(name, out, base_spec=base)}.", soft_wrap=True)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from haori.library.adapter_files import AdapterFiles, inspect_adapter
     from haori.library.attaching import attach, attach_files, check_base
+    from haori.library.exporting import export_stored
     from haori.library.formats.peft import export_peft
     from haori.library.importer import import_adapter
     from haori.library.licences import LicenceVerdict, effective_licence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapter_files": ("AdapterFiles", "inspect_adapter"),
     "attaching": ("attach", "attach_files", "check_base"),
+    "exporting": ("export_stored",),
     "formats.peft": ("export_peft",),
     "importer": ("import_adapter",),
     "licences": ("LicenceVerdict", "effective_licence"),
@@ -74,6 +76,7 @@ __all__ = [
     "draft_card",
     "effective_licence",
     "export_peft",
+    "export_stored",
     "import_adapter",
     "inspect_adapter",
     "list_table",

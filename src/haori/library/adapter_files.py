@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from haori.adapters.patterns import clash_of
 from haori.core.errors import FileFormatError, nearest
 from haori.core.safetensors_header import TensorEntry, read_safetensors_header
 from haori.library.config_values import check_values
@@ -90,6 +91,23 @@ class AdapterFiles:
     def parameters(self) -> int:
         """Return the number of stored values."""
         return sum(math.prod(entry.shape) for entry in self.tensors.values())
+
+    @property
+    def ordered_patterns(self) -> tuple[str, ...]:
+        """Return which of `rank_pattern` and `alpha_pattern` mean something else when their keys are sorted."""
+        # AdaLoRA's ranks are lists by full name.
+        fields = ("alpha_pattern",) if self.peft_type == "ADALORA" else ("rank_pattern", "alpha_pattern")
+        patterns = ((field, self.config.get(field)) for field in fields)
+        return tuple(
+            field for field, pattern in patterns if isinstance(pattern, dict) and clash_of(pattern, self.modules)
+        )
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Return the full names of the modules that the tensors belong to, whatever the method calls its parts."""
+        names = [key.removeprefix("base_model.model.").split(".") for key in self.tensors]
+        ends = {".".join(parts[:-cut]) for parts in names for cut in (1, 2) if len(parts) > cut}
+        return tuple(sorted(ends | self.ranks.keys()))
 
     @property
     def weights(self) -> Path:

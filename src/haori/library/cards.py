@@ -17,7 +17,7 @@ from haori.core.records import AdapterCard, BaseReference, now
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.licences import effective_licence
 
-__all__ = ["CARD_NAME", "adapter_id", "draft_card", "id_on_base", "read_card"]
+__all__ = ["CARD_NAME", "adapter_id", "draft_card", "id_on_base", "is_id_of", "read_card"]
 
 CARD_NAME = "card.json"
 _CARD_LIMIT_BYTES = 32 << 20
@@ -26,18 +26,32 @@ _VOLATILE = frozenset(
 )
 # PEFT keeps these as sets; their order in the file is accidental.
 _SETS = frozenset({"target_modules", "exclude_modules", "modules_to_save", "target_parameters"})
+_ALPHAS = frozenset({"lora_alpha", "alpha"})  # an alpha of zero is not the default
 _PACKAGES = ("haori", "torch", "transformers", "peft")
 
 
 def adapter_id(files: AdapterFiles) -> str:
     """Return the content id of an adapter as `sha256:<hex>`."""
+    return _id(files, {field: list(files.config[field].items()) for field in files.ordered_patterns})
+
+
+def is_id_of(identity: str, files: AdapterFiles, base: BaseReference) -> bool:
+    """Say whether an adapter with these files, made for `base`, may be stored under an id.
+
+    Haori 0.1 left the order of patterns out of it.
+    """
+    found = (adapter_id(files), _id(files, {}))
+    return identity in found or identity in [id_on_base(plain, base) for plain in found]
+
+
+def _id(files: AdapterFiles, ordered: dict[str, Any]) -> str:
     config: dict[str, Any] = {}
     for key, value in files.config.items():
         # A field at its empty value is the same as one that an older PEFT did not know.
-        if key in _VOLATILE or value in (None, False, [], {}):
+        if key in _VOLATILE or (value in (None, False, [], {}) and not (key in _ALPHAS and value is not None)):
             continue
         config[key] = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
-    return hash_data([hash_file(files.weights), config])
+    return hash_data([hash_file(files.weights), {**config, **ordered}])
 
 
 def id_on_base(identity: str, base: BaseReference) -> str:

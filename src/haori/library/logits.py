@@ -62,14 +62,14 @@ def adapter_probes(files: "AdapterFiles", probes: Sequence[Sequence[int]]) -> li
     """Return the probes with what an adapter needs to show itself; probes that have it stay as they are.
 
     An activated LoRA works only after its invocation tokens: they are put behind each probe. Trained tokens matter
-    where they occur: those that occur nowhere come before the last probe.
+    where they occur: those that occur nowhere come before the last probe, some in each of as many copies of it.
     """
     invocation: Any = list(files.config.get("alora_invocation_tokens") or [])
     found = [list(p) if p[len(p) - len(invocation) :] == invocation else [*p, *invocation] for p in map(list, probes)]
     absent = [token for token in files.trainable_tokens if not any(token in probe for probe in found)]
-    if absent:
-        found.append([*absent[:_TRAINED_TOKENS], *found[-1]])
-    return found
+    last = found[-1]
+    parts = [absent[start : start + _TRAINED_TOKENS] for start in range(0, len(absent), _TRAINED_TOKENS)]
+    return [*found, *([*part, *last] for part in parts)]
 
 
 def live_probe_logits(model: "nn.Module", probes: Sequence[Sequence[int]]) -> "list[Tensor]":

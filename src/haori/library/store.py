@@ -25,7 +25,7 @@ from haori.core.records import AdapterCard
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, staged_folder, sweep, write_text
 from haori.library.adapter_files import inspect_adapter
-from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, read_card
+from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, is_id_of, read_card
 from haori.library.formats.peft import copy_adapter, export_peft
 from haori.library.index import Index, IndexRow, IndexUnusableError, rows_of
 from haori.library.promotion import PROMOTIONS_NAME, History, PromotionFile, promote, roll_back
@@ -344,14 +344,14 @@ class Library:
         for place in self._places():
             try:
                 card = read_card(place)
-                actual = adapter_id(inspect_adapter(place))
+                files = inspect_adapter(place)
             except (HaoriError, OSError) as error:
                 problems.append(str(error))
                 continue
             clash = next((full for full in card.names if full in taken), None) if card is not None else None
             if card is None:
                 problems.append(f"{str(place)!r} holds no {CARD_NAME}.")
-            elif card.id not in (actual, id_on_base(actual, card.base)) or place != self.folder(card.id):
+            elif not is_id_of(card.id, files, card.base) or place != self.folder(card.id):
                 problems.append(f"The files in {str(place)!r} are not those its card describes: they were changed.")
             elif clash is not None:
                 problems.append(f"{str(place)!r} is called {clash!r}, as is {taken[clash]!r}; remove one of them.")

@@ -17,7 +17,7 @@ from haori.core.recipe import Recipe, load_recipe
 from haori.core.records import BaseReference, DataReference, RunRecord, Verification, now
 from haori.core.settings import settings
 from haori.core.storage import make_folder, sweep
-from haori.library import Library
+from haori.library import export_stored
 from haori.library.formats.peft import check_new_folder
 from haori.train.checkpoint import checkpoints_of
 from haori.train.finish import copy_model, prove_and_store, prove_model
@@ -170,7 +170,7 @@ def _keep(
         return TrainedRun(folder, recipe, record, None, verification=proof)
     stored = prove_and_store(prepared, folder, record, trained.live, say)
     if out is not None:
-        Library().export(stored.name, out)
+        export_stored(stored.name, out, base=prepared.base)
     record = record.with_fields(adapter=stored.name, ended=now())
     return TrainedRun(folder, recipe, record, stored, verification=stored.card.verification)
 

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from haori.core.errors import InputError, LibraryError
+from haori.adapters.patterns import exact_patterns
+from haori.core.errors import FileFormatError, InputError, LibraryError
 from haori.core.storage import staged_folder
-from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME
+from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME, inspect_adapter
 
 if TYPE_CHECKING:
     from haori.core.records import AdapterCard
@@ -52,12 +54,21 @@ def check_new_folder(out: Path) -> None:
         raise InputError(f"{str(out)!r} already exists and is not an empty folder; choose a new one.")
 
 
-def export_peft(folder: Path, card: "AdapterCard", out: Path) -> Path:
+def export_peft(
+    folder: Path, card: "AdapterCard", out: Path, *, prove: Callable[[Path], None] = lambda _: None
+) -> Path:
     """Write a stored adapter as a new stock PEFT folder.
 
     `base_model_name_or_path` is set to the hub id of the base where it has one, and to its name otherwise, since a
     path on this machine means nothing elsewhere. The card stays in the library: it may name private files. ARD-LoRA,
-    which stock PEFT does not know, is written as the plain LoRA that it equals.
+    which stock PEFT does not know, is written as the plain LoRA that it equals. Rank and alpha patterns whose meaning
+    depends on the order of their keys are written with full names.
+
+    Args:
+        folder: Where the adapter is stored.
+        card: Its card.
+        out: The new folder.
+        prove: Is given the finished folder before it takes the place of `out`, and raises if it is not right.
 
     Raises:
         InputError: `out` exists and is not empty.
@@ -69,13 +80,17 @@ def export_peft(folder: Path, card: "AdapterCard", out: Path) -> Path:
         if card.method == "ard_lora":
             _write_as_lora(folder, stage)
         try:
-            config = json.loads((stage / CONFIG_NAME).read_text(encoding="utf-8"))
-        except ValueError:
-            raise LibraryError(f"The stored {str(folder / CONFIG_NAME)!r} is damaged: it is not JSON.") from None
+            files = inspect_adapter(stage)
+        except FileFormatError as error:
+            raise LibraryError(f"The files stored in {str(folder)!r} are damaged: {error}") from None
+        config = dict(files.config)
         kind, _, place = card.base.source.partition(":")
+        for field in () if config.get("target_parameters") else files.ordered_patterns:
+            config[field] = exact_patterns(config[field], files.ranks or files.modules)
         config["base_model_name_or_path"] = place if kind == "hub" else card.base.name
         config["revision"] = card.base.revision if kind == "hub" else None
-        (stage / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (stage / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        prove(stage)
     return out
 
 
