@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -182,6 +184,55 @@ def test_a_schema_that_cannot_be_used_is_refused(schema, message, constraints):
         constraints.compile(schema)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 300
+
+
+def test_a_schema_that_takes_too_long_is_refused_in_time_and_others_go_on(tiny_tokenizer):
+    constraints = Constraints(tiny_tokenizer)
+    slow = {"allOf": [{"type": "string", "pattern": f"[a-z]+{number}"} for number in range(40)]}
+    began, gaps = time.monotonic(), []
+    ended = threading.Event()
+
+    def watch():
+        last = time.monotonic()
+        while not ended.wait(0.01):
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with pytest.raises(InputError, match="takes longer than 3 s"):
+        constraints.compile(slow)
+    first = time.monotonic() - began
+    ended.set()
+    watching.join()
+    assert first < 30.0
+    assert max(gaps) < 1.5  # other threads went on
+    again = time.monotonic()
+    with pytest.raises(InputError, match="takes longer than 3 s"):
+        constraints.compile(slow)
+    assert time.monotonic() - again < 1.0  # it is remembered
+    follow(constraints.compile(Line.model_json_schema()), tiny_tokenizer, '{"text": "a", "weight": 1}')
+    grammar = "start: /" + "&".join(f"(?P<x>[a-z]+{number})" for number in range(3)) + "/"
+    with pytest.raises(InputError):
+        constraints.compile_grammar(grammar)
+    constraints.close()
+
+
+@pytest.mark.parametrize("length", [10**6, 10**9])
+def test_a_huge_limit_of_length_costs_no_more_than_a_small_one(length, constraints, tiny_tokenizer):
+    began = time.monotonic()
+    schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": length}}, "required": ["a"]}
+    matcher = constraints.compile(schema)
+    follow(matcher, tiny_tokenizer, '{"a": "' + "hello " * 200)
+    assert time.monotonic() - began < 20.0
+
+
+def test_a_schema_that_is_too_large_is_refused_before_it_is_compiled(constraints):
+    began = time.monotonic()
+    schema = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(10_000)}}
+    with pytest.raises(InputError, match=r"more than 131,072 bytes"):
+        constraints.compile(schema)
+    assert time.monotonic() - began < 5.0
 
 
 def test_a_schema_nested_too_deeply_is_refused(constraints):

@@ -1,7 +1,8 @@
 """Keeps an answer to a JSON schema or a grammar, with llguidance: which tokens may come next, at every step.
 
-The tokenizer is read once, a schema or grammar is compiled once; each answer then has its own cheap matcher. Knows
-nothing about how tokens are chosen, nor about models.
+The tokenizer is read once, a schema or grammar is compiled once; each answer then has its own cheap matcher. One that
+is too large, or takes too long to compile, is refused, and what it costs at a step is bounded. Knows nothing about how
+tokens are chosen, nor about models.
 """
 
 import json
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import InputError, MissingExtraError
+from haori.serve.grammar_trial import GrammarTrial
 from haori.serve.request import Sampling
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Constraints", "Matcher", "json_rule"]
 
 _COMPILED_SCHEMAS = 64
+_LARGEST_BYTES = 128 << 10
+_LEXER_STATES = 100_000  # one or two kilobytes each
 _SPACE = r"[ \n\t]{1,32}"
 """Between the parts of the JSON: enough to indent it, and an end, for a model might go on with spaces for ever."""
 
@@ -38,17 +42,19 @@ class Constraints:
         self._vocabulary = vocabulary or len(tokenizer)
         self._stop_tokens = sorted(stop_tokens) or [tokenizer.eos_token_id]
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[tuple[str, bool], LLMatcher] = OrderedDict()
+        self._trial = GrammarTrial()
+        self._compiled: OrderedDict[tuple[str, bool], LLMatcher | str] = OrderedDict()  # or why it is refused
 
     def compile(self, schema: dict[str, Any]) -> "Matcher":
         """Return a fresh matcher for answers that fit the schema; an empty schema allows any object.
 
-        The first call reads the tokenizer, which takes about half a second.
+        The first call reads the tokenizer if `read_tokenizer` has not.
 
         Raises:
-            InputError: The schema is no JSON schema, asks for what cannot be kept to, or fits nothing; or the
-                tokenizer is of a kind that cannot be constrained.
+            InputError: The schema is no JSON schema, asks for what cannot be kept to, fits nothing, is too large or
+                takes too long; or the tokenizer is of a kind that cannot be constrained.
             MissingExtraError: llguidance is not installed.
         """
         try:
@@ -62,8 +68,8 @@ class Constraints:
         """Return a fresh matcher for answers that fit a grammar in llguidance's form of Lark.
 
         Raises:
-            InputError: It is no such grammar, or fits nothing; or the tokenizer is of a kind that cannot be
-                constrained.
+            InputError: It is no such grammar, fits nothing, is too large or takes too long; or the tokenizer is of a
+                kind that cannot be constrained.
             MissingExtraError: llguidance is not installed.
         """
         return self._matcher(grammar, is_schema=False)
@@ -80,14 +86,40 @@ class Constraints:
         return self.compile(sampling.json_schema or {})
 
     def _matcher(self, text: str, *, is_schema: bool) -> "Matcher":
+        if len(text.encode(errors="surrogatepass")) > _LARGEST_BYTES:
+            raise InputError(
+                f"The {_what(is_schema)} has more than {_LARGEST_BYTES:,} bytes, which is as many as are compiled; "
+                "make it smaller."
+            )
         key = text, is_schema
         with self._lock:
-            if key not in self._compiled:
-                self._compiled[key] = _compiled(self._read_tokenizer(), text, is_schema=is_schema)
-                if len(self._compiled) > _COMPILED_SCHEMAS:
-                    self._compiled.popitem(last=False)
+            found = self._compiled.get(key)
+        if found is None:
+            with self._reading:
+                tokenizer = self._read_tokenizer()
+            found = _compiled(tokenizer, text, self._trial, is_schema=is_schema)
+        with self._lock:
+            self._compiled[key] = found
             self._compiled.move_to_end(key)
-            return Matcher(self._compiled[key].deep_copy(), self._vocabulary)
+            if len(self._compiled) > _COMPILED_SCHEMAS:
+                self._compiled.popitem(last=False)
+        if isinstance(found, str):
+            raise InputError(found)
+        return Matcher(found.deep_copy(), self._vocabulary)
+
+    def read_tokenizer(self) -> None:
+        """Read the tokenizer now. That takes a second, in which Python can do nothing else for half of it.
+
+        Raises:
+            InputError: It is of a kind that cannot be constrained.
+            MissingExtraError: llguidance is not installed.
+        """
+        with self._reading:
+            self._read_tokenizer()
+
+    def close(self) -> None:
+        """End the process that schemas and grammars are tried in."""
+        self._trial.close()
 
     def _read_tokenizer(self) -> "LLTokenizer":
         if self._tokenizer is None:
@@ -167,11 +199,18 @@ def json_rule(schema: Mapping[str, Any]) -> str:
             from error  # fmt: skip
 
 
-def _compiled(tokenizer: "LLTokenizer", text: str, *, is_schema: bool) -> "LLMatcher":
-    """Compile a schema or grammar and take a first step on trial, for some that fit nothing are only then found out."""
-    from llguidance import LLMatcher
+def _what(is_schema: bool) -> str:
+    return "JSON schema" if is_schema else "grammar"
 
-    what, instead = ("JSON schema", "a schema") if is_schema else ("grammar", "a grammar")
+
+def _compiled(tokenizer: "LLTokenizer", text: str, trial: GrammarTrial, *, is_schema: bool) -> "LLMatcher | str":
+    """Compile a schema or grammar, or say why not.
+
+    A first step is taken, for of some that fit nothing that is only then found out.
+    """
+    from llguidance import LLMatcher, LLParserLimits
+
+    what = _what(is_schema)
     try:
         # A schema may carry options of its own, of which one silently drops what is not supported.
         grammar = (
@@ -179,14 +218,19 @@ def _compiled(tokenizer: "LLTokenizer", text: str, *, is_schema: bool) -> "LLMat
             if is_schema
             else LLMatcher.grammar_from_lark(text)
         )
-        matcher = LLMatcher(tokenizer, grammar, log_level=0)
-        trial = matcher.deep_copy()
-        trial.compute_bitmask()
-        problem = _first_line(trial.get_error()) if trial.is_error() else ""
+        if not trial.ends(grammar):
+            return (
+                f"This {what} takes longer than {trial.longest_s:g} s to compile, or too much memory; make it simpler: "
+                "fewer patterns, alternatives and parts joined by 'allOf'."
+            )
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(max_lexer_states=_LEXER_STATES))
+        first = matcher.deep_copy()
+        first.compute_bitmask()
+        problem = _first_line(first.get_error()) if first.is_error() else ""
     except ValueError as error:
         problem = _first_line(error)
     if problem:
-        raise InputError(f"This {what} cannot be used ({problem}); change it, or ask without {instead}.")
+        return f"This {what} cannot be used ({problem}); change it, or ask without one."
     return matcher
 
 

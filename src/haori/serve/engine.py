@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from haori.core.errors import InputError, OverloadedError, UnavailableError
+from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.serve.adapter_check import CheckAdapter
 from haori.serve.adapter_tiers import AdapterTiers, PinnedAdapters, ReadAdapter
 from haori.serve.prompt_check import check_prompt
+from haori.serve.queue_share import check_share
 from haori.serve.request import AdapterMix, Deliver, Sampling, TextRequest
 from haori.serve.runner import Runner
 from haori.serve.sampling import Constraint, SamplerState
@@ -148,11 +149,9 @@ class TextEngine:
             if request.id in self._known:
                 raise InputError(f"A request {request.id!r} is under way already; choose another id.")
             waiting = len(self._known) - self._status.running
-            if waiting >= self.limits.waiting:
-                raise OverloadedError(
-                    f"{waiting} requests are waiting, which is as many as may (--max-queue); try again later.",
-                    retry_after_s=max(1.0, round(waiting / max(self.limits.running, 1))),
-                )
+            own = sum(s.request.owner == request.owner and s.place is None for s in self._known.values())
+            again = max(1.0, round(waiting / max(self.limits.running, 1)))
+            check_share(request.owner, own, waiting, self.limits.waiting, retry_after_s=again, why="--max-queue")
             self._known[request.id] = sequence
             self._arrived.append(sequence)
             self._woken = True
@@ -184,16 +183,26 @@ class TextEngine:
             self._condition.notify_all()
         self._thread.join()
         self._tiers.close()
+        if self._constraints is not None:
+            self._constraints.close()
+
+    def prepare_constraints(self) -> None:
+        """Read the tokenizer for schemas and grammars before one is asked for, as running answers would notice it."""
+        with suppress(HaoriError):  # said to whoever asks for one
+            self._constraints_made().read_tokenizer()
 
     def _constraint(self, sampling: Sampling) -> Constraint | None:
         if sampling.json_schema is None and sampling.grammar is None:
             return None
+        return self._constraints_made().of(sampling)
+
+    def _constraints_made(self) -> "Constraints":
         from haori.serve.constraints import Constraints
 
         with self._constraints_lock:
             if self._constraints is None:
                 self._constraints = Constraints(self.tokenizer, self.vocabulary, self.stop_tokens)
-        return self._constraints.of(sampling)
+            return self._constraints
 
     def _wake(self) -> None:
         with self._condition:

@@ -7,8 +7,10 @@ model's logits for the short probe are remembered: the next start reads the weig
 takes transformers several seconds, and is measured by the same logits.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -119,12 +121,15 @@ def open_engine(
     def read(adapter: str) -> AdapterWeights:
         return read_adapter_weights(files_of(adapter), opened.tensors, adapter=adapter, dtype=opened.dtype)
 
-    return TextEngine(
+    engine = TextEngine(
         base, tokenizer, opened.runner, read,
         stop_tokens=frozenset(stop_tokens(opened.end_tokens, tokenizer)), limits=limits,
         vocabulary=opened.vocabulary, pinned=pinned,
         check_adapter=adapter_check(opened.tensors, opened.runner.bank, opened.dtype, limits.adapter_bytes),
     )  # fmt: skip
+    if find_spec("llguidance") is not None:
+        threading.Thread(target=engine.prepare_constraints, name="haori-constraints", daemon=True).start()
+    return engine
 
 
 def open_runner(base: "Base", limits: EngineLimits, *, weights: str = "auto", cache_bytes: int) -> OpenedRunner:

@@ -88,8 +88,11 @@ class Answers:
         """
         self._note.model = self._question.model
         caller.check(self._question.model, self._backend.engine.base.name)
-        loop = asyncio.get_running_loop()
-        job = loop.run_in_executor(self._service.preparation, self._submit, caller)
+        sampling = self._question.sampling
+        job = self._service.preparation.run(
+            caller.owner, lambda: self._submit(caller),
+            compiles=sampling.json_schema is not None or sampling.grammar is not None,
+        )  # fmt: skip
         try:
             await asyncio.shield(job)
         except asyncio.CancelledError:
@@ -134,13 +137,14 @@ class Answers:
             self._note.finish = self._note.finish or "cancelled"
 
     def _submit(self, caller: Caller) -> None:
-        """Run on the preparing thread."""
+        """Run on a preparing thread."""
         question, engine = self._question, self._backend.engine
         resolved = self._backend.directory.resolve(question.model)
         caller.check_resolved(question.model, engine.base.name, resolved)
         self._note.serves = resolved.label
         self._note.adapters = tuple(dict.fromkeys(identity for identity, _ in resolved.mix))
-        prompts = question.prompts(engine.tokenizer)
+        with self._service.preparation.tokenizing:
+            prompts = question.prompts(engine.tokenizer)
         self._check(prompts)
         self.prompt_tokens = sum(len(prompt) for prompt in prompts)
         self._note.prompt_tokens = self.prompt_tokens

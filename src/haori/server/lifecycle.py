@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from starlette.requests import Request
@@ -15,6 +14,7 @@ from haori.server.contracts import Backend
 from haori.server.errors import ApiError
 from haori.server.mailroom import Mailroom
 from haori.server.metrics import Meters
+from haori.server.preparation import Preparation
 from haori.server.settings import ServerSettings
 
 __all__ = ["Service", "service_of"]
@@ -35,7 +35,7 @@ class Service:
         state: Where the server is in its life.
         failure: Why loading failed, if it did.
         mail: Brings pieces of answers from the engine's thread; there once the app runs.
-        preparation: The one thread that renders, tokenises and submits, as tokenizers are not made to be shared.
+        preparation: The threads that render, tokenise, compile and submit.
     """
 
     mail: Mailroom
@@ -46,7 +46,7 @@ class Service:
         self.log = log
         self.state: State = "loading"
         self.failure: HaoriError | None = None
-        self.preparation = ThreadPoolExecutor(1, thread_name_prefix="haori-prepare")
+        self.preparation = Preparation(settings.max_preparing)
         self._backend: Backend | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -103,8 +103,8 @@ class Service:
         with self._lock:
             self.state = "draining"
             backend = self._backend
-        # What the preparing thread has begun is submitted before the engine is asked to run empty.
-        self.preparation.submit(lambda: None).result()
+        # What the preparing threads have begun is submitted before the engine is asked to run empty.
+        self.preparation.drain()
         return backend is None or backend.engine.drain(self.settings.drain_s)
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class Service:
             return
         if backend is not None:
             backend.engine.close()
-        self.preparation.shutdown(wait=False, cancel_futures=True)
+        self.preparation.close()
 
     def open_mail(self) -> None:
         """Prepare to carry answers to the running event loop."""

@@ -23,6 +23,7 @@ class ServerSettings(Record):
     max_prompts: int = Field(default=64, ge=1, description="Prompts in one completion request, or texts to embed.")
     max_answers: int = Field(default=128, ge=1, description="Prompts times `n`.")
     max_batch: int = Field(default=32, ge=1, description="Requests that run at once, as `/metrics` reports it.")
+    max_preparing: int = Field(default=1024, ge=1, description="Requests that wait to be rendered and tokenised.")
     drain_s: float = Field(default=30.0, ge=0.0, description="Longest wait for running requests at the end.")
     metered_adapters: int = Field(default=200, ge=0, description="Adapters with series of their own in `/metrics`.")
 

@@ -18,6 +18,7 @@ from haori.serve.prompt_check import check_prompt
 from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
 from haori.serve.ray.scale import Scale
 from haori.serve.ray.watch import ReplicaWatch
+from haori.serve.queue_share import check_share
 from haori.serve.request import AdapterMix, Deliver, Delta, Sampling, TextRequest
 
 if TYPE_CHECKING:
@@ -152,11 +153,9 @@ class RayEngine:
                 raise UnavailableError(_GONE)
             room = self._limits.running * max(len(self._watch.latest), self._scale.fewest)
             waiting = len(self._calls) - room
-            if waiting >= self._limits.waiting:
-                raise OverloadedError(
-                    f"{waiting} requests are waiting, which is as many as may (--max-queue); try again later.",
-                    retry_after_s=max(1.0, round(waiting / room)),
-                )
+            own = min(waiting, sum(call.request.owner == request.owner for call in self._calls.values()))
+            again = max(1.0, round(waiting / room))
+            check_share(request.owner, own, waiting, self._limits.waiting, retry_after_s=again, why="--max-queue")
             if request.id in self._calls:
                 raise InputError(f"A request {request.id!r} is under way already; choose another id.")
             self._calls[request.id] = call
@@ -199,6 +198,8 @@ class RayEngine:
         if not closing:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+        if self._constraints is not None:
+            self._constraints.close()
 
     async def _ask_to_check(self, files: "AdapterFiles", adapter: str) -> HaoriError | None:
         refusal: HaoriError | None = await self._handle.options(stream=False, method_name="check_adapter").remote(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.serve.fair_queue import FairQueue, Place
+from haori.serve.queue_share import check_share
 from haori.serve.request import AdapterMix, Deliver, Fault, Finish, TextRequest
 from haori.serve.scheduler import EngineLimits
 from haori.serve.unforeseen import unforeseen
@@ -154,11 +155,9 @@ class VllmEngine:
             if request.id in self._jobs:
                 raise InputError(f"A request {request.id!r} is under way already; choose another id.")
             waiting = sum(other.task is None for other in self._jobs.values())
-            if waiting >= self.limits.waiting:
-                raise OverloadedError(
-                    f"{waiting} requests are waiting, which is as many as may (--max-queue); try again later.",
-                    retry_after_s=max(1.0, round(waiting / max(self.limits.running, 1))),
-                )
+            own = sum(j.request.owner == request.owner and j.task is None for j in self._jobs.values())
+            again = max(1.0, round(waiting / max(self.limits.running, 1)))
+            check_share(request.owner, own, waiting, self.limits.waiting, retry_after_s=again, why="--max-queue")
             self._jobs[request.id] = job
         self._loop.call(self._add, job)
 

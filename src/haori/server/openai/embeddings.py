@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 
 from haori.serve.request import Delta
 from haori.server.access import caller_of
@@ -60,13 +59,13 @@ async def embeddings(asked: EmbeddingRequest, request: Request) -> EmbeddingRepl
     if not 0 < len(asked.texts) <= limit or not all(asked.texts):
         message = f"'input' has {len(asked.texts)} texts; one request has 1 to {limit}, none of them empty."
         raise ApiError(400, message, param="input", code="invalid_value")
-    resolved = await run_in_threadpool(backend.directory.resolve, asked.model)
+    prepare = service.preparation.run
+    resolved = await prepare(caller.owner, lambda: backend.directory.resolve(asked.model))
     caller.check_resolved(asked.model, service.base.name, resolved)
     note = note_of(request.scope)
     note.serves, note.adapters = resolved.label, tuple(identity for identity, _ in resolved.mix)
     meter = service.meters.begin(resolved.names, 0)
-    loop = asyncio.get_running_loop()
-    future = await loop.run_in_executor(service.preparation, embedder.embed, asked.texts, resolved.mix)
+    future = await prepare(caller.owner, lambda: embedder.embed(asked.texts, resolved.mix))
     embedded = await until_disconnect(_result(future), request.receive)
     counts = embedded.tokens
     service.meters.prompt_tokens.inc(sum(counts))
