@@ -36,7 +36,9 @@ def test_one_owner_never_takes_all_and_nobodys_requests_may():
     assert max(crowd.values()) - min(crowd.values()) <= 1
     assert places("new", 0, sum(crowd.values()), 512) is None
     assert "API key" in places("a", crowd["a"], sum(crowd.values()), 512)
-    assert places("", 0, 512, 512) == "512 requests are waiting, which is as many as may (--max-queue); try again later."
+    assert (
+        places("", 0, 512, 512) == "512 requests are waiting, which is as many as may (--max-queue); try again later."
+    )
 
 
 def test_a_flood_is_refused_and_threads_stay_few():

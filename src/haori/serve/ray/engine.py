@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.serve.prompt_check import check_prompt
+from haori.serve.queue_share import check_share
 from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
 from haori.serve.ray.scale import Scale
 from haori.serve.ray.watch import ReplicaWatch
-from haori.serve.queue_share import check_share
 from haori.serve.request import AdapterMix, Deliver, Delta, Sampling, TextRequest
 
 if TYPE_CHECKING:
