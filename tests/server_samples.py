@@ -156,6 +156,7 @@ class Found:
     mix: AdapterMix
     label: str
     names: Sequence[str]
+    full_names: Sequence[Sequence[str]] = ()
 
 
 @dataclass
@@ -188,7 +189,8 @@ class SmallDirectory:
             mix = tuple((f"sha256:{name}", float(strength or 1)) for name, _, strength in parts)
         except ValueError:
             raise InputError(f"{model[:80]!r} is no blend.") from None
-        return Found(mix, model, tuple(name.partition("@")[0] for name, _, _ in parts))
+        names = tuple(name for name, _, _ in parts)
+        return Found(mix, model, tuple(name.partition("@")[0] for name in names), tuple((name,) for name in names))
 
     def entries(self) -> list[Entry]:
         adapters = [Entry(name, root=Path("/library") / name, adapter=f"sha256:{name}") for name in self.names]

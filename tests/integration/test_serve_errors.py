@@ -23,6 +23,14 @@ def http(tiny_tokenizer, tmp_path_factory):
         yield client
 
 
+def tool(name, **more):
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+def call(arguments):
+    return {"id": "c", "type": "function", "function": {"name": "a", "arguments": arguments}}
+
+
 def error_of(reply, status):
     assert reply.status_code == status, reply.text
     assert reply.headers["x-request-id"]
@@ -37,8 +45,18 @@ def error_of(reply, status):
     [
         ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
         ({"zzz": None}, "zzz", "no field"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-        ({"tool_choice": "required"}, "tool_choice", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "missing"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "web_search"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "a b"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "params": {}}}]}, "tools[0].function.params",
+         "did you mean 'parameters'"),
+        ({"tools": [tool("a", parameters={"type": "array"})]}, "tools", "'object'"),
+        ({"tools": [tool("a"), tool("a")]}, "tools", "twice"),
+        ({"tool_choice": "required"}, "tool_choice", "no 'tools'"),
+        ({"tool_choice": "always", "tools": [tool("a")]}, "tool_choice", "'always'"),
+        ({"tool_choice": {"type": "function", "function": {"name": "b"}}, "tools": [tool("a")]}, "tool_choice",
+         "among the tools: a"),
+        ({"tool_choice": {"type": "function"}, "tools": [tool("a")]}, "tool_choice.function", "missing"),
         ({"functions": [{}]}, "functions", "not supported"),
         ({"audio": {"voice": "x"}}, "audio", "not supported"),
         ({"modalities": ["audio"]}, "modalities", "not supported"),
@@ -70,12 +88,23 @@ def error_of(reply, status):
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema", "missing"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hello"}, "messages", "hello"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'tool'"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role", "'critic'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "missing"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "messages[0].tool_call_id",
+         "no call before it"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages[0].tool_call_id",
+         "not supported"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [call("{}")]}]}, "messages[0].tool_calls",
+         "assistant's"),
+        ({"messages": [*HELLO, {"role": "assistant", "tool_calls": [call("[1]")]}]},
+         "messages[1].tool_calls[0].function.arguments", "JSON of an object"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": None, "tool_calls": []}]}, "messages[1].content",
+         "None"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "None"),
         ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name", "not supported"),
-        ({"messages": [*HELLO, {"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[1].tool_calls",
-         "not supported"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
+         "messages[1].tool_calls[0].id", "missing"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
          "messages[0].content[0].image_url", "not supported"),
         ({"model": ""}, "model", "at least 1"),
@@ -92,6 +121,8 @@ def test_a_field_that_cannot_be_used_is_named(http, asked, param, words):
 @pytest.mark.parametrize(
     "asked",
     [
+        {"tools": [tool("a")], "tool_choice": "none"},
+        {"tools": [tool("a", parameters=None, strict=None)], "tool_choice": "auto"},
         {"tools": None, "tool_choice": "none", "functions": [], "audio": None, "modalities": ["text"]},
         {"temperature": None, "stop": None, "n": None, "stream": None, "logit_bias": None, "response_format": None},
         {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prompt_cache_key": "k",
@@ -198,6 +229,7 @@ FIELDS = st.sampled_from(
         "logit_bias",
         "response_format",
         "tools",
+        "tool_choice",
         "seed",
         "stream_options",
         "x",

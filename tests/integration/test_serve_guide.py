@@ -14,6 +14,7 @@ from haori.library import import_adapter
 from tests.encoder_models import build_tiny_encoder
 from tests.integration.test_serve_embeddings import serving
 from tests.library_samples import stock_lora
+from tests.tool_bases import build_tool_base
 
 PAGE = (Path(__file__).parents[2] / "docs/guide/serving.md").read_text("utf-8")
 ADDRESS = "http://127.0.0.1:8000"
@@ -72,6 +73,14 @@ def test_the_calls_of_the_guide(title, said, desk):
 def test_the_python_of_the_guide(desk):
     home, url = desk
     assert run([sys.executable], section("Call", "python").replace(ADDRESS, url), home).strip()
+
+
+def test_the_tools_of_the_guide(tmp_path, haori_home):
+    folder = build_tool_base(tmp_path / "base", "hermes")
+    import_adapter(stock_lora(folder, tmp_path / "adapter"), find_base(str(folder)), name="support")
+    with serving(tmp_path / "log", "--base", folder) as (_, url, _command):
+        printed = run([sys.executable], section("Tools", "python").replace(ADDRESS, url), haori_home)
+    assert re.match(r"order_status \{'order': ['\"].{0,32}['\"]\}\n", printed), printed
 
 
 def test_the_commands_of_the_guide(desk, tmp_path):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from haori.data.show import report_table, sample_panels
     from haori.data.template import RenderedRow, render_prompt, render_row, template_hash, template_of
     from haori.data.text import TextData, check_text, load_text
+    from haori.data.tool_prompt import render_tool_prompt
 
 _HOMES = {
     "Conversation": "conversation",
@@ -30,6 +31,7 @@ _HOMES = {
     "read_conversations": "reading",
     "render_prompt": "template",
     "render_row": "template",
+    "render_tool_prompt": "tool_prompt",
     "report_table": "show",
     "sample_panels": "show",
     "template_hash": "template",
@@ -50,6 +52,7 @@ __all__ = [
     "read_conversations",
     "render_prompt",
     "render_row",
+    "render_tool_prompt",
     "report_table",
     "sample_panels",
     "template_hash",

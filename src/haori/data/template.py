@@ -11,7 +11,7 @@ gets `PLAIN_TEMPLATE`. Knows nothing about files, datasets or models.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from haori.core.errors import DataError
@@ -26,7 +26,9 @@ __all__ = [
     "IGNORED",
     "PLAIN_TEMPLATE",
     "RenderedRow",
+    "apply_template",
     "count_trained",
+    "encode_prompt",
     "render_prompt",
     "render_row",
     "special_texts",
@@ -218,14 +220,31 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase", rest: str) -> str:
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, generate: bool) -> str:
+    return apply_template(tokenizer, _plain(tokenizer, template_of(tokenizer), messages), generate=generate)
+
+
+def apply_template(
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    generate: bool = True,
+) -> str:
+    """Return the text of turns, which may have more parts than `Message` has; a template ignores what it does not know.
+
+    Raises:
+        DataError: The template refuses them.
+    """
     template = template_of(tokenizer)
-    plain = _plain(tokenizer, template, messages)
     if tokenizer.chat_template is None and tokenizer.eos_token is None:
         raise DataError("The tokenizer has neither a chat template nor an end-of-sequence token; use another base.")
     try:
         return str(
-            tokenizer.apply_chat_template(plain, chat_template=template, tokenize=False, add_generation_prompt=generate)
-        )
+            tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns], tools=[dict(tool) for tool in tools] or None,
+                chat_template=template, tokenize=False, add_generation_prompt=generate,
+            )
+        )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
         raise DataError(f"The chat template of this base refuses the conversation: {error}") from None
 
@@ -263,6 +282,11 @@ def _generation_blocks(tokenizer: "PreTrainedTokenizerBase", row: Conversation) 
     except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
         raise DataError(f"{row.origin}: the chat template of this base refuses the conversation: {error}") from None
     return texts[0], [(int(start), int(end)) for start, end in blocks[0]]
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return the ids of a text that a template wrote."""
+    return _encode(tokenizer, text)
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -36,11 +36,13 @@ class Resolved:
         mix: Content ids and strengths; the same adapter in two places counts once, with the sum.
         label: The same with full names, such as `support@2` or `support@2:0.4+poet@1:0.6`.
         names: The name of each adapter asked for, without version; the base's for the base. Of an id, its first name.
+        full_names: Of each adapter asked for, also at strength 0, every name that it has, in full; none for the base.
     """
 
     mix: AdapterMix
     label: str
     names: tuple[str, ...]
+    full_names: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,12 @@ class AdapterDirectory:
             check_strength(spec, strengths[meaning.adapter])
         mix = tuple(sorted((adapter, strength) for adapter, strength in strengths.items() if strength))
         if not mix:
-            return Resolved(BASE, self.base_names[0], tuple(names))
-        if len(mix) == 1 and mix[0][1] == 1.0:
-            return Resolved(mix, found[mix[0][0]].full, tuple(names))
-        label = "+".join(f"{found[adapter].full}:{strengths[adapter]:g}" for adapter in found if strengths[adapter])
-        return Resolved(mix, label, tuple(names))
+            label = self.base_names[0]
+        elif len(mix) == 1 and mix[0][1] == 1.0:
+            label = found[mix[0][0]].full
+        else:
+            label = "+".join(f"{found[name].full}:{strengths[name]:g}" for name in found if strengths[name])
+        return Resolved(mix, label, tuple(names), tuple(view.full_names[adapter] for adapter in found))
 
     def check_adapters(self, models: Iterable[str]) -> None:
         """Refuse names that mean no adapter now.

@@ -24,9 +24,18 @@ _UNWATCHED_S = 1.0
 
 
 class View(NamedTuple):
-    """What was there at one moment: names, content ids of the library, registered names, and the files' stamp."""
+    """What was there at one moment.
+
+    Attributes:
+        names: The library's.
+        full_names: Every name that an adapter can be asked for by, in full, by content id.
+        ids: Content ids of the library.
+        registered: What each registered name stands for.
+        stamp: Changes with the files.
+    """
 
     names: Names
+    full_names: Mapping[str, tuple[str, ...]]
     ids: frozenset[str]
     registered: Mapping[str, Registered]
     stamp: object
@@ -70,7 +79,7 @@ class LibraryWatch:
                 for name, entry in self._file.read().items()
                 if (entry.adapter in ids if entry.stamp is None else is_inside(entry.folder, self._roots))
             }
-            self._latest = View(names, ids, registered, stamp)
+            self._latest = View(names, _full_names(names, registered), ids, registered, stamp)
             return self._latest
 
     def _current(self) -> View | None:
@@ -101,6 +110,15 @@ class LibraryWatch:
     def _mend(self) -> None:
         with suppress(HaoriError):
             self._library.names()
+
+
+def _full_names(names: Names, registered: Mapping[str, Registered]) -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for row in names.rows:
+        found[row.adapter] = (*found.get(row.adapter, ()), f"{row.name}@{row.version}")
+    for name, entry in registered.items():
+        found[entry.adapter] = (*found.get(entry.adapter, ()), name)
+    return found
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from haori.core.errors import InputError
+from haori.core.errors import InputError, LibraryError, MismatchError
 from haori.serve.blend import parse_blend
-from haori.server.contracts import Resolved
+from haori.server.contracts import Directory, Resolved
 from haori.server.errors import ApiError
 from haori.server.keys import ApiKey, KeyStore
 
@@ -51,16 +51,31 @@ class Caller:
             if not self.may_use(name):
                 raise self._refusal(name)
 
-    def check_resolved(self, model: str, base: str, resolved: Resolved) -> None:
-        """Check what a model name turned out to mean: digits of an id could stand for any adapter.
+    def resolve(self, directory: Directory, model: str, base: str) -> Resolved:
+        """Say what a model name means, if they may use every adapter in it.
+
+        A part must be allowed as it was asked for, and the adapter that it means by one of its own names: digits of an
+        id could stand for any adapter, and a bare name for any version.
 
         Raises:
-            ApiError: An adapter that was not asked for by its name is not allowed (403).
+            ApiError: They may not use it (403), or it means nothing (404).
+            HaoriError: The directory refuses it.
         """
-        if self.key is not None and model != base:
-            asked = {name.partition("@")[0] for name in part_names(model, base)}
-            if not all(self.may_use(name) for name in resolved.names if name not in asked):
+        self.check(model, base)
+        try:
+            resolved = directory.resolve(model)
+        except (LibraryError, MismatchError) as error:
+            if self.key is None or "*" in self.key.adapters:
+                raise
+            # The directory's sentence may name adapters that this key is not to know of.
+            message = (
+                f"There is no adapter {model[:120]!r} that this API key may use; /v1/models lists what it may use."
+            )
+            raise ApiError(404, message, code="model_not_found", param="model") from error
+        for names in resolved.full_names:
+            if not any(self.may_use(name) for name in names):
                 raise self._refusal(model)
+        return resolved
 
     def _refusal(self, name: str) -> ApiError:
         assert self.key is not None

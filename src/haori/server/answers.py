@@ -139,8 +139,7 @@ class Answers:
     def _submit(self, caller: Caller) -> None:
         """Run on a preparing thread."""
         question, engine = self._question, self._backend.engine
-        resolved = self._backend.directory.resolve(question.model)
-        caller.check_resolved(question.model, engine.base.name, resolved)
+        resolved = caller.resolve(self._backend.directory, question.model, engine.base.name)
         self._note.serves = resolved.label
         self._note.adapters = tuple(dict.fromkeys(identity for identity, _ in resolved.mix))
         with self._service.preparation.tokenizing:

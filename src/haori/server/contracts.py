@@ -120,6 +120,10 @@ class Resolved(Protocol):
     def names(self) -> Sequence[str]:
         """The name of each adapter, or the base's, without version; an id's is one of its adapter's."""
 
+    @property
+    def full_names(self) -> Sequence[Sequence[str]]:
+        """Of each adapter asked for, every name that it has, in full; none for the base."""
+
 
 class ModelEntry(Protocol):
     """One line of `/v1/models`."""

@@ -39,7 +39,7 @@ _SENTENCES = {
     405: "This address does not answer this method.",
 }
 _UNION_TAGS = frozenset({"str", "int", "float", "bool", "dict", "list"})
-_FIELD = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_FIELD = re.compile(r"[a-z_][a-zA-Z0-9_]*")  # classes among a union's alternatives begin with a capital
 # An absolute path in quotation marks, and its last part.
 _QUOTED_PATH = re.compile(
     r"""(?P<mark>['"])(?:/|[A-Za-z]:[/\\])(?:(?!(?P=mark)).)*?(?P<name>(?:(?!(?P=mark))[^/\\\n])+)[/\\]*(?P=mark)"""
@@ -160,7 +160,7 @@ def describe_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | 
     place = _place(problem["loc"])
     if problem["type"] == "json_invalid":
         return f"The body is not JSON: {context.get('error', 'it cannot be read')}.", None, None
-    if problem["type"] in {"unknown_field", "unsupported_field", "invalid_text"}:
+    if problem["type"] in {"unknown_field", "unsupported_field", "invalid_text", "misplaced_field"}:
         name = ".".join(filter(None, (place, str(context["name"]))))
         return str(problem["msg"]).replace("{place}", name), name, problem["type"]
     if place is None and problem["type"] in _NO_OBJECT:

@@ -1,53 +1,26 @@
 """`/v1/chat/completions`: conversations, rendered with the base's own chat template."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
 
-from haori.data import Message, render_prompt
-from haori.serve.request import Delta
-from haori.server.answers import Answer, Answers, Question
+from haori.server.answers import Question
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
 from haori.server.openai.asked import Asked, SamplingFields
-from haori.server.openai.replies import ChatChoice, ChatMessageReply, ChatReply, Usage, usage_of
-from haori.server.openai.replying import ERRORS, Heading, choices_of, finish_of, heading, reply
+from haori.server.openai.chat_form import ChatForm
+from haori.server.openai.chat_messages import ChatMessage, turns_of
+from haori.server.openai.replies import ChatReply
+from haori.server.openai.replying import ERRORS, choices_of, heading, reply
 from haori.server.openai.token_texts import TokenTexts
+from haori.server.openai.tools import CallPlan, FunctionChoice, FunctionTool, ToolUse, prompt_of
 
 __all__ = ["ChatRequest", "router"]
 
 router = APIRouter()
-
-
-class TextPart(Asked):
-    """A piece of a message."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "image_url": (), "input_audio": (), "video_url": (), "file": (), "refusal": (), "prompt_cache_breakpoint": (),
-    }  # fmt: skip
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Asked):
-    """One turn."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "name": (), "tool_calls": (), "tool_call_id": (), "function_call": (), "audio": (), "refusal": (),
-        "annotations": (), "reasoning_content": (), "reasoning": (),
-    }  # fmt: skip
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] = Field(description="Text, whole or in parts; nothing else is supported.")
-
-    def plain(self) -> Message:
-        """Return the turn with its parts joined."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
 class TextFormat(Asked):
@@ -86,7 +59,7 @@ class ChatRequest(SamplingFields):
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "audio": (), "function_call": ("auto",), "functions": (), "modalities": (["text"],), "moderation": (),
-        "prediction": (), "prompt_cache_options": (), "reasoning_effort": (), "tool_choice": ("auto",), "tools": (),
+        "prediction": (), "prompt_cache_options": (), "reasoning_effort": (),
         "verbosity": (), "web_search_options": (), "best_of": (1,), "echo": (), "chat_template": (),
         "chat_template_kwargs": (), "continue_final_message": (), "add_generation_prompt": (True,), "guided_json": (),
         "structured_outputs": (), "prompt_logprobs": (), "skip_special_tokens": (True,),
@@ -97,7 +70,11 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = Field(default=None, description="Report the log-probability of each token.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="And of so many likeliest ones.")
     response_format: ResponseFormat | None = Field(default=None, description="Text, any JSON object, or a schema.")
-    parallel_tool_calls: bool | None = Field(default=None, description="Taken, without effect: there are no tools.")
+    tools: list[FunctionTool] | None = Field(default=None, max_length=128, description="Functions that may be called.")
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = Field(
+        default=None, description="Whether to call: never, as it comes, certainly, or a certain function."
+    )
+    parallel_tool_calls: bool | None = Field(default=None, description="Whether there may be several calls at once.")
 
     @property
     def longest(self) -> int | None:
@@ -110,6 +87,20 @@ class ChatRequest(SamplingFields):
         if old is not None and new is not None and old != new:
             raise ApiError(400, "'max_tokens' and 'max_completion_tokens' differ; give one.", param="max_tokens")
         return old if new is None else new
+
+    @property
+    def tool_use(self) -> ToolUse:
+        """Return the tools and how they may be called.
+
+        Raises:
+            ApiError: The fields contradict one another.
+        """
+        choice = self.tool_choice
+        return ToolUse.of(
+            [tool.function for tool in self.tools or ()],
+            f"function:{choice.function.name}" if isinstance(choice, FunctionChoice) else choice,
+            several=self.parallel_tool_calls,
+        )
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -135,55 +126,6 @@ class ChatRequest(SamplingFields):
         return None
 
 
-class ChatForm:
-    """Writes chat replies."""
-
-    def __init__(self, head: Heading, texts: TokenTexts, *, logprobs: bool, usage: bool) -> None:
-        self._head = head
-        self._texts = texts
-        self._logprobs = logprobs
-        self._usage = usage
-
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> BaseModel:
-        """Return the reply with all answers."""
-        choices = [
-            ChatChoice(
-                index=index,
-                message=ChatMessageReply(content=answer.text),
-                logprobs=self._texts.chat(answer.logprobs) if self._logprobs else None,
-                finish_reason=finish_of(answer) or "stop",
-            )
-            for index, answer in enumerate(answers)
-        ]
-        return ChatReply(**self._head.fields(), choices=choices, usage=usage)
-
-    def opening(self, choices: int) -> Iterable[dict[str, Any]]:
-        """Return a chunk with the role for each answer."""
-        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(choices)]
-
-    def piece(self, index: int, delta: Delta) -> dict[str, Any] | None:
-        """Return the chunk of a piece."""
-        logprobs = self._texts.chat(delta.logprobs).model_dump() if delta.logprobs else None
-        if not delta.text and delta.finish is None and logprobs is None:
-            return None
-        content = {"content": delta.text} if delta.text or logprobs else {}
-        return self._chunk(index, content, finish=finish_of(delta), logprobs=logprobs)
-
-    def closing(self, answers: Answers) -> Iterable[dict[str, Any]]:
-        """Return the chunk with the token counts, where it was asked for."""
-        if not self._usage:
-            return []
-        head = {"object": "chat.completion.chunk", **self._head.fields()}
-        return [{**head, "choices": [], "usage": usage_of(answers).model_dump()}]
-
-    def _chunk(
-        self, index: int, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        chunk = {"object": "chat.completion.chunk", **self._head.fields(), "choices": [choice]}
-        return {**chunk, "usage": None} if self._usage else chunk
-
-
 @router.post(
     "/v1/chat/completions",
     responses={**ERRORS, 200: {"model": ChatReply, "content": {"text/event-stream": {"schema": {"type": "string"}}}}},
@@ -191,18 +133,18 @@ class ChatForm:
 async def chat_completions(asked: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     service = service_of(request)
+    use, turns = asked.tool_use, turns_of(asked.messages)
+    tokenizer = service.backend.engine.tokenizer
+    plan = CallPlan(use, tokenizer, otherwise=asked.schema_wanted)
     sampling = asked.sampling(
-        longest=asked.longest,
-        limit=service.settings.max_tokens,
-        logprobs=asked.wanted_logprobs,
-        json_schema=asked.schema_wanted,
+        longest=asked.longest, limit=service.settings.max_tokens, logprobs=asked.wanted_logprobs, **plan.constraint
     )
-    messages = [message.plain() for message in asked.messages]
     head = heading(request, "chatcmpl", asked.model)
     question = Question(
-        head.id, asked.model, lambda tokenizer: [render_prompt(tokenizer, messages)], sampling,
-        choices_of(request, asked),
+        head.id, asked.model, lambda tokenizer: [prompt_of(tokenizer, turns, use)], sampling, choices_of(request, asked)
+    )
+    form = ChatForm(
+        head, TokenTexts(tokenizer), plan if use.functions else None, logprobs=sampling.logprobs is not None,
+        usage=asked.wants_usage,
     )  # fmt: skip
-    texts = TokenTexts(service.backend.engine.tokenizer)
-    form = ChatForm(head, texts, logprobs=sampling.logprobs is not None, usage=asked.wants_usage)
     return await reply(request, question, form, stream=asked.streams)

@@ -14,6 +14,7 @@ from haori.server.lifecycle import service_of
 from haori.server.openai.asked import SamplingFields
 from haori.server.openai.replies import CompletionChoice, CompletionReply, Usage, usage_of
 from haori.server.openai.replying import ERRORS, Heading, choices_of, finish_of, heading, reply
+from haori.server.openai.streaming import DONE
 from haori.server.openai.token_texts import TokenTexts
 
 __all__ = ["CompletionRequest", "router"]
@@ -66,6 +67,9 @@ class CompletionRequest(SamplingFields):
 class CompletionForm:
     """Writes replies of plain completions."""
 
+    named: ClassVar = False
+    end: ClassVar = DONE
+
     def __init__(self, head: Heading, texts: TokenTexts, *, logprobs: int | None, usage: bool) -> None:
         self._head = head
         self._texts = texts
@@ -92,7 +96,7 @@ class CompletionForm:
         """Return nothing: text comes first."""
         return []
 
-    def piece(self, index: int, delta: Delta) -> dict[str, Any] | None:
+    def piece(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
         """Return the chunk of a piece."""
         logprobs = None
         if delta.logprobs and self._logprobs is not None:
@@ -101,10 +105,14 @@ class CompletionForm:
             self._offsets[index] = offset + sum(map(len, found.tokens))
             logprobs = found.model_dump()
         if not delta.text and delta.finish is None and logprobs is None:
-            return None
+            return []
         choice = {"index": index, "text": delta.text, "logprobs": logprobs, "finish_reason": finish_of(delta)}
         chunk = {"object": "text_completion", **self._head.fields(), "choices": [choice]}
-        return {**chunk, "usage": None} if self._usage else chunk
+        return [{**chunk, "usage": None} if self._usage else chunk]
+
+    def failure(self, error: ApiError) -> Iterable[dict[str, Any]]:
+        """Return the error."""
+        return [error.body()]
 
     def closing(self, answers: Answers) -> Iterable[dict[str, Any]]:
         """Return the chunk with the token counts, where it was asked for."""

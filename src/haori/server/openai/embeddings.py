@@ -60,8 +60,7 @@ async def embeddings(asked: EmbeddingRequest, request: Request) -> EmbeddingRepl
         message = f"'input' has {len(asked.texts)} texts; one request has 1 to {limit}, none of them empty."
         raise ApiError(400, message, param="input", code="invalid_value")
     prepare = service.preparation.run
-    resolved = await prepare(caller.owner, lambda: backend.directory.resolve(asked.model))
-    caller.check_resolved(asked.model, service.base.name, resolved)
+    resolved = await prepare(caller.owner, lambda: caller.resolve(backend.directory, asked.model, service.base.name))
     note = note_of(request.scope)
     note.serves, note.adapters = resolved.label, tuple(identity for identity, _ in resolved.mix)
     meter = service.meters.begin(resolved.names, 0)

@@ -30,7 +30,8 @@ def show_model(model: str, request: Request) -> ModelCard:
     caller.check(model, backend.engine.base.name)
     entry = next((entry for entry in backend.directory.entries() if entry.id == model), None)
     if entry is None:
-        backend.directory.resolve(model)  # explains what is wrong with the name, unless it is a blend or a digit string
+        # Explains what is wrong with the name, unless it is a blend or digits of an id.
+        caller.resolve(backend.directory, model, backend.engine.base.name)
         raise ApiError(
             404, f"{model[:120]!r} can be asked for, but is no entry of /v1/models.", code="model_not_found",
             param="model",

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from haori.server.answers import Answers
 
 __all__ = [
+    "CalledFunctionReply",
     "ChatChoice",
     "ChatLogprobs",
     "ChatMessageReply",
@@ -20,12 +21,14 @@ __all__ = [
     "EmbeddingUsage",
     "ModelCard",
     "ModelList",
+    "ToolCallReply",
     "TopLogprob",
     "Usage",
     "usage_of",
 ]
 
 Ending = Literal["stop", "length"]
+ChatEnding = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(BaseModel):
@@ -64,12 +67,28 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class CalledFunctionReply(BaseModel):
+    """The function that is called."""
+
+    name: str
+    arguments: str = Field(description="JSON of an object.")
+
+
+class ToolCallReply(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunctionReply
+
+
 class ChatMessageReply(BaseModel):
     """The answer."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="Text; null where there are only calls.")
     refusal: None = None
+    tool_calls: list[ToolCallReply] | None = Field(default=None, exclude_if=lambda calls: calls is None)
 
 
 class ChatChoice(BaseModel):
@@ -78,7 +97,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatMessageReply
     logprobs: ChatLogprobs | None
-    finish_reason: Ending
+    finish_reason: ChatEnding
 
 
 class ChatReply(BaseModel):

@@ -1,8 +1,8 @@
-"""Answers as server-sent events: `data: {...}` for each piece, `data: [DONE]` at the end."""
+"""Answers as server-sent events: `data: {...}` for each chunk, and what the form ends a stream with."""
 
 import json
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,22 +13,34 @@ from haori.server.answers import Answers
 from haori.server.disconnect import until_disconnect
 from haori.server.errors import ApiError, api_error_of
 
-__all__ = ["ChunkForm", "EventStream"]
+__all__ = ["DONE", "ChunkForm", "EventStream"]
 
-_DONE = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
+"""How OpenAI's chat and completion streams end."""
 
 
 class ChunkForm(Protocol):
-    """How a route writes its chunks."""
+    """How a route writes its chunks.
+
+    Attributes:
+        named: Whether each event bears its `type` as a name.
+        end: What a stream that went well ends with.
+    """
+
+    named: ClassVar[bool]
+    end: ClassVar[bytes]
 
     def opening(self, choices: int) -> Iterable[dict[str, Any]]:
         """Return the chunks before any text."""
 
-    def piece(self, index: int, delta: Delta) -> dict[str, Any] | None:
-        """Return the chunk of a piece, or None where there is nothing to say."""
+    def piece(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
+        """Return the chunks of a piece; none where there is nothing to say."""
 
     def closing(self, answers: Answers) -> Iterable[dict[str, Any]]:
         """Return the chunks after the last piece."""
+
+    def failure(self, error: ApiError) -> Iterable[dict[str, Any]]:
+        """Return the chunks that say that an answer went wrong."""
 
 
 class EventStream(Response):
@@ -61,19 +73,20 @@ class EventStream(Response):
 
     async def _events(self) -> AsyncIterator[bytes]:
         for chunk in self._form.opening(self._answers.count):
-            yield _event(chunk)
+            yield self._event(chunk)
         try:
             async for index, delta in self._answers.pieces():
-                if (piece := self._form.piece(index, delta)) is not None:
-                    yield _event(piece)
-        except (ApiError, HaoriError) as error:  # too late for a status: the clients look for this event
-            reply = error if isinstance(error, ApiError) else api_error_of(error)
-            yield _event(reply.body())
+                for chunk in self._form.piece(index, delta):
+                    yield self._event(chunk)
+        except (ApiError, HaoriError) as error:  # too late for a status: the clients look for these events
+            for chunk in self._form.failure(error if isinstance(error, ApiError) else api_error_of(error)):
+                yield self._event(chunk)
             return
         for chunk in self._form.closing(self._answers):
-            yield _event(chunk)
-        yield _DONE
+            yield self._event(chunk)
+        if self._form.end:
+            yield self._form.end
 
-
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    def _event(self, content: dict[str, Any]) -> bytes:
+        name = f"event: {content['type']}\n".encode() if self._form.named else b""
+        return name + b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

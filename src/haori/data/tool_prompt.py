@@ -1,0 +1,136 @@
+"""Tools, calls and their results in a prompt.
+
+A chat template that knows tools writes them itself. For one that does not, they are put into words: the functions into
+the system message, each call as JSON into the assistant's turn, each result into a turn of the user. Nothing that was
+given is left out of the prompt: a template that would do so is refused.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import DataError
+from haori.data.template import apply_template, encode_prompt, template_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Turn", "render_tool_prompt"]
+
+Turn = Mapping[str, Any]
+"""A turn as templates expect it: `role`, `content`, and of a call `tool_calls` with `arguments` as an object, of a
+result `tool_call_id` and `name`."""
+
+_PROBE = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "A probe.",
+        "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "A letter."}}},
+    },
+}
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
+_HOW = (
+    'To call one, answer with JSON alone: {"name": its name, "arguments": {...}}. To call several, answer with a list '
+    "of such objects."
+)
+
+
+def render_tool_prompt(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """Return the ids of a prompt with tools, calls or results in it.
+
+    Args:
+        tokenizer: The base's.
+        turns: The conversation, oldest turn first.
+        tools: Functions as JSON schemas, in OpenAI's form.
+
+    Raises:
+        DataError: The template refuses the conversation, or leaves a part of it out.
+    """
+    if not _knows_tools(tokenizer):
+        return encode_prompt(tokenizer, _in_words(tokenizer, turns, tools))
+    if "[TOOL_CALLS]" in template_of(tokenizer):
+        turns = [_with_short_ids(turn) for turn in turns]
+    text = apply_template(tokenizer, turns, tools=tools)
+    for what, other in (("calls", _other_calls(turns)), ("results", _other_results(turns))):
+        if other != list(turns) and apply_template(tokenizer, other, tools=tools) == text:
+            raise DataError(
+                f"The chat template of this base leaves the {what} of tools out of the prompt; write them as text."
+            )
+    return encode_prompt(tokenizer, text)
+
+
+def _knows_tools(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    turns = [{"role": "user", "content": "x"}]
+    return apply_template(tokenizer, turns) != apply_template(tokenizer, turns, tools=[_PROBE])
+
+
+def _other_calls(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the turns with other names in their calls."""
+
+    def other(call: Mapping[str, Any]) -> dict[str, Any]:
+        return {**call, "function": {**call["function"], "name": call["function"]["name"] + "x"}}
+
+    return [{**turn, "tool_calls": [other(call) for call in turn["tool_calls"]]} if turn.get("tool_calls") else turn
+            for turn in turns]  # fmt: skip
+
+
+def _other_results(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the turns with other texts in their results."""
+    return [{**turn, "content": turn["content"] + "x"} if turn["role"] == "tool" else turn for turn in turns]
+
+
+def _with_short_ids(turn: Turn) -> Turn:
+    """Return the turn with ids of nine letters and digits, as templates of Mistral demand."""
+    changed = dict(turn)
+    if turn.get("tool_calls"):
+        changed["tool_calls"] = [{**call, "id": _short_id(call["id"])} for call in turn["tool_calls"]]
+    if turn.get("tool_call_id"):
+        changed["tool_call_id"] = _short_id(turn["tool_call_id"])
+    return changed
+
+
+def _short_id(identity: str) -> str:
+    return identity if _SHORT_ID.fullmatch(identity) else hashlib.sha256(identity.encode()).hexdigest()[:9]
+
+
+def _in_words(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]) -> str:
+    plain = _plain_turns(turns)
+    if not tools:
+        return apply_template(tokenizer, plain)
+    functions = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
+    text = "\n".join(["You can call these functions:", *functions, _HOW])
+    if plain[0]["role"] == "system":
+        first = {"role": "system", "content": f"{plain[0]['content']}\n\n{text}"}
+        return apply_template(tokenizer, [first, *plain[1:]])
+    try:
+        return apply_template(tokenizer, [{"role": "system", "content": text}, *plain])
+    except DataError:  # some templates take no system message: the user says it
+        if plain[0]["role"] != "user":
+            raise
+        first = {"role": "user", "content": f"{text}\n\n{plain[0]['content']}"}
+        return apply_template(tokenizer, [first, *plain[1:]])
+
+
+def _plain_turns(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """Return the turns with calls and results as text; results and what the user says next are one turn."""
+    plain: list[dict[str, str]] = []
+    after_result = False
+    for turn in turns:
+        role, content = turn["role"], turn["content"]
+        if calls := turn.get("tool_calls"):
+            said = [{"name": call["function"]["name"], "arguments": call["function"]["arguments"]} for call in calls]
+            written = json.dumps(said if len(said) > 1 else said[0], ensure_ascii=False)
+            content = f"{content}\n{written}" if content else written
+        if role == "tool":
+            role, content = "user", f"{turn.get('name') or 'The function'} returned: {content}"
+        if after_result and role == "user":
+            plain[-1]["content"] += f"\n\n{content}"
+        else:
+            plain.append({"role": role, "content": content})
+        after_result = turn["role"] == "tool" or (after_result and role == "user")
+    return plain

@@ -1,0 +1,152 @@
+"""How replies to chats are written: whole, or as chunks, with the calls of tools among them."""
+
+import secrets
+import string
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+
+from haori.serve.request import Delta
+from haori.server.answers import Answer, Answers
+from haori.server.errors import ApiError
+from haori.server.openai.replies import (
+    CalledFunctionReply,
+    ChatChoice,
+    ChatEnding,
+    ChatMessageReply,
+    ChatReply,
+    ToolCallReply,
+    Usage,
+    usage_of,
+)
+from haori.server.openai.replying import Heading, finish_of
+from haori.server.openai.streaming import DONE
+from haori.server.openai.token_texts import TokenTexts
+from haori.server.openai.tools import CallPlan
+from haori.server.tools import Argued, Begun, CallEvent, CallReader, Said
+
+__all__ = ["ChatForm", "call_id"]
+
+_LETTERS = string.ascii_letters + string.digits
+
+
+class ChatForm:
+    """Writes chat replies.
+
+    Args:
+        head: What replies begin with.
+        texts: Reads single tokens.
+        plan: The tools; None without.
+        logprobs: Whether log-probabilities are reported.
+        usage: Whether a stream ends with token counts.
+    """
+
+    named: ClassVar = False
+    end: ClassVar = DONE
+
+    def __init__(self, head: Heading, texts: TokenTexts, plan: CallPlan | None, *, logprobs: bool, usage: bool) -> None:
+        self._head = head
+        self._texts = texts
+        self._plan = plan
+        self._logprobs = logprobs
+        self._usage = usage
+        self._readers: dict[int, CallReader] = {}
+
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> BaseModel:
+        """Return the reply with all answers."""
+        choices = [
+            ChatChoice(
+                index=index,
+                message=self._message(index, answer),
+                logprobs=self._texts.chat(answer.logprobs) if self._logprobs else None,
+                finish_reason=self._ending(index, answer) or "stop",
+            )
+            for index, answer in enumerate(answers)
+        ]
+        return ChatReply(**self._head.fields(), choices=choices, usage=usage)
+
+    def opening(self, choices: int) -> Iterable[dict[str, Any]]:
+        """Return a chunk with the role for each answer."""
+        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(choices)]
+
+    def piece(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
+        """Return the chunks of a piece: one for each stretch of text and each part of a call."""
+        logprobs = self._texts.chat(delta.logprobs).model_dump() if delta.logprobs else None
+        contents = [self._content(event) for event in self._events(index, delta.text, ends=delta.finish is not None)]
+        if not contents and (delta.finish is not None or logprobs is not None):
+            contents = [{} if logprobs is None else {"content": ""}]
+        last = len(contents) - 1
+        return [
+            self._chunk(
+                index, content, logprobs=logprobs if place == 0 else None,
+                finish=self._ending(index, delta) if place == last else None,
+            )
+            for place, content in enumerate(contents)
+        ]  # fmt: skip
+
+    def closing(self, answers: Answers) -> Iterable[dict[str, Any]]:
+        """Return the chunk with the token counts, where it was asked for."""
+        if not self._usage:
+            return []
+        head = {"object": "chat.completion.chunk", **self._head.fields()}
+        return [{**head, "choices": [], "usage": usage_of(answers).model_dump()}]
+
+    def failure(self, error: ApiError) -> Iterable[dict[str, Any]]:
+        """Return the error."""
+        return [error.body()]
+
+    def _events(self, index: int, text: str, *, ends: bool) -> list[CallEvent]:
+        """Return what a piece of an answer says and calls."""
+        if self._plan is None:
+            return [Said(text)] if text else []
+        if index not in self._readers:
+            self._readers[index] = self._plan.reader()
+        reader = self._readers[index]
+        return [*reader.push(text), *(reader.close() if ends else [])]
+
+    def _message(self, index: int, answer: Answer) -> ChatMessageReply:
+        content: list[str] = []
+        calls: list[ToolCallReply] = []
+        for event in self._events(index, answer.text, ends=True):
+            match event:
+                case Said(text):
+                    content.append(text)
+                case Begun(_, name):
+                    calls.append(
+                        ToolCallReply(id=self._call_id(), function=CalledFunctionReply(name=name, arguments=""))
+                    )
+                case Argued(_, text, _):
+                    calls[-1].function.arguments += text
+        return ChatMessageReply(content="".join(content) or (None if calls else ""), tool_calls=calls or None)
+
+    def _content(self, event: CallEvent) -> dict[str, Any]:
+        """Return the delta that says an event."""
+        match event:
+            case Said(text):
+                return {"content": text}
+            case Begun(number, name):
+                call = {"id": self._call_id(), "type": "function", "function": {"name": name, "arguments": ""}}
+                return {"tool_calls": [{"index": number, **call}]}
+            case Argued(number, text, _):
+                return {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
+
+    def _ending(self, index: int, ended: Delta | Answer) -> ChatEnding | None:
+        """Return why an answer ended; one that was cut off within a call did not end for its calls."""
+        reader, finish = self._readers.get(index), finish_of(ended)
+        return "tool_calls" if finish == "stop" and reader and reader.calls and not reader.cut_off else finish
+
+    def _call_id(self) -> str:
+        return call_id(short=self._plan is not None and self._plan.form.short_ids)
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        chunk = {"object": "chat.completion.chunk", **self._head.fields(), "choices": [choice]}
+        return {**chunk, "usage": None} if self._usage else chunk
+
+
+def call_id(*, short: bool) -> str:
+    """Return the id of a new call; `short` for templates that take nine letters and digits."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(9)) if short else f"call_{secrets.token_hex(12)}"

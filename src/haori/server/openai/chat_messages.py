@@ -1,0 +1,129 @@
+"""The messages of a chat: what each role may say, and in what order."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from haori.data.tool_prompt import Turn
+from haori.server.errors import ApiError
+from haori.server.openai.asked import Asked
+
+__all__ = ["ChatMessage", "TextPart", "called_turn", "turns_of"]
+
+
+class TextPart(Asked):
+    """A piece of a message."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "image_url": (), "input_audio": (), "video_url": (), "file": (), "refusal": (), "prompt_cache_breakpoint": (),
+    }  # fmt: skip
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Asked):
+    """The function that was called."""
+
+    name: str = Field(min_length=1, max_length=1000)
+    arguments: str = Field(description="JSON of an object.")
+
+
+class Call(Asked):
+    """A call in an earlier answer."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"custom": ()}
+
+    id: str = Field(min_length=1, max_length=1000)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Asked):
+    """One turn."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "function_call": (), "audio": (), "refusal": (), "annotations": (), "reasoning_content": (), "reasoning": (),
+    }  # fmt: skip
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = Field(
+        default=None, description="Text, whole or in parts; nothing else is supported. Only calls need none."
+    )
+    tool_calls: list[Call] | None = Field(default=None, description="Calls that the assistant made.")
+    tool_call_id: str | None = Field(default=None, description="The call that a tool's message is the result of.")
+    name: str | None = Field(default=None, description="The function, in a tool's message; not for other roles.")
+
+    @model_validator(mode="after")
+    def _parts_of_its_role(self) -> "ChatMessage":
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise _problem("content", "'{place}' is missing or None; give text.")
+        if self.role == "tool" and not self.tool_call_id:
+            raise _problem("tool_call_id", "'{place}' is missing; give the id of the call that this is the result of.")
+        if self.tool_calls and self.role != "assistant":
+            raise _problem("tool_calls", "'{place}' is only for the assistant's messages; take it out.")
+        for field in ("tool_call_id", "name"):
+            if getattr(self, field) and self.role != "tool":
+                raise _problem(field, "'{place}' is not supported by this server but in a tool's message; take it out.")
+        return self
+
+    @property
+    def text(self) -> str:
+        """Return the content with its parts joined."""
+        if self.content is None:
+            return ""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+def turns_of(messages: Sequence[ChatMessage]) -> list[Turn]:
+    """Return the turns as templates expect them.
+
+    Raises:
+        ApiError: Arguments are no JSON object, or a result belongs to no call before it.
+    """
+    turns: list[Turn] = []
+    names: dict[str, str] = {}
+    for place, message in enumerate(messages):
+        turn: dict[str, Any] = {
+            "role": "system" if message.role == "developer" else message.role, "content": message.text,
+        }  # fmt: skip
+        if message.tool_calls:
+            names |= {call.id: call.function.name for call in message.tool_calls}
+            turn["tool_calls"] = [
+                called_turn(call.id, call.function.name, call.function.arguments,
+                            f"messages[{place}].tool_calls[{number}].function.arguments")
+                for number, call in enumerate(message.tool_calls)
+            ]  # fmt: skip
+        if message.role == "tool":
+            identity = message.tool_call_id or ""
+            if identity not in names:
+                field = f"messages[{place}].tool_call_id"
+                raise ApiError(
+                    400, f"{field!r} is {identity[:80]!r}, which is the id of no call before it.", param=field
+                )
+            turn |= {"tool_call_id": identity, "name": message.name or names[identity]}
+        turns.append(turn)
+    return turns
+
+
+def called_turn(identity: str, name: str, arguments: str, place: str) -> dict[str, Any]:
+    """Return a call as templates expect it.
+
+    Raises:
+        ApiError: The arguments are no JSON object; `place` is where they were given.
+    """
+    try:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        message = f"{place!r} cannot be {arguments[:80]!r}: it must be the JSON of an object."
+        raise ApiError(400, message, param=place, code="invalid_value")
+    return {"id": identity, "type": "function", "function": {"name": name, "arguments": found}}
+
+
+def _problem(field: str, sentence: str) -> PydanticCustomError:
+    return PydanticCustomError("misplaced_field", sentence, {"name": field, "place": "{place}"})

@@ -1,0 +1,192 @@
+"""The tools of a request: which there are, which may or must be called, and what follows for prompt and answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from haori.data import Message, render_prompt, render_tool_prompt
+from haori.data.tool_prompt import Turn
+from haori.server.errors import ApiError
+from haori.server.openai.asked import Asked
+from haori.server.tools import CallReader, ToolFormat, calls_grammar, format_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["CallPlan", "Function", "FunctionChoice", "FunctionTool", "ToolUse", "prompt_of"]
+
+_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+_NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+class Function(Asked):
+    """A function that the model may call."""
+
+    name: str = Field(pattern=_NAME)
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of its arguments; none without.")
+    strict: bool | None = Field(default=None, description="Keep its arguments to the schema, also where a call is not "
+                                "certain.")  # fmt: skip
+
+
+class FunctionTool(Asked):
+    """A tool: a function of the client's."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"custom": ()}
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Asked):
+    """The function that must be called."""
+
+    name: str
+
+
+class FunctionChoice(Asked):
+    """The one function that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools of a request.
+
+    Attributes:
+        functions: Those that the model is told of.
+        must: Whether the answer must be a call.
+        only: The one function that must be called.
+        several: Whether there may be several calls.
+    """
+
+    functions: tuple[Function, ...] = ()
+    must: bool = False
+    only: str | None = None
+    several: bool = True
+
+    @classmethod
+    def of(cls, functions: Sequence[Function], choice: str | None, *, several: bool | None) -> "ToolUse":
+        """Return what is asked for.
+
+        Args:
+            functions: All that are given.
+            choice: `auto`, `none` or `required`, or a function as `function:name`; None for `auto`.
+            several: As given.
+
+        Raises:
+            ApiError: A name comes twice, is not given, or a choice has nothing to choose from.
+        """
+        names = [function.name for function in functions]
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+            raise ApiError(400, f"'tools' has the function {twice!r} twice; names must differ.", param="tools")
+        for function in functions:
+            if (function.parameters or {}).get("type", "object") != "object":
+                message = f"The parameters of {function.name!r} must be a schema of the type 'object'."
+                raise ApiError(400, message, param="tools", code="invalid_value")
+        only = choice.removeprefix("function:") if choice is not None and choice.startswith("function:") else None
+        if only is not None and only not in names:
+            message = f"'tool_choice' names {only[:80]!r}, which is not among the tools: {', '.join(names) or 'none'}."
+            raise ApiError(400, message, param="tool_choice", code="invalid_value")
+        if choice == "required" and not functions:
+            raise ApiError(400, "'tool_choice' is 'required', but there are no 'tools'.", param="tool_choice")
+        if choice == "none":
+            return cls()
+        return cls(tuple(functions), only is not None or choice == "required", only, several is not False)
+
+    @property
+    def definitions(self) -> list[dict[str, Any]]:
+        """Return the functions as templates expect them."""
+        return [
+            {
+                "type": "function",
+                "function": {
+                    "name": function.name,
+                    "description": function.description or "",
+                    "parameters": function.parameters or {"type": "object", "properties": {}},
+                },
+            }
+            for function in self.functions
+        ]
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """How the calls of an answer are written, kept to their form, and read.
+
+    Attributes:
+        use: The tools.
+        tokenizer: The base's.
+        otherwise: Schema of an answer that is no call; None for any text.
+    """
+
+    use: ToolUse
+    tokenizer: "PreTrainedTokenizerBase"
+    otherwise: Mapping[str, Any] | None = None
+
+    @cached_property
+    def form(self) -> ToolFormat:
+        """Return how the base's models write calls; raises an InputError where that is not read."""
+        return format_of(self.tokenizer)
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """Return fields of `Sampling`: what the answer is kept to, and the marks of calls as part of the text.
+
+        Raises:
+            InputError: A schema cannot be used.
+        """
+        if not self.use.functions:
+            return {"json_schema": self.otherwise}
+        special = {token for token, entry in self.tokenizer.added_tokens_decoder.items() if entry.special}
+        shown = special.intersection(self.form.marker_tokens(self.tokenizer).values())
+        return {"grammar": self._grammar(), "shown_tokens": frozenset(shown)}
+
+    def reader(self) -> CallReader:
+        """Return what reads one answer."""
+        names = {function.name for function in self._callable}
+        return CallReader(self.form, names, kept=self._kept, most=None if self.use.several else 1)
+
+    @property
+    def _callable(self) -> list[Function]:
+        only = self.use.only
+        return [function for function in self.use.functions if only is None or function.name == only]
+
+    @property
+    def _kept(self) -> bool:
+        """Say whether calls cannot but fit: where one is certain, or a function wants it, or all is kept to a form."""
+        return self.use.must or self.otherwise is not None or any(function.strict for function in self.use.functions)
+
+    def _grammar(self) -> str | None:
+        if not self._kept:
+            return None
+        several = self.use.several and self.use.only is None
+        free: Mapping[str, Any] | Literal["text"] = (
+            "text" if self.otherwise is None else (self.otherwise or {"type": "object"})
+        )
+        return calls_grammar(
+            self.form, {function.name: self._schema(function) for function in self._callable}, self.tokenizer,
+            several=several, otherwise=None if self.use.must else free,
+        )  # fmt: skip
+
+    def _schema(self, function: Function) -> dict[str, Any]:
+        """Return what a function's arguments are kept to; an object at least."""
+        if not (self.use.must or function.strict):
+            return {"type": "object"}
+        return _NOTHING if function.parameters is None else {"type": "object", **function.parameters}
+
+
+def prompt_of(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], use: ToolUse) -> list[int]:
+    """Return the ids of a prompt.
+
+    Raises:
+        DataError: The template refuses the conversation, or leaves a part of it out.
+    """
+    if use.functions or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns):
+        return render_tool_prompt(tokenizer, turns, use.definitions)
+    return render_prompt(tokenizer, [Message(role=turn["role"], content=turn["content"]) for turn in turns])
