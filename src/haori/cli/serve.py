@@ -14,6 +14,7 @@ from haori.cli.serve_native import (
     Weights,
     check_native,
     open_native,
+    tell_hidden,
 )
 from haori.cli.serve_ray import RayAddress, RayReplicas, UseRay, open_on_ray, ray_choice
 
@@ -106,6 +107,7 @@ def _open_vllm(
 
     library = Library()
     directory = AdapterDirectory(library, base.reference(), base_names=[base.name], roots=roots)
+    tell_hidden(directory, log)
     fitting = [stored.card for stored in library.list() if stored.card.base.fingerprint.id == base.fingerprint.id]
     choice = VllmChoice(tuple(urls), tuple(arguments), max((card.rank or 0 for card in fitting), default=0))
     limits = EngineLimits(base.context_length, running=settings.max_batch, waiting=waiting)

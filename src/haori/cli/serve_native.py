@@ -7,9 +7,20 @@ import typer
 
 if TYPE_CHECKING:
     from haori.bases import Base
+    from haori.serve import AdapterDirectory
     from haori.server import AccessLog, Backend, ServerSettings
 
-__all__ = ["MEMORY", "AdapterMemory", "KvMemory", "NativeChoice", "Pins", "Weights", "check_native", "open_native"]
+__all__ = [
+    "MEMORY",
+    "AdapterMemory",
+    "KvMemory",
+    "NativeChoice",
+    "Pins",
+    "Weights",
+    "check_native",
+    "open_native",
+    "tell_hidden",
+]
 
 _FORMATS = ("auto", "fp32", "bf16", "int8", "int4")
 MEMORY = "1GB"
@@ -62,6 +73,15 @@ def check_native(engine: str, kv_memory: str, adapter_memory: str, weights: str,
         )
 
 
+def tell_hidden(directory: "AdapterDirectory", log: "AccessLog") -> None:
+    """Say which adapters are called as the base is, and how to ask for them."""
+    for name in directory.hidden():
+        log.event(
+            f"{name!r} is the name of the base and of an adapter: it means the base here. Ask for the adapter with its "
+            f"version, such as '{name}@1', or store it under another name."
+        )
+
+
 def open_native(base: "Base", settings: "ServerSettings", choice: NativeChoice, log: "AccessLog") -> "Backend":
     """Load everything; runs beside the server, which says meanwhile that it is loading.
 
@@ -73,6 +93,7 @@ def open_native(base: "Base", settings: "ServerSettings", choice: NativeChoice, 
     from haori.server import Backend
 
     directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=choice.roots)
+    tell_hidden(directory, log)
     directory.check_adapters(choice.pinned)
 
     def pinned() -> frozenset[str]:

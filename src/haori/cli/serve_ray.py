@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from haori.cli.serve_native import tell_hidden
+
 if TYPE_CHECKING:
     from haori.bases import Base
     from haori.cli.serve_native import NativeChoice
@@ -70,6 +72,7 @@ def open_on_ray(
     if is_encoder(base):
         raise InputError(f"The base {base.name!r} is an encoder, and --ray serves text only; leave --ray out.")
     directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=native.roots)
+    tell_hidden(directory, log)
     directory.check_adapters(native.pinned)
     limits = EngineLimits(
         base.context_length, running=settings.max_batch, waiting=native.waiting, adapter_bytes=native.adapter_bytes

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from haori.core.records import AdapterCard
 from haori.library.adapter_files import inspect_adapter
+from haori.library.adapter_names import check_no_base_name
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card, read_card
 from haori.library.logits import default_probes
@@ -48,7 +49,7 @@ def import_adapter(
     from haori.bases import load_tokenizer
     from haori.data import template_hash
 
-    check_name(name)
+    check_no_base_name(check_name(name), base.name)
     inspect_adapter(folder)
     card: AdapterCard | None = read_card(folder)
     if card is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import BaseError, HaoriError
 from haori.core.records import AdapterCard, Check, Verification
+from haori.library.adapter_names import refuse_base_name
 from haori.library.store import Library, StoredAdapter
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def open_adapter(
 
     stored = (library or Library()).get(name)
     base = base_of(stored.card, base_spec)
+    refuse_base_name(name, base.name, stored.name)
     model = attach(base, stored.path, card=stored.card, dtype=dtype, allow_different_weights=allow_different_weights)
     return OpenAdapter(stored, base, model, load_tokenizer(base))
 

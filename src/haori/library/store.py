@@ -25,6 +25,7 @@ from haori.core.records import AdapterCard
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, staged_folder, sweep, write_text
 from haori.library.adapter_files import inspect_adapter
+from haori.library.adapter_names import check_no_base_name, refuse_base_name
 from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, is_id_of, read_card
 from haori.library.formats.peft import copy_adapter, export_peft
 from haori.library.index import Index, IndexRow, IndexUnusableError, rows_of
@@ -109,7 +110,7 @@ class Library:
             LibraryError: The name is not allowed, the proof is missing or failed, or the card is not of these files.
             FileFormatError: The files are unusable.
         """
-        check_name(name)
+        check_no_base_name(check_name(name), card.base.name)
         if card.verification is None or not card.verification.passed:
             raise LibraryError(
                 f"The adapter for {name!r} was not stored: the library takes only what passed its proof."
@@ -132,10 +133,13 @@ class Library:
         """Find one adapter.
 
         Raises:
-            LibraryError: There is none, or the id digits fit several; near names are given.
+            LibraryError: There is none, or the id digits fit several; near names are given. Or the bare name is that
+                of the base too.
         """
         names = self.names()
-        return self._stored(names.find(spec), names)
+        stored = self._stored(names.find(spec), names)
+        refuse_base_name(spec, stored.card.base.name, stored.name)
+        return stored
 
     def list(self) -> tuple[StoredAdapter, ...]:
         """Return every name of every adapter, by name and version."""

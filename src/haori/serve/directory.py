@@ -17,6 +17,7 @@ from haori.core.hashing import short
 from haori.core.records import BaseReference, now
 from haori.core.settings import settings
 from haori.library import AdapterFiles, Library, adapter_id, check_base, check_name, inspect_adapter
+from haori.library.adapter_names import check_no_base_name
 from haori.library.cards import read_card
 from haori.library.index import IndexRow
 from haori.serve.adapter_check import CheckAdapter
@@ -157,6 +158,11 @@ class AdapterDirectory:
             self._listed = view, entries
         return entries
 
+    def hidden(self) -> tuple[str, ...]:
+        """Return the names that mean the base here although adapters of it are called so too."""
+        names, served = self._view().names, self.base.fingerprint.id
+        return tuple(name for name in self.base_names if any(row.base == served for row in names.versions(name)))
+
     def folder(self, adapter: str) -> Path:
         """Return the folder of the adapter with this content id.
 
@@ -198,7 +204,7 @@ class AdapterDirectory:
         if name in self.base_names:
             raise InputError(f"{name!r} is a name of the base; choose another.")
         try:
-            check_name(name)
+            check_no_base_name(check_name(name), self.base.name)
         except LibraryError as error:
             raise InputError(str(error)) from None
         if view.names.versions(name):
@@ -232,6 +238,8 @@ class AdapterDirectory:
         parent = self.base_names[0]
         entries = [ModelEntry(name, self._began) for name in self.base_names]
         for name, given in view.registered.items():
+            if name in self.base_names:
+                continue
             entries.append(ModelEntry(name, _unix_s(given.time), given.folder, parent, given.adapter))
         taken = {*self.base_names, *view.registered}
         for name in view.names.bare:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from haori.core.errors import BaseError, MissingExtraError, RecipeError
 from haori.core.methods import FullMethod, LoraMethod, LowRankMethod, Method, QloraMethod
 from haori.core.recipe import Recipe
+from haori.library.adapter_names import check_no_base_name
 from haori.train.auto import Choice, DataFacts, resolve
 from haori.train.batches import count_steps, epoch_steps
 from haori.train.memory import size_in_words
@@ -61,6 +62,8 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_residual(recipe)
     _check_trackers(recipe)
     base = find_base(recipe.base, revision=recipe.revision)
+    if not isinstance(recipe.method, FullMethod):
+        check_no_base_name(recipe.name, base.name)
     if base.quantization:
         raise BaseError(
             f"The base {base.name!r} is quantised ({base.quantization}); train on its 16- or 32-bit weights."
