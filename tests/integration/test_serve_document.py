@@ -15,8 +15,8 @@ from schemathesis.specs.openapi.checks import (
 from tests.server_samples import RepeatingEngine, served
 
 PATHS = [
-    "/health", "/version", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/v1/completions",
-    "/v1/embeddings", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
+    "/health", "/version", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/v1/responses",
+    "/v1/completions", "/v1/embeddings", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
 ]  # fmt: skip
 
 WITH_BODY = PATHS[5:]

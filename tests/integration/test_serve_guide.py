@@ -75,6 +75,11 @@ def test_the_python_of_the_guide(desk):
     assert run([sys.executable], section("Call", "python").replace(ADDRESS, url), home).strip()
 
 
+def test_the_responses_of_the_guide(desk):
+    home, url = desk
+    assert run([sys.executable], section("Responses", "python").replace(ADDRESS, url), home).strip()
+
+
 def test_the_tools_of_the_guide(tmp_path, haori_home):
     folder = build_tool_base(tmp_path / "base", "hermes")
     import_adapter(stock_lora(folder, tmp_path / "adapter"), find_base(str(folder)), name="support")

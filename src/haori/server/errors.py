@@ -35,7 +35,7 @@ _TYPES = {
 }
 _SENTENCES = {
     400: "The body cannot be read as JSON.",
-    404: "There is nothing at this address; /v1/models, /v1/chat/completions and /v1/completions are.",
+    404: "There is nothing at this address; /v1/models, /v1/chat/completions, /v1/responses and /v1/completions are.",
     405: "This address does not answer this method.",
 }
 _UNION_TAGS = frozenset({"str", "int", "float", "bool", "dict", "list"})

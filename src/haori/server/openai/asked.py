@@ -14,7 +14,7 @@ from haori.core.errors import nearest
 from haori.serve.request import Sampling
 from haori.server.errors import ApiError, describe_problem
 
-__all__ = ["Asked", "SamplingFields", "StreamOptions"]
+__all__ = ["Asked", "ChoosingFields", "SamplingFields", "StreamOptions"]
 
 _LONGEST_NAME = 100
 _OFF: tuple[Any, ...] = (None, False, [], {}, "", "none")
@@ -61,15 +61,13 @@ class StreamOptions(Asked):
     include_obfuscation: bool | None = Field(default=None, description="Taken, without effect.")
 
 
-class SamplingFields(Asked):
-    """The fields that chat and plain completions share."""
+class ChoosingFields(Asked):
+    """The fields that all routes share that write text."""
 
     model: str = Field(
         min_length=1, max_length=1000, description="The base, an adapter (`support`, `support@2`), or a blend such as "
         "`a:0.4+b:0.6`.",
     )  # fmt: skip
-    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer in tokens.")
-    n: int | None = Field(default=None, ge=1, description="Answers to each prompt.")
     temperature: FiniteFloat | None = Field(default=None, ge=0.0, le=100.0, description="0 takes the likeliest token.")
     top_p: FiniteFloat | None = Field(default=None, gt=0.0, le=1.0, description="Likeliest tokens of this total share.")
     top_k: int | None = Field(default=None, ge=-1, description="So many of the likeliest tokens; 0 or -1 for all.")
@@ -83,10 +81,8 @@ class SamplingFields(Asked):
     ignore_eos: bool | None = Field(default=None, description="Go on after tokens that end an answer.")
     min_tokens: int | None = Field(default=None, ge=0, description="No end token before so many tokens.")
     stream: bool | None = Field(default=None, description="Send the answer as it is made, as server-sent events.")
-    stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
     user: str | None = Field(default=None, description="Taken, without effect.")
     metadata: Any = Field(default=None, description="Taken, without effect.")
-    store: bool | None = Field(default=None, description="Taken, without effect: nothing is stored.")
     service_tier: str | None = Field(default=None, description="Taken, without effect.")
     prompt_cache_key: str | None = Field(default=None, description="Taken, without effect: prefixes are cached anyway.")
     prompt_cache_retention: str | None = Field(default=None, description="Taken, without effect.")
@@ -97,27 +93,21 @@ class SamplingFields(Asked):
         """Say whether the answer is to be streamed."""
         return bool(self.stream)
 
-    @property
-    def wants_usage(self) -> bool:
-        """Say whether a stream is to end with token counts."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    def sampling(self, *, longest: int | None, limit: int | None, **more: Any) -> Sampling:
+    def sampling(self, *, longest: int | None, limit: int | None, field: str = "max_tokens", **more: Any) -> Sampling:
         """Return how tokens are chosen.
 
         Args:
             longest: Longest answer that was asked for, in tokens.
             limit: Longest answer that this server gives.
+            field: What the longest answer is called here.
             more: Further fields of `Sampling`.
 
         Raises:
             ApiError: A value is out of range, or fields contradict one another.
         """
-        if self.stream_options is not None and not self.streams:
-            raise ApiError(400, "'stream_options' is only for 'stream': true.", param="stream_options")
         if limit is not None and longest is not None and longest > limit:
             message = f"{longest} tokens were asked for; this server gives at most {limit}."
-            raise ApiError(400, message, param="max_tokens", code="invalid_value")
+            raise ApiError(400, message, param=field, code="invalid_value")
         plain = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
                  "ignore_eos", "min_tokens")  # fmt: skip
         chosen = {name: value for name in plain if (value := getattr(self, name)) is not None}
@@ -143,6 +133,27 @@ class SamplingFields(Asked):
                 raise ApiError(400, message, param="logit_bias", code="invalid_value")
             bias[int(token)] = value
         return bias
+
+
+class SamplingFields(ChoosingFields):
+    """The fields that chat and plain completions share."""
+
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer in tokens.")
+    n: int | None = Field(default=None, ge=1, description="Answers to each prompt.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
+    store: bool | None = Field(default=None, description="Taken, without effect: nothing is stored.")
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> "SamplingFields":
+        if self.stream_options is not None and not self.streams:
+            text = "'{place}' is only for 'stream': true."
+            raise PydanticCustomError("misplaced_field", text, {"name": "stream_options", "place": "{place}"})
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        """Say whether a stream is to end with token counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 def _is_text(value: Any) -> bool:

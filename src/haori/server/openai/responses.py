@@ -1,0 +1,151 @@
+"""`/v1/responses`: OpenAI's newer form of a chat, without its memory: nothing is stored."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from haori.serve.request import Delta, Sampling
+from haori.server.answers import Answer, Answers, Question
+from haori.server.errors import ApiError
+from haori.server.lifecycle import service_of
+from haori.server.openai.replies import Usage, usage_of
+from haori.server.openai.replying import ERRORS, Heading, finish_of, heading, reply
+from haori.server.openai.response_items import ResponseItems
+from haori.server.openai.response_replies import (
+    Incomplete,
+    InputDetails,
+    ResponseError,
+    ResponseReply,
+    ResponseUsage,
+)
+from haori.server.openai.response_request import ResponseRequest
+from haori.server.openai.token_texts import TokenTexts
+from haori.server.openai.tools import CallPlan, prompt_of
+from haori.server.tools import CallEvent, Said
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+class ResponseForm:
+    """Writes a response.
+
+    Args:
+        head: What replies begin with.
+        asked: The request, parts of which are said again.
+        sampling: How tokens are chosen.
+        texts: Reads single tokens.
+        plan: The tools.
+    """
+
+    named: ClassVar = True
+    end: ClassVar = b""
+
+    def __init__(
+        self, head: Heading, asked: ResponseRequest, sampling: Sampling, texts: TokenTexts, plan: CallPlan
+    ) -> None:
+        self._head = head
+        self._asked = asked
+        self._sampling = sampling
+        self._texts = texts
+        self._reader = plan.reader() if plan.use.functions else None
+        self._items = ResponseItems(short_ids=self._reader is not None and plan.form.short_ids)
+        self._finish: str | None = None
+        self._events = 0
+
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> BaseModel:
+        """Return the response."""
+        [answer] = answers
+        self.piece(0, Delta(answer.text, tuple(answer.tokens), tuple(answer.logprobs), answer.finish))
+        self._items.close(self._status)
+        return self._reply(self._status, usage=usage)
+
+    def opening(self, choices: int) -> Iterable[dict[str, Any]]:
+        """Return the events before any text."""
+        response = self._reply("in_progress").model_dump()
+        return self._numbered(
+            {"type": kind, "response": response} for kind in ("response.created", "response.in_progress")
+        )
+
+    def piece(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
+        """Return the events of a piece."""
+        self._finish = finish_of(delta)
+        logprobs = self._texts.chat(delta.logprobs).model_dump()["content"] if delta.logprobs else []
+        return self._numbered(self._items.take(self._found(delta), logprobs))
+
+    def closing(self, answers: Answers) -> Iterable[dict[str, Any]]:
+        """Return the events after the last piece."""
+        events = self._items.close(self._status)
+        response = self._reply(self._status, usage=usage_of(answers)).model_dump()
+        return self._numbered([*events, {"type": f"response.{self._status}", "response": response}])
+
+    def failure(self, error: ApiError) -> Iterable[dict[str, Any]]:
+        """Return the event that says that the answer went wrong."""
+        said = ResponseError(code="invalid_prompt" if error.status < 500 else "server_error", message=error.message)
+        response = self._reply("failed").model_copy(update={"error": said}).model_dump()
+        return self._numbered([{"type": "response.failed", "response": response}])
+
+    @property
+    def _status(self) -> str:
+        return "incomplete" if self._finish == "length" else "completed"
+
+    def _found(self, delta: Delta) -> list[CallEvent]:
+        if self._reader is None:
+            return [Said(delta.text)] if delta.text else []
+        return [*self._reader.push(delta.text), *(self._reader.close() if delta.finish is not None else [])]
+
+    def _numbered(self, events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return events with their places in the stream."""
+        numbered = [{**event, "sequence_number": self._events + place} for place, event in enumerate(events)]
+        self._events += len(numbered)
+        return numbered
+
+    def _reply(self, status: str, usage: Usage | None = None) -> ResponseReply:
+        asked = self._asked
+        choice = asked.tool_choice or "auto"
+        wanted = asked.text.format if asked.text is not None else None
+        return ResponseReply.model_validate({
+            "id": self._head.id, "created_at": self._head.created, "model": self._head.model, "status": status,
+            "incomplete_details": Incomplete() if status == "incomplete" else None,
+            "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens,
+            "output": self._items.items, "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "temperature": self._sampling.temperature, "top_p": self._sampling.top_p, "metadata": asked.metadata,
+            "text": {"format": {"type": "text"} if wanted is None else wanted.model_dump(by_alias=True)},
+            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+            "tools": [tool.model_dump() for tool in asked.tools or ()],
+            "usage": None if usage is None else _usage(usage),
+        })  # fmt: skip
+
+
+def _usage(usage: Usage) -> ResponseUsage:
+    return ResponseUsage(
+        input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens,
+        input_tokens_details=InputDetails(cached_tokens=usage.prompt_tokens_details.cached_tokens),
+    )  # fmt: skip
+
+
+@router.post(
+    "/v1/responses",
+    responses={
+        **ERRORS,
+        200: {"model": ResponseReply, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    },
+)
+async def responses(asked: ResponseRequest, request: Request) -> Response:
+    """Answer a conversation, as OpenAI's newer route does."""
+    service = service_of(request)
+    use, turns = asked.tool_use, asked.turns()
+    tokenizer = service.backend.engine.tokenizer
+    plan = CallPlan(use, tokenizer, otherwise=asked.schema_wanted)
+    sampling = asked.sampling(
+        longest=asked.max_output_tokens, limit=service.settings.max_tokens, field="max_output_tokens",
+        logprobs=asked.wanted_logprobs, **plan.constraint,
+    )  # fmt: skip
+    head = heading(request, "resp", asked.model)
+    question = Question(head.id, asked.model, lambda tokenizer: [prompt_of(tokenizer, turns, use)], sampling, 1)
+    form = ResponseForm(head, asked, sampling, TokenTexts(tokenizer), plan)
+    return await reply(request, question, form, stream=asked.streams)
