@@ -1,5 +1,7 @@
 """Who may do what: keys and their scopes, servers without keys, Host headers, adapters loaded from outside."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 
@@ -216,3 +218,35 @@ def test_requests_take_turns_by_key_and_by_the_name_as_it_was_asked_for(engine, 
     assert owners[0] == owners[2] != owners[1]
     assert "" not in owners
     assert not {one, other} & set(owners)
+
+
+def test_a_key_with_limits_gets_429_beyond_them_and_other_keys_go_on(tiny_tokenizer, keys, tmp_path):
+    one = keys.create("one", max_concurrent=2).secret
+    few = keys.create("few", tokens_per_minute=20).secret
+    other = keys.create("other").secret
+    with served(RepeatingEngine(tiny_tokenizer, step_s=0.02), home=tmp_path) as server:
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask, server, "tiny", one, max_tokens=100) for _ in range(2)]
+            until(lambda: server.engine.status().running == 2)
+            refused = ask(server, "tiny", one)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "key_concurrency_exceeded")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert "'one'" in refused.json()["error"]["message"]
+            assert ask(server, "tiny", one, n=3).status_code == 429
+            assert ask(server, "tiny", other, max_tokens=1).status_code == 200
+            assert [reply.result().status_code for reply in asked] == [200, 200]
+        assert ask(server, "tiny", one, n=3).status_code == 400  # never may
+        assert ask(server, "tiny", one, n=2, max_tokens=1).status_code == 200
+        # An answer that its client gave up gives its place back.
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(
+                f"{server.url}/v1/chat/completions", headers=bearer(one), timeout=0.5,
+                json={"model": "tiny", "messages": HELLO, "n": 2, "max_tokens": 200},
+            )  # fmt: skip
+        until(lambda: server.engine.status().running == 0)
+        assert ask(server, "tiny", one, n=2, max_tokens=1).status_code == 200
+        assert ask(server, "tiny", few, max_tokens=30).status_code == 200
+        refused = ask(server, "tiny", few)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "key_tokens_exceeded")
+        assert 2 <= int(refused.headers["retry-after"]) <= 200
+        assert ask(server, "tiny", other, max_tokens=1).status_code == 200

@@ -8,6 +8,9 @@ import pytest
 
 from haori.core.errors import InputError, StorageError
 from haori.server import KeyStore, parse_duration
+from haori.server.errors import ApiError
+from haori.server.keys import ApiKey
+from haori.server.quotas import Quotas
 from tests.command_line import haori
 
 
@@ -107,6 +110,62 @@ def test_what_is_no_length_of_time(text):
         parse_duration(text)
 
 
+def test_limits_of_a_key_are_kept_and_files_without_them_are_read(tmp_path):
+    store = KeyStore(tmp_path / "keys.json")
+    limited = store.create("a", max_concurrent=2, tokens_per_minute=1000)
+    assert (store.find(limited.secret).max_concurrent, store.find(limited.secret).tokens_per_minute) == (2, 1000)
+    plain = store.create("b", lifetime=timedelta(days=1))
+    held = json.loads((tmp_path / "keys.json").read_text())["keys"]
+    # What 0.1.0 reads has no other fields than these.
+    assert set(held[1]) <= {"name", "hash", "adapters", "admin", "created", "expires"}
+    old = {"schema_version": 1, "keys": [{**held[1], "expires": None}]}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    found = KeyStore(tmp_path / "old.json").find(plain.secret)
+    assert (found.max_concurrent, found.tokens_per_minute, found.expires) == (None, None, None)
+    for limits in ({"max_concurrent": 0}, {"tokens_per_minute": -5}):
+        with pytest.raises(InputError, match="give 1 or more"):
+            store.create("c", **limits)
+
+
+def test_tokens_come_back_evenly_and_answers_at_once():
+    clock = [0.0]
+    quotas = Quotas(lambda: clock[0])
+    key = ApiKey(
+        name="a", hash="h", adapters=("*",), created="2026-01-01T00:00:00+00:00", max_concurrent=2,
+        tokens_per_minute=60,
+    )  # fmt: skip
+    first = quotas.open(key, 2)
+    with pytest.raises(ApiError, match="may have 2 at once") as refused:
+        quotas.check(key)
+    assert (refused.value.status, refused.value.retry_after_s) == (429, 1.0)
+    with pytest.raises(ApiError, match="3 answers were asked for") as refused:
+        quotas.check(key, 3)
+    assert refused.value.status == 400
+    first.spend(90)
+    first.close()
+    first.close()
+    with pytest.raises(ApiError, match="ask again in 31 s") as refused:
+        quotas.open(key, 1)
+    assert (refused.value.status, refused.value.retry_after_s) == (429, 31.0)
+    clock[0] = 29.0
+    with pytest.raises(ApiError, match="ask again in 2 s"):
+        quotas.check(key)
+    clock[0] = 31.0
+    last = quotas.open(key, 1)
+    last.spend(1)
+    last.close()
+    clock[0] = 1000.0
+    grant = quotas.open(key, 1)
+    grant.spend(60)  # a minute's worth and no more has gathered
+    grant.close()
+    with pytest.raises(ApiError, match="tokens a minute"):
+        quotas.check(key)
+    unlimited = key.model_copy(update={"hash": "other", "max_concurrent": None, "tokens_per_minute": None})
+    for given in (None, unlimited):
+        for _ in range(100):
+            quotas.open(given, 50).spend(10**6)
+
+
 def test_keys_on_the_command_line(capsys, haori_home):
     done = haori(capsys, "keys", "create", "web", "--adapters", "support, team-*", "--expires", "30d")
     assert done.code == 0
@@ -116,7 +175,11 @@ def test_keys_on_the_command_line(capsys, haori_home):
     key = KeyStore().find(done.out.strip())
     assert key.admin
     assert not key.allows("support")
+    limits = ("--max-concurrent", "3", "--tokens-per-minute", "12345")
+    limited = KeyStore().find(haori(capsys, "keys", "create", "small", *limits).out.strip())
+    assert (limited.max_concurrent, limited.tokens_per_minute) == (3, 12345)
     done = haori(capsys, "keys", "list")
+    assert "12,345" in done.out
     assert "web" in done.out
     assert "team-*" in done.out
     assert secret not in done.out

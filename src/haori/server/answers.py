@@ -73,6 +73,7 @@ class Answers:
         self._inbox: Inbox = asyncio.Queue()
         self._running: dict[int, str] = {}
         self._meters: list[AnswerMeter] = []
+        self._grant = service.quotas.open(None, 0)
 
     @property
     def count(self) -> int:
@@ -88,6 +89,7 @@ class Answers:
         """
         self._note.model = self._question.model
         caller.check(self._question.model, self._backend.engine.base.name)
+        self._service.quotas.check(caller.key)
         sampling = self._question.sampling
         job = self._service.preparation.run(
             caller.owner, lambda: self._submit(caller),
@@ -135,6 +137,7 @@ class Answers:
             self._backend.engine.cancel(identity)
             self._meters[index].piece(Delta(finish="cancelled"))
             self._note.finish = self._note.finish or "cancelled"
+        self._grant.close()
 
     def _submit(self, caller: Caller) -> None:
         """Run on a preparing thread."""
@@ -145,10 +148,12 @@ class Answers:
         with self._service.preparation.tokenizing:
             prompts = question.prompts(engine.tokenizer)
         self._check(prompts)
+        self._grant = self._service.quotas.open(caller.key, len(prompts) * question.choices)
         self.prompt_tokens = sum(len(prompt) for prompt in prompts)
         self._note.prompt_tokens = self.prompt_tokens
         self._note.generated_tokens = 0
         try:
+            self._grant.spend(self.prompt_tokens)
             for prompt in prompts:
                 for choice in range(question.choices):
                     self._submit_one(prompt, choice, resolved, caller)
@@ -190,11 +195,14 @@ class Answers:
         if delta.tokens:
             if self._note.first_token_s is None:
                 self._note.first_token_s = time.perf_counter()
+            self._grant.spend(len(delta.tokens))
             self.generated_tokens += len(delta.tokens)
             self._note.generated_tokens = self.generated_tokens
         if delta.finish is None:
             return
         del self._running[piece.choice]
+        if not self._running:
+            self._grant.close()
         self.cached_tokens += delta.cached_tokens
         self._note.cached_tokens = self.cached_tokens
         self._note.finish = delta.finish

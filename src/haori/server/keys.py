@@ -42,6 +42,8 @@ class ApiKey(Record):
     admin: bool = Field(default=False, description="May load and unload adapters and read metrics.")
     created: str
     expires: str | None = Field(default=None, description="ISO 8601, UTC; None for never.")
+    max_concurrent: int | None = Field(default=None, ge=1, description="Answers at once; None for no limit of its own.")
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="Of prompts and answers; None for no limit.")
 
     @property
     def expired(self) -> bool:
@@ -104,8 +106,9 @@ class KeyStore:
         return None if found is None or found.expired else found
 
     def create(
-        self, name: str, *, adapters: Sequence[str] = ("*",), admin: bool = False, lifetime: timedelta | None = None
-    ) -> CreatedKey:
+        self, name: str, *, adapters: Sequence[str] = ("*",), admin: bool = False, lifetime: timedelta | None = None,
+        max_concurrent: int | None = None, tokens_per_minute: int | None = None,
+    ) -> CreatedKey:  # fmt: skip
         """Make a key.
 
         Args:
@@ -113,9 +116,12 @@ class KeyStore:
             adapters: Patterns (`support`, `support@2`, `team-*`) of the names it may use; none for no answers at all.
             admin: It may also load and unload adapters and read metrics.
             lifetime: When it ends by itself.
+            max_concurrent: Most answers that it may have under way at once.
+            tokens_per_minute: Most tokens of prompts and answers that it may use in a minute, on average.
 
         Raises:
-            InputError: The name is taken or not allowed, a pattern is not allowed, or the key would allow nothing.
+            InputError: A limit is less than 1, the name is taken or not allowed, a pattern is not allowed, or the key
+                would allow nothing.
             StorageError: The file cannot be written.
         """
         if not _NAME.fullmatch(name):
@@ -126,9 +132,15 @@ class KeyStore:
             raise InputError(f"{wrong[:80]!r} is no pattern of adapter names; examples are support, support@2, team-*.")
         if not adapters and not admin:
             raise InputError(f"The key {name!r} would allow nothing: give --adapters or --admin.")
+        for what, limit in (("answers at once", max_concurrent), ("tokens a minute", tokens_per_minute)):
+            if limit is not None and limit < 1:
+                raise InputError(f"The key {name!r} cannot have {limit} {what}; give 1 or more, or leave it out.")
         secret = _PREFIX + secrets.token_urlsafe(32)
         ends = None if lifetime is None else (datetime.now(UTC) + lifetime).isoformat(timespec="seconds")
-        key = ApiKey(name=name, hash=_hash(secret), adapters=tuple(adapters), admin=admin, created=now(), expires=ends)
+        key = ApiKey(
+            name=name, hash=_hash(secret), adapters=tuple(adapters), admin=admin, created=now(), expires=ends,
+            max_concurrent=max_concurrent, tokens_per_minute=tokens_per_minute,
+        )  # fmt: skip
         make_folder(self.path.parent)
         with self._writing():
             if any(held.name == name for held in self.list()):
@@ -154,7 +166,7 @@ class KeyStore:
         return file_lock(self.path.with_name(f".{self.path.name}.lock"), holds="file of API keys")
 
     def _write(self, keys: Sequence[ApiKey]) -> None:
-        write_text(self.path, _KeyFile(keys=tuple(keys)).model_dump_json(indent=2) + "\n")
+        write_text(self.path, _KeyFile(keys=tuple(keys)).model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
 def parse_duration(text: str) -> timedelta:

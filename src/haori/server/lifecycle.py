@@ -15,6 +15,7 @@ from haori.server.errors import ApiError
 from haori.server.mailroom import Mailroom
 from haori.server.metrics import Meters
 from haori.server.preparation import Preparation
+from haori.server.quotas import Quotas
 from haori.server.settings import ServerSettings
 
 __all__ = ["Service", "service_of"]
@@ -35,6 +36,7 @@ class Service:
         state: Where the server is in its life.
         failure: Why loading failed, if it did.
         mail: Brings pieces of answers from the engine's thread; there once the app runs.
+        quotas: What each API key uses.
         preparation: The threads that render, tokenise, compile and submit.
     """
 
@@ -46,6 +48,7 @@ class Service:
         self.log = log
         self.state: State = "loading"
         self.failure: HaoriError | None = None
+        self.quotas = Quotas()
         self.preparation = Preparation(settings.max_preparing)
         self._backend: Backend | None = None
         self._closed = False

@@ -63,10 +63,15 @@ async def embeddings(asked: EmbeddingRequest, request: Request) -> EmbeddingRepl
     resolved = await prepare(caller.owner, lambda: caller.resolve(backend.directory, asked.model, service.base.name))
     note = note_of(request.scope)
     note.serves, note.adapters = resolved.label, tuple(identity for identity, _ in resolved.mix)
+    grant = service.quotas.open(caller.key, 1)
     meter = service.meters.begin(resolved.names, 0)
-    future = await prepare(caller.owner, lambda: embedder.embed(asked.texts, resolved.mix))
-    embedded = await until_disconnect(_result(future), request.receive)
-    counts = embedded.tokens
+    try:
+        future = await prepare(caller.owner, lambda: embedder.embed(asked.texts, resolved.mix))
+        embedded = await until_disconnect(_result(future), request.receive)
+        counts = embedded.tokens
+        grant.spend(sum(counts))
+    finally:
+        grant.close()
     service.meters.prompt_tokens.inc(sum(counts))
     meter.piece(Delta(finish="stop"))
     note.prompt_tokens, note.finish = sum(counts), "stop"
