@@ -100,3 +100,62 @@ def test_what_is_not_used_is_said_by_check_train_and_evaluate(capsys, tiny_base_
     assert done.code == 0, done.err
     assert note in done.out
     assert f"Rows dropped: {dropped}." in done.out
+
+
+def test_rows_that_were_trained_on_are_found_again(capsys, haori_home, tiny_base_folder, tmp_path):
+    data = write(tmp_path / "d.jsonl", PLAIN)
+    assert train(capsys, tiny_base_folder, data, "seen", "--set", "data.validation_share=0").code == 0
+    (run,) = (haori_home / "runs").glob("*/adapter/training_rows.npy")
+    assert run.stat().st_size == 128 + 8 * len(PLAIN)
+    chat = [
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": f" {row['prompt'].upper()}"},
+                      {"role": "model", "content": row["completion"], "weight": 1}]}
+        for row in PLAIN[3:7]
+    ]  # fmt: skip
+    fresh = [{"prompt": row["prompt"], "completion": f"{row['completion']}!"} for row in PLAIN[:5]]
+
+    def notes(rows: list[object], name: str) -> str:
+        test = write(tmp_path / name, rows)
+        done = haori(capsys, "evaluate", "seen", "--data", test, "--against", "nothing", "--samples", 0)
+        assert done.code == 0, done.err
+        return " ".join(done.out.split())
+
+    mixed = notes([*chat, *({"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "b"}]}
+                            for i in range(2))], "chat.jsonl")  # fmt: skip
+    assert "The adapter was trained on 4 of these 6 rows (the first:" in mixed
+    assert "chat.jsonl:1): the figures are too good" in mixed
+    assert "trained on 20 of these 20 rows" in notes(PLAIN, "copy.jsonl")
+    unseen = notes(fresh, "fresh.jsonl")
+    assert "was trained on" not in unseen
+    assert "is not known" not in unseen
+    assert haori(capsys, "library", "export", "seen", "--out", tmp_path / "out").code == 0
+    assert not (tmp_path / "out" / "training_rows.npy").exists()
+    (kept,) = (haori_home / "library").rglob("training_rows.npy")
+    kept.unlink()
+    assert "comes without hashes of its training rows" in notes(fresh, "fresh.jsonl")
+    assert "was trained on" in notes(PLAIN, "d.jsonl")
+
+
+def test_a_folder_is_measured_by_its_test_split(capsys, tiny_base_folder, tmp_path):
+    repo = tmp_path / "repo" / "data"
+    repo.mkdir(parents=True)
+    for name in ("train", "validation", "test"):
+        write(repo / f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": f"answer {i}"} for i in range(8)])
+    done = train(capsys, tiny_base_folder, repo.parent, "repo")
+    assert done.code == 0, done.err
+    said = " ".join(done.err.split())
+    assert "8 training and 8 validation rows" in said
+    assert (
+        "Read train (data/train.jsonl) as train, validation (data/validation.jsonl) as validation; not read: " in said
+    )
+    done = haori(capsys, "evaluate", "repo", "--data", repo.parent, "--against", "nothing")
+    assert done.code == 0, done.err
+    assert "Read test (data/test.jsonl) as test; not read:" in done.out
+    assert "was trained on" not in done.out
+    done = haori(capsys, "evaluate", "repo", "--data", repo.parent, "--set", "split=train", "--against", "nothing")
+    assert "The adapter was trained on 8 of these 8 rows" in " ".join(done.out.split())
+    done = haori(
+        capsys, "train", "--base", tiny_base_folder, "--data", repo.parent, "--name", "no", "--set", "data.split=test"
+    )
+    assert done.code == 2
+    assert "is not trained on" in " ".join(done.err.split())

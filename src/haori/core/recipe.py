@@ -34,6 +34,8 @@ __all__ = [
 
 _BOTH_ZERO = ": with A and B both zero both their gradients are zero, and nothing would ever be learnt"
 _LOFTQ = ": it makes up for the rounding of a quantised base, which method.kind=qlora has"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_IN_WORDS = {_NAME: "be of letters, digits, '.', '_' and '-' (at most 100, a letter or digit first)"}
 _REASONS = {
     ("method.init", "zero", "lora"): _BOTH_ZERO,
     ("method.init", "zeros", "lora"): _BOTH_ZERO,
@@ -135,7 +137,7 @@ class Recipe(Section):
         default=RECIPE_SCHEMA, ge=1, le=RECIPE_SCHEMA,
         description="Version of these keys, written by Haori so that later ones can read the recipe.",
     )  # fmt: skip
-    name: str = Field(description="Name of the adapter in the library.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(description="Name of the adapter in the library.", pattern=_NAME)
     base: str = Field(description="Base model: catalogue name, registered name, folder, hub id or GGUF file.")
     revision: str | None = Field(default=None, description="Revision of a hub base.")
     task: Literal["causal_lm"] = Field(default="causal_lm", description="What is learnt.")
@@ -258,10 +260,20 @@ def _sentence(error: ValidationError) -> str:
         return f"The recipe has no key {dotted!r}{where}; {hint}"
     if problem["type"] == "missing":
         return f"The recipe needs the key {dotted!r}."
-    messages = (p["msg"].replace("Input should be", "").strip() for p in problems if _place(p) == (kind, names))
-    allowed = "; or ".join(dict.fromkeys(messages))
+    rules = list(dict.fromkeys(_rule(p) for p in problems if _place(p) == (kind, names)))
+    allowed = "; or ".join([rules[0], *(rule.removeprefix("be ") for rule in rules[1:])])
     reason = _REASONS.get((dotted, str(given).lower(), kind or ""), "")
-    return f"The recipe's {dotted!r} cannot be {given!r}{reason}; it should be {allowed}."
+    return f"The recipe's {dotted!r} cannot be {given!r}{reason}; it should {allowed}."
+
+
+def _rule(problem: Any) -> str:
+    """Return what a value should do, as the rest of a sentence: "be a valid integer"."""
+    if problem["type"] == "string_pattern_mismatch":
+        pattern = problem["ctx"]["pattern"]
+        return _IN_WORDS.get(pattern, f"match the pattern {pattern}")
+    text = str(problem["msg"]).removeprefix("Value error, ").rstrip(".")
+    _, should, rule = text.partition(" should ")
+    return rule if should else f"be another: {text}"
 
 
 def _place(problem: Any) -> tuple[str | None, list[str]]:

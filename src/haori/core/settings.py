@@ -63,7 +63,8 @@ def settings() -> Settings:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = f"HAORI_{'_'.join(map(str, problem['loc'])).upper()}"
-        raise InputError(f"The environment variable {name} cannot be {problem['input']!r}: {problem['msg']}.") from None
+        rule = problem["msg"].replace("Input should", "it should", 1)
+        raise InputError(f"The environment variable {name} cannot be {problem['input']!r}: {rule}.") from None
     folders = {"home": found.home, "workspace": found.workspace}
     return found.model_copy(
         update={name: path.expanduser().absolute() for name, path in folders.items() if path is not None}

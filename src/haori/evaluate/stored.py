@@ -13,11 +13,12 @@ from haori.core.records import DataReference
 from haori.core.settings import settings
 from haori.core.storage import make_folder
 from haori.data import Conversation, read_conversations
+from haori.data.seen import SeenRows
 from haori.evaluate.evaluation import MetricGroup, evaluate_adapter
 from haori.evaluate.report import write_report
 from haori.evaluate.result import EvaluationResult
 from haori.evaluate.systems import Systems
-from haori.library import Library, OpenAdapter, open_adapter
+from haori.library import Library, OpenAdapter, StoredAdapter, open_adapter
 
 __all__ = ["evaluate_opened", "evaluate_stored"]
 
@@ -104,12 +105,27 @@ def evaluate_opened(
         base=opened.base.reference(),
         base_model=base_model,
     )
-    if any(data.source == reference.source for data in opened.adapter.card.data):
-        seen = (
-            f"The adapter was trained on {reference.source} itself: these figures say little about rows it never saw."
-        )
-        notes = (seen, *notes)
-    result = replace(result, notes=(*notes, *result.notes))
+    result = replace(result, notes=(*_seen(opened.adapter, conversations, reference), *notes, *result.notes))
     write_report(result, folder)
     Library().update(name, evaluations=(result.to_record(),))
     return result, folder
+
+
+def _seen(adapter: StoredAdapter, rows: Sequence[Conversation], reference: DataReference) -> list[str]:
+    """Say which of the rows the adapter was trained on, or that this cannot be told."""
+    known = SeenRows.read(adapter.path)
+    if known is not None:
+        found = known.among(rows)
+        if not found:
+            return []
+        return [
+            f"The adapter was trained on {len(found):,} of these {len(rows):,} rows (the first: {found[0].origin}): "
+            "the figures are too good for rows it never saw."
+        ]
+    if any(data.source == reference.source for data in adapter.card.data):
+        return [
+            f"The adapter was trained on {reference.source} itself: these figures say little about rows it never saw."
+        ]
+    return [
+        "This adapter comes without hashes of its training rows, so whether these rows are among them is not known."
+    ]

@@ -12,6 +12,7 @@ carry versions: the next one is one above the highest in use.
 """
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from haori.core.lock import file_lock
 from haori.core.records import AdapterCard
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, staged_folder, sweep, write_text
+from haori.data.seen import SEEN_NAME
 from haori.library.adapter_files import inspect_adapter
 from haori.library.adapter_names import check_no_base_name, refuse_base_name
 from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, is_id_of, read_card
@@ -125,6 +127,8 @@ class Library:
             place = self.folder(card.id)
             with staged_folder(place) as stage:
                 copy_adapter(folder, stage)
+                if card.origin == "trained" and (folder / SEEN_NAME).is_file():
+                    shutil.copyfile(folder / SEEN_NAME, stage / SEEN_NAME)
                 (stage / CARD_NAME).write_text(_card_text(card), encoding="utf-8")
             self._remember(card)
         return StoredAdapter(place, card, card.names[-1])

@@ -139,7 +139,7 @@ class _Reader:
         for name, key in self.plan.copies.items():
             stored = self.tensors[key]
             if not torch.equal(stored, self.base.tensor(name).to(stored.dtype)):
-                raise InputError(not_applied(label, f"the whole of {name!r}, changed,"))
+                raise InputError(not_applied(label, f"the whole of {name!r}, changed"))
         updates = {}
         for name, module in self.plan.modules.items():
             if (update := self._update(name, module)) is not None:

@@ -23,6 +23,7 @@ from haori.train.whole_model import save_model_folder
 if TYPE_CHECKING:
     import torch
 
+    from haori.data.seen import SeenRows
     from haori.library import StoredAdapter
 
 __all__ = ["LiveProbes", "copy_model", "prove_and_store", "prove_model", "save_final"]
@@ -50,6 +51,7 @@ def save_final(model: Any, prepared: Prepared, folder: Path) -> LiveProbes:
         with staged_folder(folder / "adapter") as stage:
             save_adapter(model, stage, prepared.base.name)
             (stage / "chat_template.jinja").write_text(template_of(prepared.tokenizer), encoding="utf-8")
+            _seen_rows(prepared).write(stage)
         prompts = adapter_probes(inspect_adapter(folder / "adapter"), prompts)
     return LiveProbes(prompts, live_probe_logits(model, prompts))
 
@@ -124,6 +126,14 @@ def copy_model(folder: Path, out: Path) -> None:
     """Copy the model of a run folder to the new folder `out`."""
     with staged_folder(out) as stage:
         shutil.copytree(folder / "model", stage, dirs_exist_ok=True)
+
+
+def _seen_rows(prepared: Prepared) -> "SeenRows":
+    from haori.data import Conversation
+    from haori.data.seen import SeenRows
+
+    rows = prepared.data.train.select_columns(["conversation", "origin"])
+    return SeenRows.of(Conversation.from_json(row["conversation"], row["origin"]) for row in rows)
 
 
 def _licence(prepared: Prepared) -> str:
