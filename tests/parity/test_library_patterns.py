@@ -130,6 +130,31 @@ def test_ambiguous_patterns_are_refused_before_training(tiny_base_folder, tiny_t
     check_low_rank(model, tiny_tokenizer, LoraMethod(**{key: {"q_proj": 4, "layers.1.self_attn.q_proj": 4}}), targets)
 
 
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
+def test_the_same_for_other_methods_of_peft(tiny_base_folder, tiny_tokenizer, tmp_path, kind):
+    from transformers import AutoModelForCausalLM
+
+    from haori.adapters.insertion import Start
+    from haori.adapters.methods import insert_method
+    from haori.core.methods import PeftMethod
+
+    targets = [f"model.layers.{n}.mlp.{m}_proj" for n in (0, 1) for m in ("up", "down")]
+
+    def insert(pattern: dict[str, Any]) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(tiny_base_folder)
+        method = PeftMethod(kind="peft", type=kind, options={"r": 4, "alpha_pattern": pattern}, target=tuple(targets))
+        return insert_method(model, tiny_tokenizer, method, targets, Start(0, 1, []))
+
+    with pytest.raises(InputError, match=r"of method.options.alpha_pattern both fit"):
+        insert({"up_proj": 3, "layers.0.mlp.up_proj": 5})
+    with pytest.raises(InputError, match=r"method.options.alpha_pattern is not a valid regular expression"):
+        insert({"up_proj": 3, "(": 5})
+    with pytest.raises(InputError, match=r"'q_proj' of method.options.alpha_pattern fits none"):
+        insert({"up_proj": 3, "q_proj": 5})
+    config = insert({"up_proj": 3}).peft_config["default"]
+    assert config.alpha_pattern == {targets[0]: 3, targets[2]: 3}
+
+
 NAMES = [f"model.layers.{n}.{m}" for n in (0, 1, 10, 11) for m in ("attn.q", "attn.k", "mlp.q")] + ["q", "head.q"]
 KEYS = [
     "q", "attn.q", "k", "layers.1.attn.q", "layers.1..attn.q", ".*", "mlp.q|attn.k", "^model.*q", "1.mlp.q", "nothing",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.adapters.behaviour import Behaviour
 from haori.adapters.insertion import check_named, saved_modules, token_ids
-from haori.adapters.patterns import clash_of, exact_patterns
+from haori.adapters.patterns import exact_patterns, refuse_clash
 from haori.core.errors import InputError
 from haori.core.methods import LowRankMethod
 
@@ -60,11 +60,7 @@ def check_low_rank(
     for field, pattern in (("rank_pattern", method.rank_pattern), ("alpha_pattern", method.alpha_pattern)):
         for key in pattern:
             _check_pattern(field, key, targets)
-        if clash := clash_of(pattern, targets):
-            raise InputError(
-                f"The keys {clash.first!r} and {clash.second!r} of method.{field} both fit {clash.module!r} and give "
-                f"it {pattern[clash.first]!r} and {pattern[clash.second]!r}; let only one of them fit each module."
-            )
+        refuse_clash(field, pattern, targets)
     if method.bias != "none":
         wanted = set(targets)
         biases = [

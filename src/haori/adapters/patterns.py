@@ -1,4 +1,4 @@
-"""The tables `rank_pattern` and `alpha_pattern`: which of their keys counts for a module, and whether order decides.
+"""Tables such as `rank_pattern` and `alpha_pattern`: which key counts for a module, and whether order decides.
 
 PEFT takes the first key that fits the end of a module's name, as a regular expression. Its own file sorts the keys, so
 where two of them give one module different values, an adapter that is saved and loaded is another one. Knows nothing
@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["Clash", "clash_of", "exact_patterns"]
+from haori.core.errors import InputError
+
+__all__ = ["Clash", "clash_of", "exact_patterns", "refuse_clash"]
 
 _V = TypeVar("_V")
 
@@ -33,6 +35,19 @@ def clash_of(pattern: Mapping[str, Any], modules: Iterable[str]) -> Clash | None
         if other is not None:
             return Clash(module, found[0], other)
     return None
+
+
+def refuse_clash(field: str, pattern: Mapping[str, Any], modules: Iterable[str]) -> None:
+    """Refuse a pattern of a recipe in which order decides.
+
+    Raises:
+        InputError: Two keys give one module different values.
+    """
+    if clash := clash_of(pattern, modules):
+        raise InputError(
+            f"The keys {clash.first!r} and {clash.second!r} of method.{field} both fit {clash.module!r} and give it "
+            f"{pattern[clash.first]!r} and {pattern[clash.second]!r}; let only one of them fit each module."
+        )
 
 
 def exact_patterns(pattern: Mapping[str, _V], modules: Iterable[str]) -> dict[str, _V]:

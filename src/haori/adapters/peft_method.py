@@ -5,12 +5,14 @@ modules trained in full) is set from there. Methods that have a kind of their ow
 """
 
 import copy
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from haori.adapters.behaviour import Behaviour
 from haori.adapters.insertion import Start, check_named, insert_config, norm_modules, saved_modules, token_ids
+from haori.adapters.patterns import exact_patterns, refuse_clash
 from haori.core.errors import InputError, nearest
 from haori.core.methods import PeftMethod
 
@@ -95,7 +97,8 @@ def _config(
     known = {field.name for field in fields(config_class)}
     for option in method.options:
         _check_option(method.type, option, known)
-    given: dict[str, Any] = {**method.options, "task_type": "CAUSAL_LM"}
+    patterns = {key: value for key, value in method.options.items() if key.endswith("_pattern") and value}
+    given: dict[str, Any] = {**method.options, **_exact(patterns, targets), "task_type": "CAUSAL_LM"}
     if saved := saved_modules(model, method):
         _refuse_unless("modules_to_save" in known, method, "modules_to_save or train_norms")
         given["modules_to_save"] = saved
@@ -112,6 +115,19 @@ def _config(
             "method.options.num_virtual_tokens=20."
         )
     return config
+
+
+def _exact(patterns: dict[str, Any], targets: Sequence[str]) -> dict[str, Any]:
+    """Return tables of values by module with full names, as for LoRA."""
+    tables = {key: value for key, value in patterns.items() if isinstance(value, dict)}
+    for key, pattern in tables.items():
+        try:
+            refuse_clash(f"options.{key}", pattern, targets)
+        except re.error as error:
+            raise InputError(f"A key of method.options.{key} is not a valid regular expression: {error}.") from None
+        if unused := [name for name in pattern if not exact_patterns({name: pattern[name]}, targets)]:
+            raise InputError(f"The key {unused[0]!r} of method.options.{key} fits none of the target modules.")
+    return {key: exact_patterns(pattern, targets) for key, pattern in tables.items()}
 
 
 def _targets(

@@ -94,13 +94,11 @@ class AdapterFiles:
 
     @property
     def ordered_patterns(self) -> tuple[str, ...]:
-        """Return which of `rank_pattern` and `alpha_pattern` mean something else when their keys are sorted."""
-        # AdaLoRA's ranks are lists by full name.
-        fields = ("alpha_pattern",) if self.peft_type == "ADALORA" else ("rank_pattern", "alpha_pattern")
-        patterns = ((field, self.config.get(field)) for field in fields)
-        return tuple(
-            field for field, pattern in patterns if isinstance(pattern, dict) and clash_of(pattern, self.modules)
-        )
+        """Return the tables by module, such as `rank_pattern`, that mean something else when their keys are sorted."""
+        tables = {key: v for key, v in self.config.items() if key.endswith("_pattern") and isinstance(v, dict)}
+        if self.peft_type == "ADALORA":
+            tables.pop("rank_pattern", None)  # lists by full name
+        return tuple(sorted(key for key, table in tables.items() if clash_of(table, self.modules)))
 
     @property
     def modules(self) -> tuple[str, ...]:
