@@ -148,7 +148,7 @@ def test_the_same_for_other_methods_of_peft(tiny_base_folder, tiny_tokenizer, tm
     with pytest.raises(InputError, match=r"of method.options.alpha_pattern both fit"):
         insert({"up_proj": 3, "layers.0.mlp.up_proj": 5})
     with pytest.raises(InputError, match=r"method.options.alpha_pattern is not a valid regular expression"):
-        insert({"up_proj": 3, "(": 5})
+        insert({"(": 5})
     with pytest.raises(InputError, match=r"'q_proj' of method.options.alpha_pattern fits none"):
         insert({"up_proj": 3, "q_proj": 5})
     config = insert({"up_proj": 3}).peft_config["default"]

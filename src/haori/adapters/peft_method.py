@@ -122,11 +122,12 @@ def _exact(patterns: dict[str, Any], targets: Sequence[str]) -> dict[str, Any]:
     tables = {key: value for key, value in patterns.items() if isinstance(value, dict)}
     for key, pattern in tables.items():
         try:
-            refuse_clash(f"options.{key}", pattern, targets)
+            unused = [name for name in pattern if not exact_patterns({name: pattern[name]}, targets)]
         except re.error as error:
             raise InputError(f"A key of method.options.{key} is not a valid regular expression: {error}.") from None
-        if unused := [name for name in pattern if not exact_patterns({name: pattern[name]}, targets)]:
+        if unused:
             raise InputError(f"The key {unused[0]!r} of method.options.{key} fits none of the target modules.")
+        refuse_clash(f"options.{key}", pattern, targets)
     return {key: exact_patterns(pattern, targets) for key, pattern in tables.items()}
 
 
