@@ -30,6 +30,7 @@ MISTRAL = (
 LLAMA = (
     '{% if tools %}{{ \'Answer {"name": ..., "parameters": ...}\\n\' }}{% for t in tools %}{{ t | tojson }}'
     "{% endfor %}{% endif %}{% for m in messages %}{% if m.tool_calls %}"
+    "{% if m.tool_calls | length != 1 %}{{ raise_exception('Only single calls!') }}{% endif %}"
     '{{ \'<|im_start|>assistant\\n{"name": "\' + m.tool_calls[0].function.name + \'", "parameters": \' }}'
     "{{ m.tool_calls[0].function.arguments | tojson }}{{ '}<|im_end|>\\n' }}"
     "{% elif m.role == 'tool' %}{{ '<|im_start|>ipython\\n' + m.content + '<|im_end|>\\n' }}"

@@ -55,13 +55,7 @@ def render_tool_prompt(
         return encode_prompt(tokenizer, _in_words(tokenizer, turns, tools))
     if "[TOOL_CALLS]" in template_of(tokenizer):
         turns = [_with_short_ids(turn) for turn in turns]
-    text = apply_template(tokenizer, turns, tools=tools)
-    for what, other in (("calls", _other_calls(turns)), ("results", _other_results(turns))):
-        if other != list(turns) and apply_template(tokenizer, other, tools=tools) == text:
-            raise DataError(
-                f"The chat template of this base leaves the {what} of tools out of the prompt; write them as text."
-            )
-    return encode_prompt(tokenizer, text)
+    return encode_prompt(tokenizer, apply_template(tokenizer, _as_shown(tokenizer, turns, tools), tools=tools))
 
 
 def _knows_tools(tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -69,19 +63,80 @@ def _knows_tools(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return apply_template(tokenizer, turns) != apply_template(tokenizer, turns, tools=[_PROBE])
 
 
-def _other_calls(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the turns with other names in their calls."""
+def _as_shown(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
+) -> Sequence[Turn]:
+    """Return the turns so that the template shows all of them: as they are, or in more turns that say the same."""
+    left_out: list[str] = []
+    refused: DataError | None = None
+    for form in (turns, _text_apart(turns), _one_by_one(turns), _text_apart(_one_by_one(turns))):
+        try:
+            missing = _left_out(tokenizer, form, tools)
+        except DataError as error:
+            refused = refused or error
+            continue
+        if not missing:
+            return form
+        left_out = left_out or missing
+    if not left_out and refused is not None:
+        raise refused
+    raise DataError(
+        f"The chat template of this base leaves the {' and the '.join(left_out)} of tools out of the prompt; take them "
+        "out, or write them as text into other turns."
+    )
 
-    def other(call: Mapping[str, Any]) -> dict[str, Any]:
-        return {**call, "function": {**call["function"], "name": call["function"]["name"] + "x"}}
 
-    return [{**turn, "tool_calls": [other(call) for call in turn["tool_calls"]]} if turn.get("tool_calls") else turn
-            for turn in turns]  # fmt: skip
+def _left_out(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Say what the template would not show, by words in the place of calls and results that are nowhere else."""
+    words: dict[str, str] = {}
+    marked: list[Turn] = []
+    for i, turn in enumerate(turns):
+        new = dict(turn)
+        calls = turn.get("tool_calls") or ()
+        if calls:
+            places = [f"{i}x{j}z" for j in range(len(calls))]
+            words |= {f"zqcall{at}": "calls" for at in places} | {f"zqargument{at}": "arguments" for at in places}
+            new["tool_calls"] = [
+                {**call, "function": {"name": f"zqcall{at}", "arguments": {f"zqargument{at}": 1}}}
+                for call, at in zip(calls, places, strict=True)
+            ]
+        if turn["content"] and (calls or turn["role"] == "tool"):
+            new["content"] = f"zqtext{i}z"
+            words[new["content"]] = "results" if turn["role"] == "tool" else "texts beside calls"
+        marked.append(new)
+    text = apply_template(tokenizer, marked, tools=tools)
+    return list(dict.fromkeys(what for word, what in words.items() if word not in text))
 
 
-def _other_results(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the turns with other texts in their results."""
-    return [{**turn, "content": turn["content"] + "x"} if turn["role"] == "tool" else turn for turn in turns]
+def _text_apart(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the turns with what is said beside calls in turns of their own."""
+    apart: list[Turn] = []
+    for turn in turns:
+        if turn.get("tool_calls") and turn["content"]:
+            apart += [{"role": turn["role"], "content": turn["content"]}, {**turn, "content": ""}]
+        else:
+            apart.append(turn)
+    return apart
+
+
+def _one_by_one(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the turns with several calls as several turns, each with its result behind it."""
+    results = [turn for turn in turns if turn["role"] == "tool"]
+    single: list[Turn] = []
+    for turn in turns:
+        if turn["role"] == "tool":
+            continue
+        calls = turn.get("tool_calls") or ()
+        for place, call in enumerate(calls):
+            single.append({**turn, "content": "" if place else turn["content"], "tool_calls": [call]})
+            found = [result for result in results if result["tool_call_id"] == call["id"]]
+            results = [result for result in results if result["tool_call_id"] != call["id"]]
+            single += found
+        if not calls:
+            single.append(turn)
+    return single
 
 
 def _with_short_ids(turn: Turn) -> Turn:
