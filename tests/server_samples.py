@@ -57,6 +57,7 @@ class _Job:
     deliver: Deliver
     left: deque[int]
     cancelled: bool = False
+    paused: bool = False
     sent: int = 0
 
 
@@ -98,6 +99,18 @@ class RepeatingEngine:
         with self._changed:
             if request_id in self._jobs:
                 self._jobs[request_id].cancelled = True
+                self._changed.notify_all()
+
+    def pause(self, request_id: str) -> None:
+        with self._changed:
+            if request_id in self._jobs:
+                self._jobs[request_id].paused = True
+
+    def resume(self, request_id: str) -> None:
+        with self._changed:
+            if request_id in self._jobs:
+                self._jobs[request_id].paused = False
+                self._changed.notify_all()
 
     def status(self) -> Status:
         with self._changed:
@@ -118,8 +131,8 @@ class RepeatingEngine:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._closing)
-                jobs = list(self._jobs.values())
+                self._changed.wait_for(self._at_work)
+                jobs = [job for job in self._jobs.values() if not job.paused or job.cancelled or self._closing]
                 for job in jobs:
                     job.cancelled = job.cancelled or self._closing
                 if self._closing and not jobs:
@@ -128,6 +141,9 @@ class RepeatingEngine:
                 time.sleep(self.step_s)
             for job in jobs:
                 self._advance(job)
+
+    def _at_work(self) -> bool:
+        return self._closing or any(not job.paused or job.cancelled for job in self._jobs.values())
 
     def _advance(self, job: _Job) -> None:
         if job.cancelled or self.fail_with:

@@ -315,6 +315,35 @@ def test_a_loop_that_has_ended_leaves_nobody_waiting(start, error):
         engine.submit(request("late"), answers.of("late"))
 
 
+def test_a_paused_request_holds_nothing_and_goes_on_as_if_it_had_not_been(start):
+    engine, answers = start(replace(LIMITS, running=2, waiting=1)), Answers()
+    long = GREEDY.with_fields(max_tokens=150, temperature=0.7, seed=3)
+    mixes = [(), one("a1"), one("a2", 0.5)]
+    for i in range(3):
+        engine.submit(request(f"alone{i}", mixes[i], i, sampling=long), answers.of(f"alone{i}"))
+        answers.end(f"alone{i}")
+    for i in range(3):
+        engine.submit(request(f"r{i}", mixes[i], i, sampling=long), answers.of(f"r{i}"))
+        engine.pause(f"r{i}")
+        if i == 1:
+            engine.resume("r1")
+            answers.wait("r1", lambda pieces: pieces)
+            engine.pause("r1")
+        until(lambda: engine.status().running + engine.status().waiting == 0)
+    assert engine._runner.cache.used_bytes == 0
+    engine.submit(request("other"), answers.of("other"))  # though one alone may wait
+    assert answers.end("other").finish == "length"
+    engine.cancel("r2")
+    assert answers.end("r2").finish == "cancelled"
+    for name in ("r0", "r1", "r2", "unknown"):
+        engine.resume(name)
+        engine.resume(name)
+    for i in range(2):
+        assert answers.tokens(f"r{i}") == answers.tokens(f"alone{i}")
+    assert engine.drain(5)
+    assert not engine._scheduler.paused
+
+
 def test_closing_answers_also_what_came_last(start):
     engine, answers = start(), Answers()
     with engine._condition:  # so that the engine has not taken it in yet

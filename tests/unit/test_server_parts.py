@@ -21,7 +21,7 @@ from haori.server.openai.token_texts import TokenTexts
 def test_pieces_from_several_threads_arrive_whole_and_in_order():
     async def collect() -> dict[int, list[str]]:
         room = Mailroom(asyncio.get_running_loop())
-        inbox: Inbox = asyncio.Queue()
+        inbox = Inbox()
 
         def send(number: int) -> None:
             deliver = room.sender(inbox, number)
@@ -46,7 +46,7 @@ def test_a_piece_for_a_loop_that_has_ended_is_dropped():
         return Mailroom(asyncio.get_running_loop())
 
     room = asyncio.run(make())
-    room.sender(asyncio.Queue(), 0)(Delta(text="late"))
+    room.sender(Inbox(), 0)(Delta(text="late"))
 
 
 @given(text=st.text(max_size=20))

@@ -211,6 +211,8 @@ class TextEmbedder:
     def cancel(self, request_id: str) -> None:
         """Do nothing: there are no requests for text."""
 
+    pause = resume = cancel
+
     def status(self) -> EmbedderStatus:
         """Return how busy it is, as of its last round."""
         with self._condition:
@@ -292,9 +294,7 @@ class TextEmbedder:
                     if time.monotonic() - job.began > _PATIENCE_S:
                         break  # those that run may hold all the memory; nobody passes it by any more
                     continue
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+            except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
                 self._refuse(job, error)
                 continue
             if not job.cancelled:

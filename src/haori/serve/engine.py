@@ -103,6 +103,8 @@ class TextEngine:
         self._condition = threading.Condition()
         self._arrived: list[Sequence] = []
         self._cancelled: set[str] = set()
+        self._told: dict[str, bool] = {}  # requests that are to pause, or to go on
+        self._paused = 0
         self._known: dict[str, Sequence] = {}
         self._woken = False
         self._closing = False
@@ -148,8 +150,9 @@ class TextEngine:
                 raise UnavailableError(self._failure or _ENDED)
             if request.id in self._known:
                 raise InputError(f"A request {request.id!r} is under way already; choose another id.")
-            waiting = len(self._known) - self._status.running
-            own = sum(s.request.owner == request.owner and s.place is None for s in self._known.values())
+            waiting, paused = self._waiting, self._scheduler.paused
+            queued = (s for s in self._known.values() if s.place is None and s not in paused)
+            own = sum(sequence.request.owner == request.owner for sequence in queued)
             again = max(1.0, round(waiting / max(self.limits.running, 1)))
             check_share(request.owner, own, waiting, self.limits.waiting, retry_after_s=again, why="--max-queue")
             self._known[request.id] = sequence
@@ -165,10 +168,30 @@ class TextEngine:
                 self._woken = True
                 self._condition.notify_all()
 
+    def pause(self, request_id: str) -> None:
+        """Have a request write nothing and hold nothing until `resume`; one that has ended is no error."""
+        self._tell(request_id, paused=True)
+
+    def resume(self, request_id: str) -> None:
+        """Let a request go on; one that was not paused is no error."""
+        self._tell(request_id, paused=False)
+
+    def _tell(self, request_id: str, *, paused: bool) -> None:
+        with self._condition:
+            if request_id in self._known:
+                self._told[request_id] = paused
+                self._woken = True
+                self._condition.notify_all()
+
     def status(self) -> EngineStatus:
         """Return how busy the engine is, as of its last step."""
         with self._condition:
-            return replace(self._status, waiting=max(len(self._known) - self._status.running, 0))
+            return replace(self._status, waiting=self._waiting)
+
+    @property
+    def _waiting(self) -> int:
+        """Requests that wait for a turn; those that are paused wait for their readers."""
+        return max(len(self._known) - self._status.running - self._paused, 0)
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until every request has ended; False if some have not after `timeout_s`."""
@@ -247,7 +270,7 @@ class TextEngine:
         """Wait for work if there is none; take new requests and cancellations. False when it is time to end."""
         scheduler = self._scheduler
         with self._condition:
-            self._status = self._look()
+            self._status, self._paused = self._look(), len(scheduler.paused)
             if not scheduler.running:
                 # A request whose adapter is being read is looked at again when one has landed; so is an engine that
                 # could not compute.
@@ -257,8 +280,12 @@ class TextEngine:
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, set()
             gone = [self._known[name] for name in cancelled if name in self._known]
+            told = [(self._known[name], paused) for name, paused in self._told.items() if name in self._known]
+            self._told = {}
         for sequence in arrived:
             scheduler.add(sequence)
+        for sequence, paused in told:
+            (scheduler.pause if paused else scheduler.resume)(sequence)
         for sequence in gone:
             scheduler.end(sequence, "cancelled")
         if gone:

@@ -1,5 +1,7 @@
 """What a caller asks of the text engine and what comes back. Knows nothing about HTTP, models or tensors."""
 
+import itertools
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -97,13 +99,31 @@ class TextRequest:
         return self.owner, self.queue
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, init=False)
 class TokenLogprob:
-    """Log-probability (nats, before temperature and filters) of a token, and of the likeliest ones at its place."""
+    """Log-probability (nats, before temperature and filters) of a token, and of the likeliest ones at its place.
+
+    Args:
+        token: Its id.
+        logprob: Of the token.
+        top: Ids and log-probabilities of the likeliest. They are kept as bytes: twenty pairs of Python's numbers take
+            ten times the memory, and many of these may wait for a slow client.
+    """
 
     token: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    _top: bytes
+
+    def __init__(self, token: int, logprob: float, top: Sequence[tuple[int, float]] = ()) -> None:
+        pairs = itertools.chain.from_iterable(top)
+        object.__setattr__(self, "token", token)
+        object.__setattr__(self, "logprob", logprob)
+        object.__setattr__(self, "_top", struct.pack("=" + "qd" * len(top), *pairs) if top else b"")
+
+    @property
+    def top(self) -> tuple[tuple[int, float], ...]:
+        """Return ids and log-probabilities of the likeliest tokens."""
+        return tuple(struct.iter_unpack("=qd", self._top))
 
 
 @dataclass(frozen=True)

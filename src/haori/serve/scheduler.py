@@ -6,7 +6,7 @@ A step lets every running sequence go on by a token, and beside that reads as mu
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -63,6 +63,7 @@ class Scheduler:
     ) -> None:
         self.running: list[Sequence] = []
         self.waiting: FairQueue[Sequence] = FairQueue()
+        self.paused: set[Sequence] = set()
         self.prefixes = PrefixCache(limits.prefix_bytes)
         self.counts: Counter[str] = Counter()
         self.doubtful = False  # whether a step failed for which it is not known that others would not
@@ -70,10 +71,6 @@ class Scheduler:
         self._tiers = tiers
         self._limits = limits
         self._ended = ended
-
-    def __iter__(self) -> Iterator[Sequence]:
-        yield from list(self.running)
-        yield from list(self.waiting)
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for its turn."""
@@ -107,6 +104,21 @@ class Scheduler:
             return f"The engine cannot compute ({type(error).__name__}: {error}); it may have to be started again."
         return None
 
+    def pause(self, sequence: Sequence) -> None:
+        """Let a sequence hold nothing and wait for nothing until `resume`."""
+        if sequence in self.running:
+            self._free(sequence)
+            self.waiting.leave(sequence.request.turn)
+        else:
+            self.waiting.remove(sequence.request.turn, sequence)
+        self.paused.add(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        """Let a paused sequence wait for its turn; its tokens are read again."""
+        if sequence in self.paused:
+            self.paused.remove(sequence)
+            self._wait(sequence, first=True)
+
     def end(
         self, sequence: Sequence, reason: Finish | None = None, error: str | None = None, fault: Fault = "engine"
     ) -> None:
@@ -116,6 +128,7 @@ class Scheduler:
                 self.waiting.leave(sequence.request.turn)
                 self._free(sequence)
             else:
+                self.paused.discard(sequence)
                 self.waiting.remove(sequence.request.turn, sequence)
         finally:
             if reason is not None:

@@ -14,6 +14,7 @@ from haori.serve.request import Delta, Finish, Sampling, TextRequest, TokenLogpr
 from haori.server.access import Caller
 from haori.server.contracts import Backend, Resolved
 from haori.server.errors import ApiError, without_folders
+from haori.server.flow import Flow
 from haori.server.lifecycle import Service
 from haori.server.mailroom import Inbox, Piece
 from haori.server.metrics import AnswerMeter
@@ -70,7 +71,8 @@ class Answers:
         self._backend = backend
         self._question = question
         self._note = note
-        self._inbox: Inbox = asyncio.Queue()
+        self._inbox = Inbox(lambda: self._flow.regulate(self._inbox.tokens))
+        self._flow = Flow(backend.engine, lambda: list(self._running.values()), self._give_up)
         self._running: dict[int, str] = {}
         self._meters: list[AnswerMeter] = []
         self._grant = service.quotas.open(None, 0)
@@ -100,6 +102,7 @@ class Answers:
         except asyncio.CancelledError:
             job.add_done_callback(self._abandon)
             raise
+        self._flow.begin(self.count)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the pieces of all answers as they come, until each has ended.
@@ -138,6 +141,16 @@ class Answers:
             self._meters[index].piece(Delta(finish="cancelled"))
             self._note.finish = self._note.finish or "cancelled"
         self._grant.close()
+        self._flow.close()
+
+    def _give_up(self, sentence: str) -> None:
+        """End what still runs with an error, which is the next piece that is read."""
+        running = dict(self._running)
+        for identity in running.values():
+            self._backend.engine.cancel(identity)
+        self._inbox.clear()
+        for index in running:
+            self._inbox.put(Piece(index, Delta(finish="error", error=sentence, fault="request")))
 
     def _submit(self, caller: Caller) -> None:
         """Run on a preparing thread."""

@@ -95,6 +95,12 @@ class Engine(Protocol):
     def cancel(self, request_id: str) -> None:
         """End a request at once; one that has ended is no error."""
 
+    def pause(self, request_id: str) -> None:
+        """Write no more of an answer until `resume`, if it can; one that has ended is no error."""
+
+    def resume(self, request_id: str) -> None:
+        """Go on with an answer; one that was not paused is no error."""
+
     def status(self) -> EngineStatus:
         """Return how busy it is."""
 

@@ -166,6 +166,12 @@ class RayEngine:
         with suppress(RuntimeError):  # closed: everything has ended
             self._loop.call_soon_threadsafe(self._cancel, request_id)
 
+    def pause(self, request_id: str) -> None:
+        """Do nothing: what a replica writes is not held up."""
+
+    def resume(self, request_id: str) -> None:
+        """Do nothing, as for `pause`."""
+
     def status(self) -> RayStatus:
         """Return how busy the replicas are."""
         with self._lock:

@@ -165,6 +165,12 @@ class VllmEngine:
         """End a request at once, in vLLM too; one that has ended is no error."""
         self._loop.call(self._cancel, request_id)
 
+    def pause(self, request_id: str) -> None:
+        """Do nothing: what vLLM writes cannot be held up."""
+
+    def resume(self, request_id: str) -> None:
+        """Do nothing, as for `pause`."""
+
     def status(self) -> VllmStatus:
         """Return how busy the engine is."""
         with self._changed:

@@ -1,0 +1,85 @@
+"""Holds answers up that are written faster than their client reads them, so that what waits has a bound.
+
+When much waits for a client, the engine pauses its requests, which then hold none of the engine's memory and nobody
+else's place; once the client has read most of it, they go on. An engine that cannot pause goes on meanwhile; if far
+too much waits, or a client reads nothing for long, the answers end with an error.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+
+from haori.server.contracts import Engine
+
+__all__ = ["Flow"]
+
+_WAITING = 512  # tokens that may wait for a client
+_EACH = 64  # or so many for each of its answers, if that is more
+_FAR_TOO_MUCH = 8  # times as many end the answers
+_PATIENCE_S = 300.0
+_LOOK_EVERY_S = 1.0
+
+
+class Flow:
+    """The flow of the answers to one HTTP request. Lives on the event loop.
+
+    Args:
+        engine: Writes the answers.
+        running: Says the ids of the engine's requests that have not ended.
+        give_up: Called with a sentence when the answers must end.
+    """
+
+    def __init__(self, engine: Engine, running: Callable[[], Collection[str]], give_up: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._running = running
+        self._give_up = give_up
+        self._most = _WAITING
+        self._waiting = 0
+        self._paused: Collection[str] = ()
+        self._read_s = 0.0  # when the client read something, while it is waited for
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, answers: int) -> None:
+        """Say how many answers there are."""
+        self._most = max(_WAITING, _EACH * answers)
+
+    def regulate(self, waiting: int) -> None:
+        """Pause or go on, now that so many tokens wait."""
+        before, self._waiting = self._waiting, waiting
+        if self._timer is None:
+            if waiting > self._most:
+                self._pause()
+        elif waiting < before:
+            self._read_s = time.monotonic()
+            if waiting <= self._most // 4:
+                for identity in self._paused:
+                    self._engine.resume(identity)
+                self.close()
+
+    def close(self) -> None:
+        """Forget what was paused: it goes on, or has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _pause(self) -> None:
+        self._paused = tuple(self._running())
+        for identity in self._paused:
+            self._engine.pause(identity)
+        self._read_s = time.monotonic()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        """End the answers if there is no end of waiting."""
+        if self._waiting > _FAR_TOO_MUCH * self._most:
+            sentence = f"{self._waiting:,} tokens of the answer wait to be read, and no more can; read faster."
+        elif time.monotonic() - self._read_s > _PATIENCE_S:
+            sentence = f"Nothing of the answer was read for {_PATIENCE_S:.0f} seconds, so it was ended."
+        else:
+            self._look_again()
+            return
+        self._timer = None
+        self._give_up(sentence)
