@@ -136,6 +136,20 @@ def test_the_second_turn_has_the_result(real):
     check(again.choices[0].message.tool_calls)
 
 
+def test_a_schema_that_cannot_be_kept_to_is_refused_where_it_would_have_to_be(real):
+    tool = {
+        "type": "function",
+        "function": {"name": "odd", "parameters": {"type": "object", "not": {"required": ["x"]}}},
+    }
+    asked = {"model": "tiny", "messages": HELLO, "tools": [tool], "max_tokens": 2}
+    assert real.chat.completions.create(**asked).choices[0].finish_reason == "length"
+    with pytest.raises(openai.BadRequestError, match="schema of a tool"):
+        real.chat.completions.create(**asked, tool_choice="required")
+    tool["function"]["strict"] = True
+    with pytest.raises(openai.BadRequestError, match='"not"'):
+        real.chat.completions.create(**asked)
+
+
 def test_the_clients_own_helpers_read_calls(real):
     tool = openai.pydantic_function_tool(GetWeather, name="get_weather")
     asked = {

@@ -258,9 +258,9 @@ def test_a_grammar_may_hold_json_that_fits_a_schema(constraints, tiny_tokenizer)
 @pytest.mark.parametrize(
     ("grammar", "message"),
     [
-        ("begin: /a/", "grammar cannot be used"),
-        ("start: /(a/", "grammar cannot be used"),
-        ("", "grammar cannot be used"),
+        ("begin: /a/", "schema of a tool, cannot be used"),
+        ("start: /(a/", "schema of a tool, cannot be used"),
+        ("", "schema of a tool, cannot be used"),
         (f"start: {json_rule({'not': {}})}", "Unimplemented keys"),
         (f"start: {json_rule({'not': {}, 'x-guidance': {'lenient': True}})}", "Unimplemented keys"),
     ],

@@ -56,6 +56,7 @@ def written(form, calls, indent=None):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+@example_settings(max_examples=40)
 @given(calls=CALLS, indent=st.sampled_from([None, 2]), before=st.sampled_from(["", "Let me look.", "a {b} [c] <d>"]))
 def test_calls_are_read_back_whole_and_in_any_two_pieces(form, calls, indent, before):
     text = written(form, calls, indent)

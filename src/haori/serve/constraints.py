@@ -200,7 +200,7 @@ def json_rule(schema: Mapping[str, Any]) -> str:
 
 
 def _what(is_schema: bool) -> str:
-    return "JSON schema" if is_schema else "grammar"
+    return "JSON schema" if is_schema else "grammar, or schema of a tool,"
 
 
 def _compiled(tokenizer: "LLTokenizer", text: str, trial: GrammarTrial, *, is_schema: bool) -> "LLMatcher | str":
