@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Start",
     "check_named",
+    "expert_parameters",
     "in_layers",
     "insert_config",
     "norm_modules",
@@ -77,6 +78,22 @@ def saved_modules(model: "PreTrainedModel", method: "AdaptedMethod") -> list[str
     """
     norms = norm_modules(model, method) if method.train_norms else []
     return [*method.modules_to_save, *norms] or None
+
+
+def expert_parameters(model: "nn.Module") -> dict[str, int]:
+    """Return the weights that hold all experts of a layer in one parameter [experts, ., .], with their numbers of values.
+
+    transformers keeps the experts of most mixtures so. They are no linear modules, and no target names them.
+    """
+    from torch.nn.modules.conv import _ConvNd
+
+    return {
+        f"{name}.{key}": parameter.numel()
+        for name, module in model.named_modules()
+        if not isinstance(module, _ConvNd)
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    }
 
 
 def in_layers(targets: Sequence[str], layers: Sequence[int]) -> tuple[str, ...]:

@@ -96,6 +96,7 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_calibration(resolved, lengths)
     if isinstance(resolved.method, QloraMethod):
         choices = (*choices, _quantised(resolved.method, skeleton, resolved.training.dtype))
+    choices = (*choices, *_untouched_experts(skeleton, resolved.method))
     return Prepared(resolved, choices, base, tokenizer, data, targets, device)
 
 
@@ -176,6 +177,21 @@ def _check_calibration(recipe: Recipe, lengths: list[int]) -> None:
         micros = [rows for step in epoch_steps(lengths, recipe.training, 0) for rows in step]
         if max(sum(lengths[row] for row in rows) for rows in micros) < eva_tokens(method):
             raise RecipeError(too_few_tokens(eva_tokens(method)))
+
+
+def _untouched_experts(skeleton: "PreTrainedModel", method: Method) -> tuple[Choice, ...]:
+    """Say that `all-linear` leaves out the experts of a mixture, where these are no linear modules."""
+    from haori.adapters.insertion import expert_parameters
+
+    experts = expert_parameters(skeleton)
+    if isinstance(method, FullMethod) or method.target != "all-linear" or not experts:
+        return ()
+    share = sum(experts.values()) / sum(parameter.numel() for parameter in skeleton.parameters())
+    reason = (
+        f"the experts are NOT adapted: {len(experts)} parameters such as {next(iter(experts))}, {share:.0%} of the "
+        "weights, hold all experts of a layer in one and are no linear modules; attention and what else is linear is"
+    )
+    return (Choice("method.target", method.target, reason),)
 
 
 def _quantised(method: QloraMethod, skeleton: "PreTrainedModel", dtype: str) -> Choice:
