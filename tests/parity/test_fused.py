@@ -20,6 +20,7 @@ LLAMA = {
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", LLAMA),
     "llama-tied-bias": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama-from-gguf": ("Llama", LLAMA | {"unk_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}),
     "mistral": ("Mistral", LLAMA | {"sliding_window": None}),
     "mistral-window": ("Mistral", LLAMA | {"sliding_window": 16}),
     "qwen2": ("Qwen2", LLAMA),

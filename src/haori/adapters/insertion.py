@@ -81,7 +81,7 @@ def saved_modules(model: "PreTrainedModel", method: "AdaptedMethod") -> list[str
 
 
 def expert_parameters(model: "nn.Module") -> dict[str, int]:
-    """Return the weights that hold all experts of a layer in one parameter [experts, ., .], with their numbers of values.
+    """Return the parameters that hold all experts of a layer, [experts, ., .], with their numbers of values.
 
     transformers keeps the experts of most mixtures so. They are no linear modules, and no target names them.
     """

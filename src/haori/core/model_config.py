@@ -10,11 +10,12 @@ __all__ = ["INERT", "SHAPE", "is_off"]
 
 # They name things, or act in loading, in starting weights, or when other things than logits are asked for.
 INERT = frozenset({
-    "architectures", "auto_map", "bos_token_id", "decoder_start_token_id", "dtype", "eos_token_id",
-    "gradient_checkpointing", "id2label", "initializer_range", "is_llama_config", "label2id", "model_name",
-    "model_type", "neftune_noise_alpha", "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp",
-    "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype",
-    "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
+    "architectures", "auto_map", "bos_token_id", "cls_token_id", "decoder_start_token_id", "dtype", "eos_token_id",
+    "gradient_checkpointing", "id2label", "initializer_range", "is_llama_config", "label2id", "mask_token_id",
+    "model_name", "model_type", "neftune_noise_alpha", "output_attentions", "output_hidden_states", "pad_token_id",
+    "pretraining_tp", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class",
+    "torch_dtype", "transformers.js_config", "transformers_version", "unk_token_id", "unsloth_fixed",
+    "unsloth_version", "use_cache",
 })  # fmt: skip
 # Sizes, biases, activation, norms and positions: what modules and weights show.
 SHAPE = frozenset({
