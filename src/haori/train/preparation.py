@@ -94,9 +94,7 @@ def prepare(recipe: Recipe) -> Prepared:
     resolved, choices = resolve(recipe, facts, base.parameters, device, (dtype.name, dtype.reason))
     check_plan(skeleton, resolved.method, targets, count_steps(lengths, resolved.training))
     _check_calibration(resolved, lengths)
-    if isinstance(resolved.method, QloraMethod):
-        choices = (*choices, _quantised(resolved.method, skeleton, resolved.training.dtype))
-    choices = (*choices, *_untouched_experts(skeleton, resolved.method))
+    choices = (*choices, *_notes(resolved.method, skeleton, resolved.training.dtype))
     return Prepared(resolved, choices, base, tokenizer, data, targets, device)
 
 
@@ -177,6 +175,12 @@ def _check_calibration(recipe: Recipe, lengths: list[int]) -> None:
         micros = [rows for step in epoch_steps(lengths, recipe.training, 0) for rows in step]
         if max(sum(lengths[row] for row in rows) for rows in micros) < eva_tokens(method):
             raise RecipeError(too_few_tokens(eva_tokens(method)))
+
+
+def _notes(method: Method, skeleton: "PreTrainedModel", dtype: str) -> tuple[Choice, ...]:
+    """Say what a method does on this base that its settings alone do not show."""
+    quantised = (_quantised(method, skeleton, dtype),) if isinstance(method, QloraMethod) else ()
+    return (*quantised, *_untouched_experts(skeleton, method))
 
 
 def _untouched_experts(skeleton: "PreTrainedModel", method: Method) -> tuple[Choice, ...]:
