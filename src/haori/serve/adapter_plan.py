@@ -146,6 +146,8 @@ class _Planner:
 
     def _take_part(self, key: str, module: str, suffix: str) -> None:
         part = _PARTS.get(suffix)
+        if part is None and not suffix.startswith(".lora_embedding_"):
+            self._misfit(f"PEFT would ignore its tensor {key!r}")
         if part is None:
             self._unsupported(f"{suffix[1:]!r} for {module!r}")
         self._add(module, part, key)
@@ -192,8 +194,6 @@ class _Planner:
                 self._misfit(f"its configuration does not adapt {name!r}, for which its file holds an update")
         for name in self._modules():
             if name not in adapted and self._is_target(name):
-                if self.base.linear(name) is None:
-                    self._unsupported(f"an update of {name!r}, which is no linear layer that takes one")
                 self._misfit(f"its configuration adapts {name!r}, for which its file holds nothing")
         for name, parts in self.keys.items():
             key = parts.get("base_bias")
