@@ -6,7 +6,8 @@ BARS: dict[str, tuple[str, float]] = {
     "base_vs_vllm": (">=", 1.1), "adapters8_vs_base": (">=", 0.9), "adapters32_vs_base": (">=", 0.7),
     "adapters8_vs_vllm": (">=", 4.5), "adapters32_vs_vllm": (">=", 3.2), "adapters32_vs_peft": (">=", 8.0),
     "single_stream_vs_llamacpp": (">=", 0.7), "cold_load_ms": ("<=", 60.0), "zipf1000_vs_base": (">=", 0.7),
-    "fairness_p95_ratio": ("<=", 2.0), "soak_growth": ("<=", 1.05), "start_s": ("<=", 5.0),
+    "fairness_p95_ratio": ("<=", 2.0), "ttft_adapter_vs_base": ("<=", 1.5), "soak_growth": ("<=", 1.05),
+    "start_s": ("<=", 5.0),
 }  # fmt: skip
 _RATIOS = {
     "base_vs_vllm": ("base.base.haori", "base.base.vllm"),
@@ -28,6 +29,7 @@ _VALUES = {
     "ttft_p50_ms": "adapters.adapters32.haori.ttft_p50_ms",
     "ttft_p95_ms": "adapters.adapters32.haori.ttft_p95_ms",
     "fairness_p95_ratio": "fairness.p95_ratio",
+    "ttft_adapter_vs_base": "turns.ttft_adapter_vs_base",
     "soak_growth": "soak.growth",
     "start_s": "start.median_s",
     "start_first_s": "start.first_s",

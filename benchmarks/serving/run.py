@@ -9,6 +9,7 @@ all linear layers, no prefix cache anywhere:
     stream     one request, in 8 and 4 bits, against llama.cpp
     cold       from submission to an adapter's being in memory, its file dropped from the page cache and not
     fairness   latency of others beside one adapter at ten times their load
+    turns      time to the first token of adapters, at other strengths too, beside the base's, through the server
     soak       resident memory over many short requests
     start      from the command to the first answer of `haori serve`
     weights    perplexity of general text with weights in 32, 16, 8 and 4 bits
@@ -38,13 +39,14 @@ from single_stream import stream_part
 from soak import soak_part
 from starting import start_part
 from throughput import adapters_part, base_part, zipf_part
+from turns import turns_part
 from waiting import cold_part, fairness_part
 from weight_formats import weights_part
 from workload import BASE, prompts
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "base": base_part, "adapters": adapters_part, "zipf": zipf_part, "stream": stream_part, "cold": cold_part,
-    "fairness": fairness_part, "soak": soak_part, "start": start_part,
+    "fairness": fairness_part, "turns": turns_part, "soak": soak_part, "start": start_part,
     "weights": weights_part,
 }  # fmt: skip
 CONTENDERS = {"ours": ("haori", "perplexity"), "vllm": ("vllm",), "peft": ("peft",), "llamacpp": ("llamacpp",)}

@@ -9,6 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,17 @@ def start_part(setting: Setting) -> dict[str, Any]:
 
 def _ready_after(base: Path, home: Path) -> float:
     started = time.perf_counter()
+    with serving(base, home):
+        return time.perf_counter() - started
+
+
+@contextmanager
+def serving(base: Path, home: Path, *options: str) -> Iterator[str]:
+    """Start `haori serve` as a process of its own; yield its address once it answers, and end it."""
+    started = time.perf_counter()
     haori = Path(sys.executable).with_name("haori")
     server = subprocess.Popen(
-        [haori, "serve", "--base", base, "--port", "0"], env={**os.environ, "HAORI_HOME": str(home)},
+        [haori, "serve", "--base", base, "--port", "0", *options], env={**os.environ, "HAORI_HOME": str(home)},
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:
@@ -45,7 +55,7 @@ def _ready_after(base: Path, home: Path) -> float:
             if server.poll() is not None or time.perf_counter() - started > _PATIENCE_S:
                 raise RuntimeError("haori serve did not become ready.")
             time.sleep(_ASK_EVERY_S)
-        return time.perf_counter() - started
+        yield found[0]
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate()

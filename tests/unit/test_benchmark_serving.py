@@ -14,7 +14,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "serving"
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(FOLDER))
+    for folder in (FOLDER.parent, FOLDER):
+        monkeypatch.syspath_prepend(str(folder))
 
     def one(name: str) -> ModuleType:
         return importlib.import_module(name)
@@ -66,3 +67,20 @@ def test_requests_of_one_batch_have_different_prompts_and_as_many_adapters_as_as
     assert len({tuple(prompt) for prompt, _ in made}) == 32
     assert Counter(adapter for _, adapter in made) == dict.fromkeys(range(8), 4)
     assert {adapter for _, adapter in workload.requests(pool, 0, workload.spread(0, 4))} == {None}
+
+
+def test_adapters_are_held_against_the_base_by_their_median_time_to_the_first_token(load: Any) -> None:
+    waits = {"base": [0.1, 0.2, 9.0], "one": [4.3] * 3, "two": [4.0] * 3, "one:0.5": [5.0] * 3, "two:-0.5": [4.4] * 3}
+    found = load("turns").summary(waits)
+    assert found["names"]["two"] == {"ttft_p50_s": 4.0, "ttft_p95_s": 4.0, "requests": 3}
+    assert found["ttft_adapter_vs_base"] == pytest.approx(4.35 / 0.2)
+    figures = load("figures").figures({"turns": found})
+    assert figures["ttft_adapter_vs_base"] == 21.75
+
+
+@pytest.mark.parametrize(("ratio", "missed"), [(1.5, False), (1.51, True)])
+def test_the_bar_of_the_time_to_the_first_token(
+    load: Any, capsys: pytest.CaptureFixture[str], ratio: float, missed: bool
+) -> None:
+    load("figures").show({"ttft_adapter_vs_base": ratio})
+    assert capsys.readouterr().out.rstrip().endswith("MISSED") is missed
