@@ -45,6 +45,11 @@ class StateDict:
         module = self.modules.get(name)
         return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
 
+    tables = ()  # that the embedding and the head may be changed whole is tested with the runners
+
+    def weight(self, module: str) -> torch.Tensor:
+        return self.state[f"{module}.weight"]
+
     def tensor(self, name: str) -> torch.Tensor:
         return self.state[name]
 

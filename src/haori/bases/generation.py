@@ -5,13 +5,14 @@ module knows nothing about chat templates beyond the names of end-of-turn tokens
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from haori.bases.quiet import quiet_transformers
 from haori.core.errors import InputError
+from haori.core.model_config import rotary_changes_with_length
 from haori.core.token_ids import embedding_rows, no_embedding
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _BATCH_ROWS = 16
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<turn|>", "<|endoftext|>")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 _DEFAULT_CONTEXT = 2048
+_CACHES = ("past_key_values", "cache_params", "state")  # of attention, of Mamba, of RWKV
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,9 @@ def generate(
     context = _check(model, tokenizer, prompts, sampling)
     stops = stop_tokens(end_tokens(model), tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0] if stops else 0
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
-    with _evaluation(model), _random_state(model, seed), quiet_transformers():
-        for start in range(0, len(order), _BATCH_ROWS):
-            rows = order[start : start + _BATCH_ROWS]
+    with _evaluation(model), _random_state(model, seed), _own_choices(model), quiet_transformers():
+        for rows in _batches(prompts, alone=_minds_neighbours(model)):
             ids, mask = _left_padded([prompts[i] for i in rows], pad)
             width = ids.shape[1]
             config = _config(sampling, min(max_new_tokens, context - width), stops, pad)
@@ -123,6 +123,39 @@ def stop_tokens(ends: Iterable[int], tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(int(token) for token in found))
 
 
+def _batches(prompts: Sequence[Sequence[int]], *, alone: bool) -> Iterator[list[int]]:
+    """Yield the numbers of prompts that are answered together, those of like length."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    size = 1 if alone else _BATCH_ROWS
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _minds_neighbours(model: Any) -> bool:
+    """Say whether an answer depends on the longest row of its batch, as rotary angles that change with length do."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return rotary_changes_with_length(config)
+
+
+@contextmanager
+def _own_choices(model: Any) -> Iterator[None]:
+    """Put away what the model's own file says of generation: transformers fills in from it whatever is not said.
+
+    A banned word or a penalty there would make this answer differ from the server's and the stream's.
+    """
+    from transformers import GenerationConfig
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    held = {id(owner): (owner, owner.generation_config) for owner in (model, base)}
+    for owner, _ in held.values():
+        owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for owner, config in held.values():
+            owner.generation_config = config
+
+
 def _tokens(model: Any, tokenizer: Any, prompt: list[int], sampling: _Sampling, steps: int) -> Iterator[int]:
     """Yield the answer's token ids one by one, from a key-value cache."""
     import torch
@@ -134,16 +167,19 @@ def _tokens(model: Any, tokenizer: Any, prompt: list[int], sampling: _Sampling, 
     else:
         generator.manual_seed(sampling.seed)
     options = {"logits_to_keep": 1} if _keeps_logits(model) else {}
-    ids, cache = torch.tensor([prompt], device=_device(model)), None  # B=1 T
+    ids = torch.tensor([prompt], device=_device(model))  # B=1 T
+    given = _forward_arguments(model)
+    kept = next((name for name in _CACHES if name in given), "past_key_values")
+    cache = None
     with _evaluation(model):
         for _ in range(steps):
             with torch.no_grad():
-                output = model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
+                output = model(input_ids=ids, use_cache=True, **{kept: cache}, **options)
                 token = _choose(output.logits[0, -1], sampling, generator)
             if token in stops:
                 return
             yield token
-            cache = output.past_key_values
+            cache = getattr(output, kept)
             ids = torch.tensor([[token]], device=_device(model))
 
 
@@ -232,8 +268,12 @@ def _context(model: Any) -> int:
 
 def _keeps_logits(model: Any) -> bool:
     """Say whether the model can compute logits for the last position alone."""
+    return "logits_to_keep" in _forward_arguments(model)
+
+
+def _forward_arguments(model: Any) -> Collection[str]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+    return inspect.signature(base.forward).parameters
 
 
 def _device(model: "nn.Module") -> "torch.device":

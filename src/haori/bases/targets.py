@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["linear_modules", "resolve_targets"]
 
 _PLAIN = re.compile(r"[\w.-]+")
+# PEFT refuses `out_proj` and `conv1d` of these; `dt_proj` it would wrap, though only its weight is ever looked at.
+_READ_BY_KERNELS = {
+    "falcon_h1": ("out_proj", "conv1d"),
+    "falcon_mamba": ("out_proj", "conv1d", "dt_proj"),
+    "jamba": ("dt_proj",),
+    "mamba": ("out_proj", "conv1d", "dt_proj"),
+    "mamba2": ("out_proj", "conv1d"),
+    "nemotron_h": ("out_proj", "conv1d"),
+}
 # Quantised linears that do not derive from nn.Linear.
 _QUANTISED = ("QuantLinear", "WQLinear", "AqlmQuantizedLinear", "HQQLinear", "EetqLinear", "FPQuantLinear")
 
@@ -23,10 +32,14 @@ _QUANTISED = ("QuantLinear", "WQLinear", "AqlmQuantizedLinear", "HQQLinear", "Ee
 def linear_modules(model: "nn.Module") -> list[str]:
     """Return the full names of the linear modules except the output head, in the model's order.
 
-    `Conv1D` of GPT-2 and quantised linears count as linear.
+    `Conv1D` of GPT-2 and quantised linears count as linear. Those of Mamba whose weights its kernels read, past any
+    adapter, do not.
     """
     head = _output_head(model)
-    return [name for name, module in model.named_modules() if module is not head and _is_linear(module)]
+    return [
+        name for name, module in model.named_modules()
+        if module is not head and _is_linear(module) and not _is_read_by_kernel(model, name)
+    ]  # fmt: skip
 
 
 def resolve_targets(model: "nn.Module", target: str | Iterable[str]) -> list[str]:
@@ -72,11 +85,19 @@ def _match(model: "nn.Module", item: str, linears: list[str]) -> list[str]:
         except re.error as error:
             raise InputError(f"The target {item!r} is not a valid regular expression: {error}.") from None
         found = [name for name in modules if pattern.fullmatch(name)]
-    usable = [name for name in found if name in set(linears) or _is_adaptable(modules[name])]
+    usable = [
+        name for name in found
+        if name in set(linears) or (_is_adaptable(modules[name]) and not _is_read_by_kernel(model, name))
+    ]  # fmt: skip
     if usable:
         return usable
     if found:
         kind = type(modules[found[0]]).__name__
+        if _is_read_by_kernel(model, found[0]):
+            raise InputError(
+                f"The target {item!r} names {found[0]!r}, whose weights the kernels of Mamba read, past any adapter; "
+                f"name other modules. {_list(linears)}"
+            )
         raise InputError(
             f"The target {item!r} names a {kind}, which an adapter cannot attach to; name modules inside it. "
             f"{_list(linears)}"
@@ -98,6 +119,11 @@ def _output_head(model: "nn.Module") -> "nn.Module | None":
     except NotImplementedError:
         return None
     return head
+
+
+def _is_read_by_kernel(model: "nn.Module", name: str) -> bool:
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return name.rpartition(".")[2] in _READ_BY_KERNELS.get(str(kind), ())
 
 
 def _is_linear(module: "nn.Module") -> bool:

@@ -6,7 +6,7 @@ result, and only in long texts, say. Those that are not listed here are somebody
 
 from typing import Any
 
-__all__ = ["INERT", "SHAPE", "is_off"]
+__all__ = ["INERT", "SHAPE", "is_off", "rotary_changes_with_length"]
 
 # They name things, or act in loading, in starting weights, or when other things than logits are asked for.
 INERT = frozenset({
@@ -38,3 +38,10 @@ def is_off(config: Any, key: str, value: Any, *, is_read: bool) -> bool:
     if value is None:
         return True
     return is_read and (value is False or (hasattr(type(config), key) and value == getattr(type(config), key)))
+
+
+def rotary_changes_with_length(config: Any) -> bool:
+    """Say whether a model turns all positions otherwise in a longer text (dynamic NTK, LongRoPE)."""
+    given = getattr(config, "rope_parameters", None)
+    layers = [given, *given.values()] if isinstance(given, dict) else []
+    return any(isinstance(layer, dict) and layer.get("rope_type") in ("dynamic", "longrope") for layer in layers)

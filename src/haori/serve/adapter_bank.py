@@ -18,15 +18,22 @@ class PackedBank:
     Args:
         sites: The linear sites of the model.
         vectors: Names of the norm weights that may be replaced.
+        tables: Names of the parameters whose rows may be changed.
         dtype: Of the factors.
         device: Where they are multiplied with.
     """
 
     def __init__(
-        self, sites: Sequence[Site], vectors: Collection[str], dtype: torch.dtype, device: torch.device
+        self,
+        sites: Sequence[Site],
+        vectors: Collection[str],
+        tables: Collection[str],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._sites = sites
         self._vectors = frozenset(vectors)
+        self._tables = frozenset(tables)
         self._modules = frozenset(name for site in sites for name in site.modules)
         self._dtype = dtype
         self._device = device
@@ -41,7 +48,8 @@ class PackedBank:
         Raises:
             MismatchError: It changes something that is not applied here.
         """
-        lost = sorted((set(weights.updates) - self._modules) | (set(weights.vectors) - self._vectors))
+        known = self._modules | self._vectors | self._tables
+        lost = sorted({*weights.updates, *weights.vectors, *weights.token_rows} - known)
         if lost:
             raise MismatchError(
                 f"The adapter {weights.id[:19]} changes {lost[0]!r}{' and others' if lost[1:] else ''}, which the "

@@ -73,7 +73,8 @@ class AdapterPlan:
         vectors: Key of each norm weight or bias that was trained whole, by full parameter name.
         tokens: By full parameter name of the embedding.
         copies: Key of each weight that must be the base's own, by full parameter name. PEFT saves one of every
-            embedding or head that is adapted.
+            embedding or head that is adapted. Those of an embedding or head may differ from it.
+        is_tied: Whether an embedding that was saved whole is the output head too, where the base ties them.
     """
 
     modules: Mapping[str, ModuleTensors]
@@ -81,6 +82,7 @@ class AdapterPlan:
     vectors: Mapping[str, str]
     tokens: Mapping[str, TokenTensor]
     copies: Mapping[str, str]
+    is_tied: bool
 
 
 def plan_adapter(files: "AdapterFiles", base: "BaseTensors", label: str) -> AdapterPlan:
@@ -142,7 +144,8 @@ class _Planner:
         ranks = _Ranks(self.files, frozenset(adapted))
         modules = {name: ModuleTensors(**parts) for name, parts in self.keys.items()}
         scales = {name: self._check_shapes(name, module, ranks) for name, module in modules.items()}
-        return AdapterPlan(modules, scales, self.vectors, self.tokens, self.copies)
+        tied = bool(self.config.get("ensure_weight_tying"))
+        return AdapterPlan(modules, scales, self.vectors, self.tokens, self.copies, tied)
 
     def _take_part(self, key: str, module: str, suffix: str) -> None:
         part = _PARTS.get(suffix)

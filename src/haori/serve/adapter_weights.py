@@ -47,6 +47,13 @@ class BaseTensors(Protocol):
     def linear(self, name: str) -> tuple[int, int] | None:
         """Return (D_out, D_in) of the linear module `name`; None if it is none, or takes no update."""
 
+    @property
+    def tables(self) -> Collection[str]:
+        """Full names of the parameters that may be changed row by row: the embedding and the output head."""
+
+    def weight(self, module: str) -> Tensor:
+        """Return the weight (D_out, D_in) of a linear module."""
+
     def tensor(self, name: str) -> Tensor:
         """Return the parameter `name`, in the base's dtype or as a copy in fp32."""
 
@@ -78,7 +85,7 @@ class AdapterWeights:
         vectors: Difference of each changed norm weight to the base's, by full parameter name, in fp32.
         token_rows: Of each embedding with trained tokens, by full parameter name: ids [K] and the difference of their
             rows to the base's [K, D]. On a base with tied embeddings the rows of the input embedding hold for the
-            output head too, unless the head has rows of its own.
+            output head too, unless the head has an entry of its own, even an empty one.
         size_bytes: Memory of all tensors.
     """
 
@@ -136,19 +143,15 @@ class _Reader:
         self.dtype = dtype
 
     def read(self, adapter: str, label: str) -> AdapterWeights:
-        for name, key in self.plan.copies.items():
-            stored = self.tensors[key]
-            if not torch.equal(stored, self.base.tensor(name).to(stored.dtype)):
-                raise InputError(not_applied(label, f"the whole of {name!r}, changed"))
+        rows = self._whole_tables(label)
         updates = {}
         for name, module in self.plan.modules.items():
             if (update := self._update(name, module)) is not None:
                 updates[name] = update
         vectors = {name: self._difference(key, name) for name, key in self.plan.vectors.items()}
         vectors = {name: vector for name, vector in vectors.items() if vector.any()}
-        rows = {name: self._token_rows(name) for name in self.plan.tokens}
-        rows = {name: pair for name, pair in rows.items() if pair[1].any()}
-        if not updates and not vectors and not rows:
+        rows |= {name: pair for name in self.plan.tokens if (pair := self._token_rows(name))[1].any()}
+        if not updates and not vectors and not any(len(ids) for ids, _ in rows.values()):
             raise InputError(f"The adapter {label} does nothing: every update in its file is zero. Train it again.")
         held = [t for u in updates.values() for t in (u.a, u.b, u.output_scale, u.bias) if t is not None]
         held += [*vectors.values(), *(t for pair in rows.values() for t in pair)]
@@ -177,7 +180,7 @@ class _Reader:
             a, b = a[kept], b[:, kept] * values[kept]
         scale = None
         if module.magnitude is not None:
-            weight = self.base.tensor(f"{name}.weight").float()
+            weight = self.base.weight(name).float()
             norm = torch.linalg.vector_norm(torch.addmm(weight, b, a.float()), dim=1)  # D_out
             scale = self.tensors[module.magnitude].float() / norm
             b = b * scale[:, None]
@@ -191,6 +194,23 @@ class _Reader:
 
     def _difference(self, key: str, name: str) -> Tensor:
         return self.tensors[key].float() - self.base.tensor(name).float()
+
+    def _whole_tables(self, label: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the rows in which an embedding or a head that was saved whole differs from the base's."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, key in self.plan.copies.items():
+            stored = self.tensors[key]
+            if torch.equal(stored, self.base.tensor(name).to(stored.dtype)):
+                continue
+            if name not in self.base.tables:
+                raise InputError(not_applied(label, f"the whole of {name!r}, changed"))
+            change = self._difference(key, name)  # V D
+            tokens = change.any(1).nonzero().flatten()
+            found[name] = tokens, change[tokens].to(self.dtype)
+        if found and not self.plan.is_tied:  # PEFT gives each a weight of its own, so the head keeps the base's
+            for name in set(self.base.tables) - found.keys():
+                found[name] = torch.empty(0, dtype=torch.long), torch.empty(0, change.shape[1], dtype=self.dtype)
+        return found
 
     def _token_rows(self, name: str) -> tuple[Tensor, Tensor]:
         key, ids = self.plan.tokens[name]

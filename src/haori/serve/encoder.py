@@ -67,6 +67,15 @@ class EncoderBank:
         found = self._linears.get(name)
         return None if found is None else (found.out_features, found.in_features)
 
+    @property
+    def tables(self) -> Collection[str]:
+        """None: a whole table for each row of a batch would cost more than the encoder."""
+        return ()
+
+    def weight(self, module: str) -> Tensor:
+        """Return the weight (D_out, D_in) of a linear module."""
+        return self._parameters[f"{module}.weight"]
+
     def tensor(self, name: str) -> Tensor:
         """Return a parameter of the base."""
         return self._parameters[name]

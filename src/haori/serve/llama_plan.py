@@ -65,6 +65,11 @@ class LlamaPlan(Record):
     context_length: int
 
     @property
+    def head_name(self) -> str:
+        """Return the full name of the head's weight, by which an adapter knows it even where it is the embedding."""
+        return f"{self.head or 'lm_head'}.weight"
+
+    @property
     def parameters(self) -> tuple[str, ...]:
         """Return the full names of all parameters."""
         norms = [

@@ -58,7 +58,8 @@ class LlamaRunner:
             self._device,
         )  # fmt: skip
         self.cache = KVCache(shape, cache_bytes)
-        self.bank = PackedBank(weights.sites, weights.vector_names, weights.dtype, self._device)
+        tables = (weights.embedding_name, weights.head_name)
+        self.bank = PackedBank(weights.sites, weights.vector_names, tables, weights.dtype, self._device)
         self._shape = AttentionShape(weights.heads, weights.kv_heads, weights.head_width, weights.scale)
         self._kernels = kernels or TorchKernels()
         self._planned: tuple[object, StepPlan] | None = None
@@ -80,9 +81,9 @@ class LlamaRunner:
         x = x.index_select(0, chosen)
         x = norm(x, weight if weight.dim() == 1 else weight.index_select(0, chosen), self._w.epsilon)
         logits = self._w.head(x)
-        if self._w.head_tied and self.bank.token_rows:
+        if self.bank.token_rows:
             for place, number in enumerate(wanted):
-                for ids, rows, strength in self._token_rows(runs[number].adapters):
+                for ids, rows, strength in self._head_rows(runs[number].adapters):
                     logits[place, ids] += strength * (rows @ x[place])
         return logits
 
@@ -163,16 +164,21 @@ class LlamaRunner:
         x = functional.embedding(step.ids, self._w.embedding)  # N D
         if self.bank.token_rows:
             for mix, first, stop in step.mixes:
-                for ids, rows, strength in self._token_rows(mix):
+                for ids, rows, strength in self._rows(mix, self._w.embedding_name):
                     at, which = (step.ids[first:stop, None] == ids).nonzero(as_tuple=True)
                     x[first + at] += strength * rows[which]
         return x
 
-    def _token_rows(self, mix: AdapterMix) -> list[tuple[Tensor, Tensor, float]]:
-        """Return ids, differences of their embeddings and strength, for each adapter with trained tokens."""
+    def _head_rows(self, mix: AdapterMix) -> list[tuple[Tensor, Tensor, float]]:
+        """Return what `_rows` does of the head, which may be the embedding."""
+        return self._rows(mix, self._w.head_name, self._w.embedding_name if self._w.head_tied else None)
+
+    def _rows(self, mix: AdapterMix, table: str, instead: str | None = None) -> list[tuple[Tensor, Tensor, float]]:
+        """Return ids, differences of their rows and strength, for each adapter with trained rows of a table."""
         found = []
         for adapter, strength in mix:
-            rows = self.bank.token_rows.get(adapter, {}).get(self._w.embedding_name)
+            tables = self.bank.token_rows.get(adapter, {})
+            rows = tables.get(table, None if instead is None else tables.get(instead))
             if rows is not None:
                 found.append((*rows, strength))
         return found

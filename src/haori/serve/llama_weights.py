@@ -37,6 +37,7 @@ class LlamaWeights:
         embedding: V D.
         embedding_name: Its parameter name.
         head: D to V.
+        head_name: Its parameter name.
         head_tied: The head is the embedding.
         final_norm: Name and weight.
         epsilon: Of the norms.
@@ -54,6 +55,7 @@ class LlamaWeights:
     embedding: Tensor
     embedding_name: str
     head: Weight
+    head_name: str
     head_tied: bool
     final_norm: tuple[str, Tensor]
     epsilon: float
@@ -115,6 +117,7 @@ def lay_out_llama(
         embedding=embedding,
         embedding_name=f"{plan.embedding}.weight",
         head=pack_weight(head, form),
+        head_name=plan.head_name,
         head_tied=plan.head is None,
         final_norm=norm(plan.final_norm),
         epsilon=plan.epsilon,

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from haori.bases.remembered import recall, remember
 from haori.core.errors import BaseError, InputError
@@ -22,7 +22,7 @@ from haori.core.records import Record
 from haori.serve.adapter_check import adapter_check
 from haori.serve.adapter_tiers import PinnedAdapters
 from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
-from haori.serve.base_files import BaseFiles
+from haori.serve.base_files import BaseFiles, names_in_files
 from haori.serve.engine import TextEngine
 from haori.serve.llama_config import long_probe_tokens
 from haori.serve.llama_plan import LlamaPlan, plan_llama, why_not_llama
@@ -31,7 +31,7 @@ from haori.serve.llama_weights import lay_out_llama
 from haori.serve.native.calls import native_kernels
 from haori.serve.onednn import remember_few_shapes
 from haori.serve.openmp import let_workers_go
-from haori.serve.reference_runner import ReferenceRunner
+from haori.serve.reference_runner import ReferenceRunner, can_serve, is_transposed
 from haori.serve.runner import Run, Runner
 from haori.serve.scheduler import EngineLimits
 from haori.serve.weight import WeightFormat
@@ -151,7 +151,7 @@ def open_runner(base: "Base", limits: EngineLimits, *, weights: str = "auto", ca
     topic = f"llama-{'fp32' if form == 'fp32' else 'bf16'}"
     known = recall(topic, base, _Known)
     if known is not None:
-        tensors = BaseFiles(base.path, known.plan.linears)
+        tensors = _files_of_plan(base, known.plan)
         runner = _fast_runner(known.plan, tensors.tensor, form, dtype, limits, cache_bytes)
         probe = _probe(known.vocabulary, _PROBE_TOKENS)
         if _difference(runner, probe, known.vocabulary, torch.tensor(known.probe)) <= _TOLERANCES[form]:
@@ -170,22 +170,18 @@ def _open_by_model(
     model: Any = load_model(base, dtype=number_format, device="cpu")
     if not model.can_generate():
         raise BaseError(f"The base {base.name!r} is an encoder and generates no text; it can serve embeddings only.")
-    head = model.get_output_embeddings()
-    vocabulary, ends = int(head.weight.shape[0]), tuple(end_tokens(model))
-    linears = {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and module is not head
-    }
-    tensors = BaseFiles(base.path, linears)
+    vocabulary, ends = int(model.get_output_embeddings().weight.shape[0]), tuple(end_tokens(model))
     reason = why_not_llama(model)
     if reason is None:
         probes = [_probe(vocabulary, length) for length in _probe_lengths(model, limits)]
         wanted = [_model_logits(model, probe, vocabulary) for probe in probes]
         plan = plan_llama(model)
-        own = set(plan.parameters) <= set(tensors.names)  # else transformers renames them when it loads
+        tensors = _files_of_plan(base, plan)
+        own = tensors.are_there  # else transformers renames them when it loads
+        if not own:
+            tensors = _files_of_model(base, model, plan.linears)
         tensor_of = tensors.tensor if own else dict(model.named_parameters(remove_duplicate=False)).__getitem__
-        del model, head
+        del model
         runner = _fast_runner(plan, tensor_of, form, dtype, limits, cache_bytes)
         difference = max(
             _difference(runner, probe, vocabulary, logits) for probe, logits in zip(probes, wanted, strict=True)
@@ -199,8 +195,49 @@ def _open_by_model(
             return OpenedRunner(runner, tensors, dtype, form, vocabulary, ends, None)
         reason = f"the fast runner's logits are off by {difference:.2g} standard deviations"
         model = load_model(base, dtype=number_format, device="cpu")
-    slow = ReferenceRunner(model, cache_bytes=cache_bytes)
+    slow = _slow_runner(base, model, vocabulary, cache_bytes)
+    tensors = _files_of_model(base, model, slow.linears)
     return OpenedRunner(slow, tensors, dtype, number_format, vocabulary, ends, reason)
+
+
+def _files_of_plan(base: "Base", plan: LlamaPlan) -> BaseFiles:
+    """Return the base's weights, named in the files as in the model."""
+    embedding = f"{plan.embedding}.weight"
+    names = {name: name for name in plan.parameters}
+    names.setdefault(plan.head_name, embedding)
+    return BaseFiles(base.path, plan.linears, names=names, tables=(embedding, plan.head_name))
+
+
+def _files_of_model(base: "Base", model: Any, linears: dict[str, tuple[int, int]]) -> BaseFiles:
+    """Return the base's weights by the names of its model, wherever the files name them otherwise."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = [f"{name}.weight" for name, module in model.named_modules() if any(module is end for end in ends)]
+    transposed = [name for name in linears if is_transposed(model.get_submodule(name))]
+    names = names_in_files(model, base.path)
+    return BaseFiles(base.path, linears, names=names, transposed=transposed, tables=tables)
+
+
+def _slow_runner(base: "Base", model: Any, vocabulary: int, cache_bytes: int) -> ReferenceRunner:
+    """Open the slow runner, and see whether it gives in pieces what the model gives at once.
+
+    Raises:
+        BaseError: It does not: the model keeps what came before in a way of its own.
+    """
+    if not can_serve(model):
+        raise BaseError(
+            f"The base {base.name!r} is a {type(model).__name__}, which keeps what it has read in a state that belongs "
+            "to no request, so it cannot be served; haori chat, generate-text and evaluate use it."
+        )
+    probe = _probe(vocabulary, _PROBE_TOKENS)
+    wanted = _model_logits(model, probe, vocabulary)
+    runner = ReferenceRunner(model, cache_bytes=cache_bytes)
+    # Two ways of rounding send a token to other experts: that is far from a state that was lost, but not near.
+    if (off := _difference(runner, probe, vocabulary, wanted)) > (1e-3 if model.dtype == torch.float32 else 1.0):
+        raise BaseError(
+            f"The base {base.name!r} ({type(model).__name__}) gives other logits token by token than at once (off by "
+            f"{off:.2g} standard deviations), so it cannot be served; haori generate-text and evaluate use it."
+        )
+    return runner
 
 
 def _fast_runner(
@@ -251,7 +288,7 @@ def _format(weights: str) -> WeightFormat:
     raise InputError(f"Weights cannot be {weights!r}; choose auto, {', '.join(_TOLERANCES)}.")
 
 
-def _difference(runner: LlamaRunner, probe: list[int], vocabulary: int, wanted: Tensor) -> float:
+def _difference(runner: Runner, probe: list[int], vocabulary: int, wanted: Tensor) -> float:
     """Return how far the runner's logits are from the model's, in standard deviations; the probe comes in pieces."""
     place = runner.cache.open(len(probe))
     if place is None:
