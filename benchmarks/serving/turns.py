@@ -69,7 +69,7 @@ async def _ask_all(setting: Setting, address: str) -> dict[str, list[float]]:
                 if turn:
                     waits[name].append(waited)
 
-        count = _STREAMS_PER_PLACE * setting.sizes.in_flight
+        count = max(len(names), _STREAMS_PER_PLACE * setting.sizes.in_flight)
         await asyncio.gather(*map(stream, range(count)))
     return {name: waits[name] for name in names}
 
