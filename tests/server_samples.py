@@ -19,6 +19,7 @@ from typing import Any
 from haori.bases import Base
 from haori.core.errors import InputError, LibraryError, OverloadedError
 from haori.core.records import Fingerprint
+from haori.data import PromptFormat
 from haori.serve.request import AdapterMix, Deliver, Delta, Embedded, TextRequest, TokenLogprob
 from haori.server import (
     Access,
@@ -211,6 +212,9 @@ class SmallDirectory:
     def entries(self) -> list[Entry]:
         adapters = [Entry(name, root=Path("/library") / name, adapter=f"sha256:{name}") for name in self.names]
         return [Entry("tiny", parent=None), *adapters]
+
+    def prompt_format(self, tokenizer: Any, mix: Any) -> PromptFormat:
+        return PromptFormat(tokenizer)
 
     def register(self, name: str, folder: str | Path, check: Any, *, replace: bool = False) -> None:
         place = Path(folder).resolve()

@@ -1,5 +1,6 @@
 """`haori chat`, `haori generate-text` and `haori merge`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,13 +38,12 @@ def chat(
 ) -> None:
     """Talk to an adapter in the terminal; /base switches it off for comparison."""
     from haori.cli.console import results
-    from haori.library import open_adapter
 
-    opened = open_adapter(name, base_spec=base, allow_different_weights=allow_different_weights)
+    opened = _open(name, base, system, allow_different_weights)
     settings: dict[str, Any] = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     console = results()
     console.print(f"[bold]{opened.adapter.name}[/] on {opened.base.name}. {_HELP}")
-    messages = _start(opened, system)
+    messages: list[Any] = []
     with_adapter = True
     while (text := _ask(console)) is not None:
         command = text.strip().lower()
@@ -53,7 +53,7 @@ def chat(
             with_adapter = not with_adapter
             console.print(f"[dim]now talking to {'the adapter' if with_adapter else 'the bare base'}[/]")
         elif command == "/reset":
-            messages = _start(opened, system)
+            messages = []
             console.print("[dim]conversation forgotten[/]")
         elif command.startswith("/"):
             console.print(f"[dim]{_HELP}[/]")
@@ -76,13 +76,11 @@ def generate_text(
     """Print one answer of an adapter."""
     import sys
 
-    from haori.library import open_adapter
-
     text = sys.stdin.read() if prompt == "-" else prompt
-    opened = open_adapter(name, base_spec=base, allow_different_weights=allow_different_weights)
+    opened = _open(name, base, system, allow_different_weights)
     typer.echo(
         opened.answer(
-            [*_start(opened, system), {"role": "user", "content": text}],
+            text,
             max_new_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -114,15 +112,13 @@ def _exchange(
     from haori.bases import stream
     from haori.cli.console import results
     from haori.core.errors import InputError
-    from haori.data import render_prompt
 
     console = results()
     asked = [*messages, {"role": "user", "content": text}]
     answer = ""
     try:
         with opened.strength(with_adapter):
-            prompt = render_prompt(opened.tokenizer, asked)
-            for piece in stream(opened.model, opened.tokenizer, prompt, **settings):
+            for piece in stream(opened.model, opened.tokenizer, opened.prompts.prompt(asked), **settings):
                 answer += piece
                 console.file.write(piece)
                 console.file.flush()
@@ -135,9 +131,16 @@ def _exchange(
     return [*asked, {"role": "assistant", "content": answer}]
 
 
-def _start(opened: "OpenAdapter", system: str | None) -> list[Any]:
-    text = system if system is not None else opened.adapter.card.system
-    return [{"role": "system", "content": text}] if text else []
+def _open(name: str, base: str | None, system: str | None, allow_different_weights: bool) -> "OpenAdapter":
+    """Open an adapter; a system message that is given takes the place of the trained one, an empty one means none."""
+    from haori.library import open_adapter
+
+    opened = open_adapter(name, base_spec=base, allow_different_weights=allow_different_weights)
+    return (
+        opened
+        if system is None
+        else replace(opened, prompts=replace(opened.prompts, systems=(system,) if system else ()))
+    )
 
 
 def _ask(console: Any) -> str | None:

@@ -76,6 +76,10 @@ class DataSection(Section):
     train_on: Literal["assistant", "all"] = Field(
         default="assistant", description="Which tokens carry loss: the assistant's, or all."
     )
+    control_tokens: Literal["text", "allow"] = Field(
+        default="text",
+        description="A control token (such as an end-of-turn) in a message is read as text, or allowed to be one.",
+    )
     max_length: Auto | Positive = Field(
         default="auto", description="Longest row in tokens; `auto` is 2048 or the base's context, if shorter."
     )

@@ -243,6 +243,12 @@ class AdapterCard(Record):
         return system if isinstance(system, str) else None
 
     @property
+    def control_tokens(self) -> Literal["text", "allow"]:
+        """Return how control tokens in messages were read in training."""
+        data: Any = (self.recipe_data or {}).get("data")
+        return "allow" if isinstance(data, dict) and data.get("control_tokens") == "allow" else "text"
+
+    @property
     def method_kind(self) -> str | None:
         """Return the method as the recipe calls it, such as `qlora`; None for an adapter made elsewhere."""
         method: Any = (self.recipe_data or {}).get("method")

@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from haori.data.control_tokens import ControlTokens
     from haori.data.conversation import Conversation, Message
+    from haori.data.prompt_format import PromptFormat
     from haori.data.reading import read_conversations
     from haori.data.report import DataReport, ReadReport
     from haori.data.reviews import ReviewData, fetch_reviews
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
     from haori.data.tool_prompt import render_tool_prompt
 
 _HOMES = {
+    "ControlTokens": "control_tokens",
     "Conversation": "conversation",
     "DataReport": "report",
     "Message": "conversation",
+    "PromptFormat": "prompt_format",
     "ReadReport": "report",
     "RenderedRow": "template",
     "ReviewData": "reviews",
@@ -39,9 +43,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "ControlTokens",
     "Conversation",
     "DataReport",
     "Message",
+    "PromptFormat",
     "ReadReport",
     "RenderedRow",
     "ReviewData",

@@ -12,10 +12,12 @@ gets `PLAIN_TEMPLATE`. Knows nothing about files, datasets or models.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from haori.core.errors import DataError
 from haori.core.hashing import hash_parts
+from haori.data.control_tokens import ControlTokens, encode_marked, mark_control_tokens, special_texts
 from haori.data.conversation import Conversation, Message
 from haori.data.reasoning import reasoning_field
 
@@ -28,10 +30,8 @@ __all__ = [
     "RenderedRow",
     "apply_template",
     "count_trained",
-    "encode_prompt",
     "render_prompt",
     "render_row",
-    "special_texts",
     "template_hash",
     "template_of",
 ]
@@ -88,50 +88,57 @@ def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     return hash_parts([template_of(tokenizer)])
 
 
-def special_texts(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Return the texts that the tokenizer reads as control tokens, such as an end-of-turn."""
-    found = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(dict.fromkeys([*found, *([tokenizer.eos_token] if tokenizer.eos_token else [])]))
-
-
 def count_trained(labels: Sequence[int]) -> int:
     """Return how many tokens carry loss; the first token of a row is never predicted."""
     return sum(label != IGNORED for label in labels[1:])
 
 
-def render_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+def render_prompt(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], control_tokens: ControlTokens = "text"
+) -> list[int]:
     """Return the ids that the model is given at inference: they end where the assistant's answer begins.
+
+    Control tokens in the messages are read as text, unless they are allowed.
 
     Raises:
         DataError: The template refuses these messages.
     """
-    return _encode(tokenizer, _render(tokenizer, messages, generate=True))
+    marked = [_marked(tokenizer, message, control_tokens) for message in messages]
+    return encode_marked(tokenizer, _render(tokenizer, marked, generate=True))
 
 
 def render_row(
-    tokenizer: "PreTrainedTokenizerBase", row: Conversation, train_on: Literal["assistant", "all"] = "assistant"
+    tokenizer: "PreTrainedTokenizerBase",
+    row: Conversation,
+    train_on: Literal["assistant", "all"] = "assistant",
+    control_tokens: ControlTokens = "text",
 ) -> RenderedRow:
     """Return a row's ids and labels.
 
     With `assistant`, loss is on each answer that does not say `"loss": false`, end-of-turn token included; what
-    follows the last such answer is left out. With `all`, and for plain text, it is on every token.
+    follows the last such answer is left out. With `all`, and for plain text, it is on every token. Control tokens in
+    messages are read as text, unless they are allowed; in plain text they are tokens.
 
     Raises:
         DataError: The template refuses the row, rewrites earlier turns, or lacks an end that can be learnt.
     """
     if row.text is not None:
         front = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
-        whole = [*front, *_encode(tokenizer, row.text), _eos(tokenizer, row)]
+        text: Sequence[int] = tokenizer(row.text, add_special_tokens=False, verbose=False)["input_ids"]
+        whole = [*front, *text, _eos(tokenizer, row)]
         return RenderedRow(whole, list(whole), 0)
     if train_on == "all" and any(m.get("loss") is False for m in row.messages):
         raise DataError(f"{row.origin}: a message says \"loss\": false, but data.train_on is 'all'; drop one of them.")
+    row = replace(row, messages=tuple(_marked(tokenizer, message, control_tokens) for message in row.messages))
     by_mask = train_on == "assistant" and _GENERATION.search(template_of(tokenizer)) is not None
     pieces = _masked_pieces(tokenizer, row) if by_mask else _turn_pieces(tokenizer, row)
     ids: list[int] = []
     labels: list[int] = []
     prompt = 0
     for i, piece in enumerate(pieces):
-        found = _encode(tokenizer, piece.text) if i == 0 else _encode_after(tokenizer, pieces[i - 1].text, piece.text)
+        found = (
+            encode_marked(tokenizer, piece.text) if i == 0 else _encode_after(tokenizer, pieces[i - 1].text, piece.text)
+        )
         if piece.ends:
             found = [*found, _eos(tokenizer, row)]
         prompt = len(found) if i == 0 else prompt
@@ -284,13 +291,8 @@ def _generation_blocks(tokenizer: "PreTrainedTokenizerBase", row: Conversation) 
     return texts[0], [(int(start), int(end)) for start, end in blocks[0]]
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return the ids of a text that a template wrote."""
-    return _encode(tokenizer, text)
-
-
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+def _marked(tokenizer: "PreTrainedTokenizerBase", message: Message, control_tokens: ControlTokens) -> Message:
+    return cast(Message, mark_control_tokens(tokenizer, message, control_tokens))
 
 
 def _encode_after(tokenizer: "PreTrainedTokenizerBase", before: str, text: str) -> list[int]:
@@ -300,9 +302,9 @@ def _encode_after(tokenizer: "PreTrainedTokenizerBase", before: str, text: str) 
     When the two texts would share a token, it is tokenised alone.
     """
     context = before[-_SEAM:]
-    left = _encode(tokenizer, context)
-    joint = _encode(tokenizer, context + text)
-    return joint[len(left) :] if joint[: len(left)] == left else _encode(tokenizer, text)
+    left = encode_marked(tokenizer, context)
+    joint = encode_marked(tokenizer, context + text)
+    return joint[len(left) :] if joint[: len(left)] == left else encode_marked(tokenizer, text)
 
 
 def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:

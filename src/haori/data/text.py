@@ -187,12 +187,13 @@ def _build(
         problems += leaks.examples[: leaks.exact]
     notes = [line for source, tally in zip(sources, tallies, strict=True) for line in tally.notes(source)]
     if control := sum(tally.counts["control_tokens"] for tally in tallies):
-        notes.append(f"Rows with a control token of this base (such as an end-of-turn) in their text: {control}.")
+        how = "text" if section.control_tokens == "text" else "tokens"
+        notes.append(f"Rows with a control token of this base (such as an end-of-turn), read as {how}: {control}.")
     template = template_hash(tokenizer)
     report = DataReport(
         source=section.path,
         format="+".join(sorted(set().union(*(tally.formats for tally in tallies)))),
-        hash=_hash(stage, held, [template, max_length, section.train_on]),
+        hash=_hash(stage, held, [template, max_length, section.train_on, *_allowed(section)]),
         template_hash=template,
         train_on=section.train_on,
         max_length=max_length,
@@ -246,6 +247,11 @@ def _leaks(stage: Path, held: Any) -> Leaks:
         _conversations(rows, np.flatnonzero(held)),
         _conversations(rows, np.flatnonzero(~held), "Looking for leaks"),
     )
+
+
+def _allowed(section: DataSection) -> list[str]:
+    """Return what the hash says of control tokens; nothing where they are text, as if there were no choice."""
+    return ["control tokens"] if section.control_tokens == "allow" else []
 
 
 def _hash(stage: Path, held: Any, render_settings: list[Any]) -> str:

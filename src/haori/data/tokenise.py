@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from haori.core.errors import DataError
 from haori.core.recipe import DataSection
 from haori.core.token_ids import no_embedding
+from haori.data.control_tokens import special_texts
 from haori.data.conversation import Conversation
 from haori.data.reading import Tally
 from haori.data.reasoning import ReasoningCount
 from haori.data.split import points
-from haori.data.template import RenderedRow, count_trained, render_row, special_texts, template_of
+from haori.data.template import RenderedRow, count_trained, render_row, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,7 +135,7 @@ class RowWriter:
         )
 
     def _rendered(self, row: Conversation) -> RenderedRow:
-        rendered = render_row(self._tokenizer, row, self._section.train_on)
+        rendered = render_row(self._tokenizer, row, self._section.train_on, self._section.control_tokens)
         if (lacking := no_embedding(self._tokenizer, rendered.input_ids, self._embeddings)) is not None:
             raise DataError(f"{row.origin}: {lacking}.")
         return rendered

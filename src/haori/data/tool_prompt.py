@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import DataError
-from haori.data.template import apply_template, encode_prompt, template_of
+from haori.data.control_tokens import ControlTokens, encode_marked, mark_control_tokens
+from haori.data.template import apply_template, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,10 @@ _HOW = (
 
 
 def render_tool_prompt(
-    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: Sequence[Turn],
+    tools: Sequence[Mapping[str, Any]],
+    control_tokens: ControlTokens = "text",
 ) -> list[int]:
     """Return the ids of a prompt with tools, calls or results in it.
 
@@ -47,15 +51,18 @@ def render_tool_prompt(
         tokenizer: The base's.
         turns: The conversation, oldest turn first.
         tools: Functions as JSON schemas, in OpenAI's form.
+        control_tokens: How control tokens in turns and tools are read.
 
     Raises:
         DataError: The template refuses the conversation, or leaves a part of it out.
     """
+    turns = [mark_control_tokens(tokenizer, turn, control_tokens) for turn in turns]
+    tools = [mark_control_tokens(tokenizer, tool, control_tokens) for tool in tools]
     if not _knows_tools(tokenizer):
-        return encode_prompt(tokenizer, _in_words(tokenizer, turns, tools))
+        return encode_marked(tokenizer, _in_words(tokenizer, turns, tools))
     if "[TOOL_CALLS]" in template_of(tokenizer):
         turns = [_with_short_ids(turn) for turn in turns]
-    return encode_prompt(tokenizer, apply_template(tokenizer, _as_shown(tokenizer, turns, tools), tools=tools))
+    return encode_marked(tokenizer, apply_template(tokenizer, _as_shown(tokenizer, turns, tools), tools=tools))
 
 
 def _knows_tools(tokenizer: "PreTrainedTokenizerBase") -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from haori.core.errors import DataError, InputError
 from haori.core.records import BaseReference, DataReference, Metric
 from haori.core.token_ids import embedding_rows
-from haori.data import Conversation
+from haori.data import ControlTokens, Conversation
 from haori.evaluate.bootstrap import RESAMPLES
 from haori.evaluate.examples import Example, context_length, prepare, spread
 from haori.evaluate.groups import Part, Writer, measure_generation, measure_labels, measure_perplexity
@@ -39,19 +39,15 @@ def evaluate_adapter(
     against_base: bool = True,
     labels: LabelChoice = "auto",
     metrics: Sequence[MetricGroup] | None = None,
-    samples: int = 3,
-    max_new_tokens: int = 64,
-    generate_rows: int = 100,
-    seed: int = 0,
-    adapter: str = "adapter",
-    base: BaseReference | None = None,
-    base_model: nn.Module | None = None,
-) -> EvaluationResult:
+    samples: int = 3, max_new_tokens: int = 64, generate_rows: int = 100, seed: int = 0,
+    adapter: str = "adapter", base: BaseReference | None = None, base_model: nn.Module | None = None,
+    control_tokens: ControlTokens = "text",
+) -> EvaluationResult:  # fmt: skip
     """Measure an adapter, and its base beside it, on the same rows.
 
     Args:
         model: A PeftModel with the adapter active, over a causal language model.
-        tokenizer: The base's tokenizer.
+        tokenizer: The base's tokenizer, with the adapter's chat template.
         conversations: The rows; the last assistant message of each is the reference answer.
         data_reference: Identity of the rows.
         against_base: Measure the base too, on the same model with the adapter off.
@@ -64,6 +60,7 @@ def evaluate_adapter(
         adapter: The adapter's name, for the report.
         base: The base's identity, for the report.
         base_model: The base alone, for adapters that cannot be switched off (trained biases, PiSSA).
+        control_tokens: How control tokens in messages are read.
 
     Raises:
         InputError: No row can be measured, labels or metrics do not fit the rows, or the base cannot be had.
@@ -71,7 +68,9 @@ def evaluate_adapter(
     """
     started = time.perf_counter()
     writer = Writer(Systems(model, against_base=against_base, base_model=base_model), tokenizer, max_new_tokens)
-    examples, notes = prepare(tokenizer, conversations, context_length(model), embedding_rows(model.config))
+    examples, notes = prepare(
+        tokenizer, conversations, context_length(model), embedding_rows(model.config), control_tokens
+    )
     answered = [example for example in examples if example.reference is not None]
     plan = _plan(labels, metrics, answered)
     found = _measure(writer, examples, answered, plan, generate_rows=generate_rows, seed=seed)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from haori.core.errors import DataError
 from haori.core.token_ids import no_embedding
-from haori.data import Conversation, RenderedRow, render_prompt, render_row, template_of
+from haori.data import ControlTokens, Conversation, RenderedRow, render_prompt, render_row, template_of
 from haori.data.reasoning import ReasoningCount
 
 T = TypeVar("T")
@@ -45,7 +45,11 @@ class Example:
 
 
 def prepare(
-    tokenizer: Any, conversations: Sequence[Conversation], longest: int, embeddings: int | None = None
+    tokenizer: Any,
+    conversations: Sequence[Conversation],
+    longest: int,
+    embeddings: int | None = None,
+    control_tokens: ControlTokens = "text",
 ) -> tuple[list[Example], list[str]]:
     """Return the measurable rows, and a sentence for each kind of row left out.
 
@@ -54,6 +58,7 @@ def prepare(
         conversations: The rows as read.
         longest: Tokens that fit the model.
         embeddings: Tokens that the model has embeddings for; None lets every token pass.
+        control_tokens: How control tokens in messages are read.
 
     Raises:
         DataError: No row can be measured, or the chat template refuses one.
@@ -67,7 +72,7 @@ def prepare(
     lacking = ""
     reasoning = ReasoningCount(tokenizer, template_of(tokenizer))
     for index, conversation in enumerate(conversations):
-        example = _example(tokenizer, index, conversation)
+        example = _example(tokenizer, index, conversation, control_tokens)
         if example is None:
             unanswered.append(conversation.origin)
         elif len(example.row.input_ids) > longest or len(example.prompt) >= longest:
@@ -107,7 +112,7 @@ def spread(count: int, among: Sequence[T]) -> list[T]:
     return [among[(2 * place + 1) * len(among) // (2 * count)] for place in range(count)]
 
 
-def _example(tokenizer: Any, index: int, conversation: Conversation) -> Example | None:
+def _example(tokenizer: Any, index: int, conversation: Conversation, control_tokens: ControlTokens) -> Example | None:
     messages = conversation.messages
     if not messages:
         row = render_row(tokenizer, conversation)
@@ -117,8 +122,8 @@ def _example(tokenizer: Any, index: int, conversation: Conversation) -> Example 
         return None
     last = answered[-1]
     asked = Conversation(messages=messages[: last + 1], origin=conversation.origin)
-    row = render_row(tokenizer, asked)
-    prompt = render_prompt(tokenizer, messages[:last])
+    row = render_row(tokenizer, asked, control_tokens=control_tokens)
+    prompt = render_prompt(tokenizer, messages[:last], control_tokens)
     return Example(index, conversation.origin, asked, messages[last]["content"].strip(), prompt, row)
 
 

@@ -82,6 +82,10 @@ def evaluate_opened(
     notes: Sequence[str] = (),
 ) -> tuple[EvaluationResult, Path]:
     """Measure an adapter that is loaded already, with notes on its rows; otherwise as `evaluate_stored`."""
+    asked = [row.with_system(opened.adapter.card.system) for row in conversations]
+    if changed := sum(row is not given for row, given in zip(asked, conversations, strict=True)):
+        notes = (f"Rows without a system message got the one trained with: {changed:,}.", *notes)
+    conversations = asked
     name = opened.adapter.name
     folder = out or settings().home / "evaluations" / f"{name.replace('@', '-')}-{short(reference.hash)}"
     make_folder(folder)
@@ -104,6 +108,7 @@ def evaluate_opened(
         adapter=name,
         base=opened.base.reference(),
         base_model=base_model,
+        control_tokens=opened.prompts.control_tokens,
     )
     result = replace(result, notes=(*_seen(opened.adapter, conversations, reference), *notes, *result.notes))
     write_report(result, folder)

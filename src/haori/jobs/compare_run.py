@@ -51,7 +51,9 @@ def measure_base(arguments: Mapping[str, Any], say: _Say, show: _Show) -> dict[s
     if arguments["general"] is not None:
         own_texts(arguments["general"])  # before weights are loaded
     say(f"Measuring the bare base on {len(rows):,} rows and the general text.")
-    measured = _measure(load_model(base, dtype=recipe.training.dtype), tokenizer, rows, reference, arguments["general"])
+    measured = _measure(
+        recipe, load_model(base, dtype=recipe.training.dtype), tokenizer, rows, reference, arguments["general"]
+    )
     return BaseMeasured(
         base=base.reference(),
         parameters=base.parameters,
@@ -152,11 +154,16 @@ def _measure_trained(trained: Trained, recipe: Recipe, test: str | None, general
     else:
         assert trained.model is not None
         model = load_model(find_base(trained.model), dtype=trained.dtype)
-    return _measure(model, tokenizer, rows, reference, general)
+    return _measure(recipe, model, tokenizer, rows, reference, general)
 
 
 def _measure(
-    model: Any, tokenizer: Any, rows: "Sequence[Conversation]", reference: DataReference, general: str | None
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    rows: "Sequence[Conversation]",
+    reference: DataReference,
+    general: str | None,
 ) -> Measured:
     from peft import PeftModel
 
@@ -164,7 +171,15 @@ def _measure(
 
     if isinstance(model, PeftModel):
         fuse(model)  # stock PEFT would cast every adapter's input to fp32, which takes most of the time on a CPU
-    result = evaluate_adapter(model, tokenizer, rows, data_reference=reference, against_base=False, samples=0)
+    result = evaluate_adapter(
+        model,
+        tokenizer,
+        rows,
+        data_reference=reference,
+        against_base=False,
+        samples=0,
+        control_tokens=recipe.data.control_tokens,
+    )
     texts = {"shipped": general_texts()}
     if general is not None:
         texts["own"] = own_texts(general)

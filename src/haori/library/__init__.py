@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from haori.library.merge import Merged, merge_adapter
     from haori.library.model_proof import verify_model
     from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
+    from haori.library.prompt_formats import joint_format, prompt_format, stored_template
     from haori.library.show import card_table, list_table, verification_table
     from haori.library.specs import Names
     from haori.library.store import Library, Rebuilt, StoredAdapter, adapter_id, check_name, draft_card
@@ -46,6 +47,7 @@ _HOMES = {
     "merge": ("Merged", "merge_adapter"),
     "model_proof": ("verify_model",),
     "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
+    "prompt_formats": ("joint_format", "prompt_format", "stored_template"),
     "show": ("card_table", "list_table", "verification_table"),
     "specs": ("Names",),
     "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
@@ -79,12 +81,15 @@ __all__ = [
     "export_stored",
     "import_adapter",
     "inspect_adapter",
+    "joint_format",
     "list_table",
     "live_probe_logits",
     "merge_adapter",
     "merge_stored",
     "open_adapter",
+    "prompt_format",
     "require_passed",
+    "stored_template",
     "verification_table",
     "verify_adapter",
     "verify_model",

@@ -10,6 +10,7 @@ from haori.library.attaching import check_base
 from haori.library.cards import draft_card, read_card
 from haori.library.logits import default_probes
 from haori.library.model_card import read_model_card
+from haori.library.prompt_formats import prompt_format
 from haori.library.store import Library, StoredAdapter, check_name
 from haori.library.verify import require_passed, verify_adapter
 
@@ -63,7 +64,7 @@ def import_adapter(
         base.reference(),
         origin="added",
         verification=verification,
-        template_hash=template_hash(tokenizer),
+        template_hash=template_hash(prompt_format(tokenizer, folder, None).tokenizer),
         licence=licence or said.licence,
         tags=said.tags,
         stated_bases=said.bases,

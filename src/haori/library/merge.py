@@ -23,6 +23,7 @@ from haori.library.exact import checksums_by_name, exact_logits
 from haori.library.formats.peft import check_new_folder
 from haori.library.logits import adapter_probes, compare_logits, default_probes
 from haori.library.merging import check_merged, merge_in_place
+from haori.library.prompt_formats import prompt_format
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["MERGE_RECORD", "Merged", "merge_adapter", "refuse_quantized"]
 
 MERGE_RECORD = "haori_merge.json"
-_TEMPLATE_LIMIT_BYTES = 1 << 20
 
 
 class Merged(NamedTuple):
@@ -77,9 +77,7 @@ def merge_adapter(
     card = card or read_card(folder)
     if card is not None:
         check_base(card, base.reference(), allow_different_weights=allow_different_weights)
-    tokenizer = load_tokenizer(base)
-    if template := _stored_template(folder):
-        tokenizer.chat_template = template
+    tokenizer = prompt_format(load_tokenizer(base), folder, card).tokenizer
     probes = adapter_probes(files, default_probes(tokenizer))
     model = load_model(base, dtype=dtype)
     of_base = exact_logits(model, probes)
@@ -166,21 +164,6 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def _stored_template(folder: Path) -> str | None:
-    """Return the chat template kept with the adapter, in either of the places where tokenizers put it."""
-    plain = folder / "chat_template.jinja"
-    if plain.is_file() and plain.stat().st_size <= _TEMPLATE_LIMIT_BYTES:
-        return plain.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    if config.is_file() and config.stat().st_size <= _TEMPLATE_LIMIT_BYTES:
-        try:
-            template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-        except (ValueError, AttributeError):
-            return None
-        return template if isinstance(template, str) else None
-    return None
 
 
 def _record(base: "Base", files: AdapterFiles, card: AdapterCard | None, proof: Verification) -> str:

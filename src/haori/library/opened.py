@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import BaseError, HaoriError
+from haori.core.hashing import hash_parts
 from haori.core.records import AdapterCard, Check, Verification
 from haori.library.adapter_names import refuse_base_name
+from haori.library.prompt_formats import prompt_format, stored_template
 from haori.library.store import Library, StoredAdapter
 
 if TYPE_CHECKING:
@@ -20,31 +22,45 @@ if TYPE_CHECKING:
 
     from haori.bases import Base
     from haori.core.quantization import Quantization
+    from haori.data import PromptFormat
 
 __all__ = ["OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"]
 
 
 @dataclass(frozen=True)
 class OpenAdapter:
-    """An adapter attached to its base, ready to answer."""
+    """An adapter attached to its base, ready to answer.
+
+    Attributes:
+        adapter: As the library has it.
+        base: Its base.
+        model: The base with the adapter.
+        prompts: How it is spoken to.
+    """
 
     adapter: StoredAdapter
     base: "Base"
     model: "PeftModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    prompts: "PromptFormat"
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Return the base's tokenizer with the chat template that the adapter was trained with."""
+        return self.prompts.tokenizer
 
     def answer(self, messages: "str | Sequence[Any]", **settings: Any) -> str:
         """Return the adapter's answer to a conversation, or to a single user message.
+
+        Where the messages bring no system message, the one trained with is put in front.
 
         Args:
             messages: Text of the user, or messages of {role, content}.
             settings: Passed to `haori.bases.generate`: max_new_tokens, temperature, top_p, seed.
         """
         from haori.bases import generate
-        from haori.data import render_prompt
 
         asked: list[Any] = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        return generate(self.model, self.tokenizer, [render_prompt(self.tokenizer, asked)], **settings)[0]
+        return generate(self.model, self.tokenizer, [self.prompts.prompt(asked)], **settings)[0]
 
     @contextmanager
     def strength(self, on: bool) -> Iterator[None]:
@@ -84,8 +100,9 @@ def open_adapter(
     stored = (library or Library()).get(name)
     base = base_of(stored.card, base_spec)
     refuse_base_name(name, base.name, stored.name)
+    prompts = prompt_format(load_tokenizer(base), stored.path, stored.card)
     model = attach(base, stored.path, card=stored.card, dtype=dtype, allow_different_weights=allow_different_weights)
-    return OpenAdapter(stored, base, model, load_tokenizer(base))
+    return OpenAdapter(stored, base, model, prompts)
 
 
 def base_of(card: AdapterCard, spec: str | None = None) -> "Base":
@@ -142,9 +159,12 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
         quantization=_quantization(stored.card),
     )
     if stored.card.template_hash is not None:
-        same = stored.card.template_hash == template_hash(tokenizer)
+        template = stored_template(stored.path)
+        used = template_hash(tokenizer) if template is None else hash_parts([template])
+        same = stored.card.template_hash == used
         said = "is the one trained with" if same else "is not the one trained with, so answers would differ"
-        check = Check(name="chat template", passed=same, detail=f"the base's chat template {said}")
+        whose = "the base's chat template" if template is None else "the chat template kept with the adapter"
+        check = Check(name="chat template", passed=same, detail=f"{whose} {said}")
         found = found.with_fields(checks=(*found.checks, check), passed=found.passed and same)
     found = _with_earlier(found, stored.card.verification)
     library.update(stored.name, verification=found)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import HaoriError, InputError, LibraryError, MismatchError
 from haori.core.hashing import short
@@ -20,13 +20,19 @@ from haori.library import AdapterFiles, Library, adapter_id, check_base, check_n
 from haori.library.adapter_names import check_no_base_name
 from haori.library.cards import read_card
 from haori.library.index import IndexRow
+from haori.library.prompt_formats import check_template, joint_format, prompt_format
 from haori.serve.adapter_check import CheckAdapter
 from haori.serve.blend import check_strength, parse_blend
 from haori.serve.library_watch import LibraryWatch, View
 from haori.serve.registered import Registered, RegisteredFile, folder_inside, registered_files, stamp_of
 from haori.serve.request import BASE, AdapterMix
 
+if TYPE_CHECKING:
+    from haori.data import PromptFormat
+
 __all__ = ["AdapterDirectory", "ModelEntry", "Resolved"]
+
+_FORMATS = 1000  # ways of speaking to adapters that are remembered
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class AdapterDirectory:
         self._file = RegisteredFile(settings().home / "serving" / f"{base.fingerprint.id}.json")
         self._watch = LibraryWatch(library, self._file, self._roots)
         self._began = int(time.time())
+        self._formats: dict[str, PromptFormat] = {}
         self._listed: tuple[View | None, tuple[ModelEntry, ...]] = (None, ())
 
     def resolve(self, model: str) -> Resolved:
@@ -184,6 +191,33 @@ class AdapterDirectory:
             return inspect_adapter(self._library.folder(adapter))
         return registered_files(found, self._roots)
 
+    def prompt_format(self, tokenizer: Any, mix: AdapterMix) -> "PromptFormat":
+        """Return how the adapters of a mix are spoken to; the base, without any.
+
+        Args:
+            tokenizer: The base's.
+            mix: Of a name that was resolved.
+
+        Raises:
+            LibraryError: An adapter is not here any more.
+            MismatchError: One would be given other prompts than in training.
+            InputError: They cannot be spoken to together.
+        """
+        from haori.data import PromptFormat
+
+        if not mix:
+            return PromptFormat(tokenizer)
+        return joint_format([self._prompt_format(tokenizer, adapter) for adapter, _ in mix])
+
+    def _prompt_format(self, tokenizer: Any, adapter: str) -> "PromptFormat":
+        known = self._formats.get(adapter)
+        if known is None:
+            folder = self.folder(adapter)
+            while len(self._formats) >= _FORMATS:
+                self._formats.pop(next(iter(self._formats)), None)
+            known = self._formats[adapter] = prompt_format(tokenizer, folder, read_card(folder))
+        return known
+
     def register(self, name: str, folder: str | Path, check: CheckAdapter, *, replace: bool = False) -> None:
         """Give an adapter a name of its own, now and after a restart.
 
@@ -210,6 +244,7 @@ class AdapterDirectory:
         if view.names.versions(name):
             raise InputError(f"{name!r} is a name in the library already; choose another, or promote a version of it.")
         entry, files = self._entry(str(folder), view)
+        check_template(entry.folder, read_card(entry.folder), self.base.fingerprint.chat_template)
         check(files, entry.adapter)
 
         def add(held: Mapping[str, Registered]) -> Mapping[str, Registered]:

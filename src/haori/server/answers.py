@@ -8,8 +8,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from haori.data import PromptFormat
 from haori.serve.request import Delta, Finish, Sampling, TextRequest, TokenLogprob
 from haori.server.access import Caller
 from haori.server.contracts import Backend, Resolved
@@ -32,14 +32,14 @@ class Question:
     Attributes:
         id: Unique name; the engine's requests are called so with a number behind.
         model: The name as the client gave it.
-        prompts: Turns the base's tokenizer into the token ids of each prompt.
+        prompts: Returns the token ids of each prompt, given how the model is spoken to.
         sampling: How tokens are chosen.
         choices: Answers to each prompt.
     """
 
     id: str
     model: str
-    prompts: Callable[[Any], Sequence[Sequence[int]]]
+    prompts: Callable[[PromptFormat], Sequence[Sequence[int]]]
     sampling: Sampling
     choices: int
 
@@ -159,7 +159,7 @@ class Answers:
         self._note.serves = resolved.label
         self._note.adapters = tuple(dict.fromkeys(identity for identity, _ in resolved.mix))
         with self._service.preparation.tokenizing:
-            prompts = question.prompts(engine.tokenizer)
+            prompts = question.prompts(self._backend.directory.prompt_format(engine.tokenizer, resolved.mix))
         self._check(prompts)
         self._grant = self._service.quotas.open(caller.key, len(prompts) * question.choices)
         self.prompt_tokens = sum(len(prompt) for prompt in prompts)

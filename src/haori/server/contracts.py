@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from haori.bases import Base
+from haori.data import PromptFormat
 from haori.library import AdapterFiles
 from haori.serve.adapter_check import CheckAdapter
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
@@ -168,6 +169,14 @@ class Directory(Protocol):
 
     def entries(self) -> Sequence[ModelEntry]:
         """Return every name that can be asked for, the base's first."""
+
+    def prompt_format(self, tokenizer: Any, mix: AdapterMix) -> PromptFormat:
+        """Return how the adapters of a mix are spoken to.
+
+        Raises:
+            MismatchError: One would be given other prompts than in training.
+            InputError: They cannot be spoken to together.
+        """
 
     def register(self, name: str, folder: str | Path, check: CheckAdapter, *, replace: bool = False) -> None:
         """Give a library adapter, or a folder inside the allowed roots, a name, if `check` does not refuse it.

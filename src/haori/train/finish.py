@@ -155,6 +155,6 @@ def _prompt_pair(prepared: Prepared) -> tuple[list[int], list[int]] | None:
         messages = Conversation.from_json(row["conversation"], row["origin"]).messages
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if answers and any(label != -100 for label in row["labels"]):
-            prompt = render_prompt(prepared.tokenizer, messages[: answers[0]])
+            prompt = render_prompt(prepared.tokenizer, messages[: answers[0]], prepared.recipe.data.control_tokens)
             return list(row["input_ids"][: len(prompt)]), prompt
     return None

@@ -141,7 +141,7 @@ async def chat_completions(asked: ChatRequest, request: Request) -> Response:
     )
     head = heading(request, "chatcmpl", asked.model)
     question = Question(
-        head.id, asked.model, lambda tokenizer: [prompt_of(tokenizer, turns, use)], sampling, choices_of(request, asked)
+        head.id, asked.model, lambda speech: [prompt_of(speech, turns, use)], sampling, choices_of(request, asked)
     )
     form = ChatForm(
         head, TokenTexts(tokenizer), plan if use.functions else None, logprobs=sampling.logprobs is not None,

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from haori.data import PromptFormat
 from haori.serve.request import Delta
 from haori.server.answers import Answer, Answers, Question
 from haori.server.errors import ApiError
@@ -36,12 +37,13 @@ class CompletionRequest(SamplingFields):
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Text or token ids; one or several.")
     logprobs: int | None = Field(default=None, ge=0, le=20, description="Report so many likeliest tokens.")
 
-    def ids(self, tokenizer: Any) -> Sequence[Sequence[int]]:
+    def ids(self, speech: PromptFormat) -> Sequence[Sequence[int]]:
         """Return the token ids of each prompt.
 
         Raises:
             ApiError: A prompt is empty, or holds an id that is not the tokenizer's.
         """
+        tokenizer = speech.tokenizer
         found = [
             list(tokenizer(prompt, verbose=False)["input_ids"]) if isinstance(prompt, str) else prompt
             for prompt in self.prompts

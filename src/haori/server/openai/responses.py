@@ -146,6 +146,6 @@ async def responses(asked: ResponseRequest, request: Request) -> Response:
         logprobs=asked.wanted_logprobs, **plan.constraint,
     )  # fmt: skip
     head = heading(request, "resp", asked.model)
-    question = Question(head.id, asked.model, lambda tokenizer: [prompt_of(tokenizer, turns, use)], sampling, 1)
+    question = Question(head.id, asked.model, lambda speech: [prompt_of(speech, turns, use)], sampling, 1)
     form = ResponseForm(head, asked, sampling, TokenTexts(tokenizer), plan)
     return await reply(request, question, form, stream=asked.streams)

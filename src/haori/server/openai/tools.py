@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from haori.data import Message, render_prompt, render_tool_prompt
+from haori.data import Message, PromptFormat
 from haori.data.tool_prompt import Turn
 from haori.server.errors import ApiError
 from haori.server.openai.asked import Asked
@@ -181,12 +181,12 @@ class CallPlan:
         return _NOTHING if function.parameters is None else {"type": "object", **function.parameters}
 
 
-def prompt_of(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], use: ToolUse) -> list[int]:
+def prompt_of(speech: PromptFormat, turns: Sequence[Turn], use: ToolUse) -> list[int]:
     """Return the ids of a prompt.
 
     Raises:
         DataError: The template refuses the conversation, or leaves a part of it out.
     """
     if use.functions or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns):
-        return render_tool_prompt(tokenizer, turns, use.definitions)
-    return render_prompt(tokenizer, [Message(role=turn["role"], content=turn["content"]) for turn in turns])
+        return speech.tool_prompt(turns, use.definitions)
+    return speech.prompt([Message(role=turn["role"], content=turn["content"]) for turn in turns])
