@@ -271,3 +271,10 @@ def test_what_a_base_says_of_generation_changes_no_answer(tmp_path, no_end):
     assert bases.generate(model, Tokenizer(), PROMPTS[:1], max_new_tokens=STEPS) == [text]
     assert "".join(bases.stream(model, Tokenizer(), PROMPTS[0], max_new_tokens=STEPS)) == text
     assert model.generation_config is said
+
+
+def test_rows_of_a_batch_do_not_read_the_padding_of_rwkv(tmp_path, no_end):
+    model = stock(build(tmp_path / "base", "Rwkv", {"attention_hidden_size": 32}))
+    texts = [Tokenizer().decode(greedy(model, prompt)[0]) for prompt in PROMPTS]
+    assert bases.generate(model, Tokenizer(), PROMPTS, max_new_tokens=STEPS) == texts
+    assert ["".join(bases.stream(model, Tokenizer(), prompt, max_new_tokens=STEPS)) for prompt in PROMPTS] == texts

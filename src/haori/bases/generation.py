@@ -132,9 +132,12 @@ def _batches(prompts: Sequence[Sequence[int]], *, alone: bool) -> Iterator[list[
 
 
 def _minds_neighbours(model: Any) -> bool:
-    """Say whether an answer depends on the longest row of its batch, as rotary angles that change with length do."""
+    """Say whether an answer depends on the rows beside it.
+
+    Rotary angles that change with length go by the longest row, and RWKV reads the padding of short ones.
+    """
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    return rotary_changes_with_length(config)
+    return rotary_changes_with_length(config) or "state" in _forward_arguments(model)
 
 
 @contextmanager
