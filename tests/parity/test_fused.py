@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from itertools import product
 from typing import Any
 
 import pytest
@@ -378,3 +379,37 @@ def test_quantised_bases_equal_the_slow_path(bits: int, tmp_path: Any):
     loss, found = gradients(model, fused="loss head" in report.fused)
     assert loss == pytest.approx(stock_loss, abs=1e-4)
     assert worst(found, stock) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        *product([{}, {"use_rslora": True}], [0.0, 0.9, 1.1, -1.0]),
+        # DoRA divides by the norm of W + s B A, which takes half of a wrong scale back.
+        *product([{"use_dora": True}], [0.0, 0.8, 1.25, -1.0]),
+    ],
+)
+def test_a_fused_form_that_is_wrong_about_the_adapter_is_not_used(
+    options: dict[str, Any], factor: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    from haori.adapters.fused import trial
+    from haori.adapters.fused.factors import LinearPlan, linear_plan
+
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}
+    model = get_peft_model(base_of("llama", dtype), LoraConfig(**settings))  # fresh: B is zero
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    honest = fuse(model)
+    assert honest.report.fused.items() >= WHOLE.items(), honest.report.sentence()
+    honest.remove()
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+    def lying(layer: nn.Module) -> LinearPlan:
+        plan = linear_plan(layer)
+        return plan._replace(scale=factor * plan.scale)
+
+    monkeypatch.setattr("haori.adapters.fused.modules.linear_plan", lying)
+    assert trial.linear_plan is linear_plan
+    fused = fuse(model)
+    assert fused.report.fused["MLPs"] == fused.report.fused["attention blocks"] == 0, fused.report.sentence()
+    fused.remove()

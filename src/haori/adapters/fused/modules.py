@@ -5,7 +5,6 @@ Whether the guess is right is measured: the stand-in must give what the module g
 not used. A stand-in is a function that takes the place of `forward`; it steps aside for calls it does not cover.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +17,9 @@ from haori.adapters.fused.factors import linear_plan, why_not
 from haori.adapters.fused.gated_mlp import gated_mlp
 from haori.adapters.fused.kernels import ACTIVATIONS, Activation
 from haori.adapters.fused.projections import lora_linears
+from haori.adapters.fused.trial import PROBE_TOKENS, StandIn, tried
 
 __all__ = ["SharedPrefix", "StandIn", "attention_stand_in", "linear_stand_in", "mlp_stand_in", "norm_stand_in"]
-
-Forward = Callable[..., Any]
 
 
 class SharedPrefix(NamedTuple):
@@ -45,16 +43,8 @@ class SharedPrefix(NamedTuple):
         return torch.cat([_attend(prefix[0], prefix[1], prefix[2], scale), y.reshape(1, -1, *y.shape[2:])], 1)
 
 
-_PROBE_TOKENS = 8
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP_PARTS = ("gate_proj", "up_proj", "down_proj")
-
-
-class StandIn(NamedTuple):
-    """The fused forward of a module, or why there is none."""
-
-    forward: Forward | None
-    reason: str = ""
 
 
 def linear_stand_in(layer: nn.Module) -> StandIn:
@@ -91,7 +81,7 @@ def mlp_stand_in(mlp: Any, config: Any = None) -> StandIn | None:
         gate, up, down = (linear_plan(part) for part in parts)
         return gated_mlp(x, gate, up, down, activation)
 
-    return _tried(forward, stock, lambda x: ((x,), {}), parts[0])
+    return tried(forward, stock, lambda x: ((x,), {}), parts[0], parts)
 
 
 def attention_stand_in(attention: Any, config: Any = None) -> StandIn | None:
@@ -133,11 +123,11 @@ def attention_stand_in(attention: Any, config: Any = None) -> StandIn | None:
         return lora_linears(y.flatten(2), plans[3:])[0], None
 
     def arguments(x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        angles = torch.linspace(0, 3, _PROBE_TOKENS * (width // 2), device=x.device).view(1, _PROBE_TOKENS, -1)
+        angles = torch.linspace(0, 3, PROBE_TOKENS * (width // 2), device=x.device).view(1, PROBE_TOKENS, -1)
         angles = torch.cat([angles, angles], -1).to(x.dtype)
         return (), {"hidden_states": x, "position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
 
-    return _tried(forward, stock, arguments, parts[0])
+    return tried(forward, stock, arguments, parts[0], parts)
 
 
 def norm_stand_in(norm: Any) -> StandIn | None:
@@ -156,7 +146,7 @@ def norm_stand_in(norm: Any) -> StandIn | None:
         def forward(x: Tensor, weight: Tensor = weight) -> Tensor:
             return rms_norm(x, weight, float(eps))
 
-        found = _tried(forward, stock, lambda x: ((x,), {}), norm)
+        found = tried(forward, stock, lambda x: ((x,), {}), norm, ())
         if found.forward is not None:
             return found
     return StandIn(None, "it is not the RMSNorm of the paper")
@@ -172,35 +162,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
     return y.transpose(1, 2)
-
-
-def _tried(
-    forward: Forward, stock: Forward, arguments: Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]], like: Any
-) -> StandIn:
-    """Compare stand-in and module on a random input for `like`, a layer or norm that takes the input."""
-    weight = like.weight
-    width = getattr(like, "in_features", weight.shape[-1])
-    dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(1, _PROBE_TOKENS, width, generator=random).to(weight.device, dtype)
-    args, kwargs = arguments(x)
-    state = torch.get_rng_state()  # dropout must neither spoil the comparison nor use up the run's random numbers
-    results = []
-    try:
-        for call in (forward, stock):
-            torch.set_rng_state(state)
-            with torch.no_grad():
-                found = call(*args, **kwargs)
-            results.append((found[0] if isinstance(found, tuple) else found).float())
-    except (TypeError, ValueError, RuntimeError, AttributeError) as problem:
-        return StandIn(None, f"it takes other arguments ({type(problem).__name__})")
-    finally:
-        torch.set_rng_state(state)
-    error = float((results[0] - results[1]).norm() / results[1].norm().clamp_min(1e-30))
-    limit = 1e-4 if dtype == torch.float32 else 0.1  # 16 bits round; another formula is off by far more
-    if not error <= limit:
-        return StandIn(None, f"the fused form differs from it by {error:.1g} of its output")
-    return StandIn(forward)
 
 
 def _adapted(parts: list[Any]) -> bool:
