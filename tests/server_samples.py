@@ -89,7 +89,7 @@ class RepeatingEngine:
                 raise OverloadedError("Too many requests wait; try again later.", retry_after_s=3.0)
             if 2 in request.sampling.logit_bias:
                 raise InputError("The token 2 cannot be biased.")
-            length = request.sampling.max_tokens or 8
+            length = 8 if request.sampling.max_tokens is None else request.sampling.max_tokens
             start = request.sampling.seed or 0
             tokens = [request.prompt[(start + i) % len(request.prompt)] for i in range(length)]
             self.seen.append(request)
@@ -150,6 +150,11 @@ class RepeatingEngine:
         if job.cancelled or self.fail_with:
             finish = "cancelled" if job.cancelled else "error"
             return self._finish(job, Delta(finish=finish, error=self.fail_with))
+        wanted = job.request.sampling.prompt_logprobs
+        scored = job.request.prompt[1:] if wanted is not None and not job.sent else ()
+        scores = tuple(TokenLogprob(token, -0.25, ((3, -0.125),)[:wanted], 2) for token in scored)
+        if not job.left:
+            return self._finish(job, Delta(finish="length", prompt_logprobs=scores))
         token = job.left.popleft()
         job.sent += 1
         logprobs = ()
@@ -158,8 +163,9 @@ class RepeatingEngine:
             logprobs = (TokenLogprob(token, -0.5 if job.sent > 1 else -math.inf, top),)
         text = self.tokenizer.decode([token], skip_special_tokens=True)
         if not job.left:
-            return self._finish(job, Delta(text, (token,), logprobs, "length", cached_tokens=2))
-        return job.deliver(Delta(text, (token,), logprobs))
+            end = Delta(text, (token,), logprobs, "length", cached_tokens=2, prompt_logprobs=scores)
+            return self._finish(job, end)
+        return job.deliver(Delta(text, (token,), logprobs, prompt_logprobs=scores))
 
     def _finish(self, job: _Job, delta: Delta) -> None:
         with self._changed:

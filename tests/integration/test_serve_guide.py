@@ -58,6 +58,7 @@ def desk(tiny_base_folder, tmp_path_factory):
         "Call": [r'"content": ?"'],
         "Names, strengths, blends": [r'"model": ?"support:0.4\+poet:0.6"', r'"content": ?"'],
         "Adapters while the server runs": ["'helpdesk' added successfully", "'helpdesk' removed successfully"],
+        "Scores": [r'"token_logprobs": ?\[null, ?-'],
         "Structured output": [r'"content": ?"\{.*\\"city\\"'],
         "Metrics and logs": [rf"^{name}" for name in re.findall(r"`((?:vllm|haori):\w+)`", PAGE)],
     }.items(),

@@ -109,7 +109,7 @@ def test_plain_completions_of_text_and_of_token_ids(client, server):
     logprobs = reply.choices[0].logprobs
     assert logprobs.tokens == ["a", "b"]
     assert logprobs.text_offset == [0, 1]
-    assert len(logprobs.top_logprobs[0]) == 1
+    assert len(logprobs.top_logprobs[0]) == 2  # the likeliest, and the one that was chosen
     ids = list(server.engine.seen[0].prompt)
     assert client.completions.create(model="tiny", prompt=ids, max_tokens=2).choices[0].text == "ab"
     assert client.completions.create(model="tiny", prompt=[ids, ids], max_tokens=2).choices[1].text == "ab"
@@ -135,7 +135,7 @@ def test_every_way_to_choose_tokens_reaches_the_engine(client, server):
         "max_tokens": 4, "temperature": 0.3, "top_p": 0.9, "top_k": 0, "min_p": 0.1, "repetition_penalty": 1.2,
         "presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {5: 1.5}, "seed": 7, "stop": ("x", "yy"),
         "ignore_eos": True, "min_tokens": 2, "logprobs": None, "json_schema": schema,
-        "grammar": None, "shown_tokens": frozenset(),
+        "grammar": None, "shown_tokens": frozenset(), "prompt_logprobs": None,
     }  # fmt: skip
     client.chat.completions.create(model="tiny", messages=HELLO, response_format={"type": "json_object"}, stop="z")
     assert server.engine.seen[1].sampling.json_schema == {}

@@ -154,6 +154,14 @@ def test_answers_equal_the_engine_alone_and_adapters_stay_together(engine, clien
     assert engine.status().prefix_queries > 0
 
 
+def test_prompts_are_scored_by_a_replica(client):
+    asked = {"model": "a0", "prompt": "hello you", "max_tokens": 0, "echo": True, "logprobs": 1}
+    [choice] = client.completions.create(**asked).choices
+    assert choice.text == "hello you"
+    assert choice.logprobs.token_logprobs[0] is None
+    assert all(value < 0 for value in choice.logprobs.token_logprobs[1:])
+
+
 def test_a_replica_killed_under_load_costs_only_what_it_had_begun(engine, client, wanted):
     settled(engine)
     asked = [(model, prompt) for model in MODELS for prompt in PROMPTS]

@@ -198,6 +198,17 @@ def test_what_vllm_cannot_apply_is_refused_by_name(library, home, tiny_base_fold
             answer(client, "absent")
 
 
+def test_prompts_are_said_again_but_not_scored(library, home, tiny_base_folder, tmp_path):
+    with double(tiny_base_folder) as vllm, serving(library, tmp_path, vllm) as (client, _):
+        asked = {"model": "a0", "prompt": "hello", "temperature": 0, "max_tokens": 4}
+        plain = client.completions.create(**asked).choices[0].text
+        assert client.completions.create(**asked, echo=True).choices[0].text == f"hello{plain}"
+        for fields in ({"echo": True, "logprobs": 1}, {"echo": True, "max_tokens": 0}):
+            with pytest.raises(openai.BadRequestError, match="vLLM is not asked for log-probabilities of prompts"):
+                client.completions.create(**{**asked, **fields})
+        assert len(vllm.seen) == 2
+
+
 def test_a_server_that_was_started_anew_is_told_its_adapters_again(library, home, tiny_base_folder, tmp_path):
     _, _, answers = library
     with double(tiny_base_folder) as vllm, serving(library, tmp_path, vllm) as (client, _):

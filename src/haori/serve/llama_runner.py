@@ -27,7 +27,7 @@ from haori.serve.kv_cache import CacheShape, KVCache, Shelf
 from haori.serve.llama_weights import LayerWeights, LlamaWeights
 from haori.serve.multi_lora import StepPlan, plan_step
 from haori.serve.request import AdapterMix
-from haori.serve.runner import Run
+from haori.serve.runner import LOGIT_ROWS, Run
 
 __all__ = ["LlamaRunner"]
 
@@ -72,20 +72,33 @@ class LlamaRunner:
         x = self._hidden(step, [runs[number] for number in order])
         lasts, row = {}, 0
         for number in order:
+            if runs[number].take_logits is not None:
+                self._give_logits(step, x, row, runs[number])
             row += len(runs[number].tokens)
             lasts[number] = row - 1
         wanted = [number for number, run in enumerate(runs) if run.wants_logits]
-        chosen = torch.tensor([lasts[number] for number in wanted], dtype=torch.long, device=self._device)
+        return self._logits(step, x, [lasts[number] for number in wanted], [runs[number].adapters for number in wanted])
+
+    def _logits(self, step: _Step, x: Tensor, places: Sequence[int], mixes: Sequence[AdapterMix]) -> Tensor:
+        """Return the logits of some rows of hidden states (N D), given the mix of each."""
+        chosen = torch.tensor(places, dtype=torch.long, device=self._device)
         name, weight = self._w.final_norm
         weight = step.plan.vector(name, weight, len(x))
         x = x.index_select(0, chosen)
         x = norm(x, weight if weight.dim() == 1 else weight.index_select(0, chosen), self._w.epsilon)
         logits = self._w.head(x)
         if self.bank.token_rows:
-            for place, number in enumerate(wanted):
-                for ids, rows, strength in self._head_rows(runs[number].adapters):
+            for place, mix in enumerate(mixes):
+                for ids, rows, strength in self._head_rows(mix):
                     logits[place, ids] += strength * (rows @ x[place])
         return logits
+
+    def _give_logits(self, step: _Step, x: Tensor, first: int, run: Run) -> None:
+        """Hand over the logits after every token of a run, whose rows begin at `first`; never all at once."""
+        assert run.take_logits is not None
+        for start in range(0, len(run.tokens), LOGIT_ROWS):
+            places = range(first + start, first + min(start + LOGIT_ROWS, len(run.tokens)))
+            run.take_logits(run.start + start, self._logits(step, x, places, [run.adapters] * len(places)))
 
     def _hidden(self, step: _Step, runs: Sequence[Run]) -> Tensor:
         """Return the last hidden states (N D) for runs in the order of the rows.

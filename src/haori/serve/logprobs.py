@@ -11,21 +11,41 @@ if TYPE_CHECKING:
 __all__ = ["token_logprobs"]
 
 
-def token_logprobs(logits: "Tensor", tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:
+def token_logprobs(
+    logits: "Tensor", tokens: Sequence[int], tops: Sequence[int], *, ranked: bool = False
+) -> list[TokenLogprob]:
     """Return each row's log-probability (nats, float32) of its token and of so many of its likeliest tokens.
 
     Args:
         logits: (N, V), in any floating type.
         tokens: The chosen id of each row.
         tops: How many of the likeliest to name for each row; equally likely ones are named in the order of ids.
+        ranked: Whether each token's place among all is wanted too.
     """
     import torch
 
     table = logits.float().log_softmax(-1)  # N V
-    chosen = table.gather(1, torch.tensor(list(tokens), device=table.device)[:, None])[:, 0].tolist()
+    chosen = table.gather(1, torch.tensor(list(tokens), device=table.device)[:, None])  # N 1
+    ranks = (1 + (table > chosen).sum(1)).tolist() if ranked else [None] * len(tokens)
     return [
-        TokenLogprob(token, logprob, _likeliest(row, top) if top else ())
-        for row, token, logprob, top in zip(table, tokens, chosen, tops, strict=True)
+        TokenLogprob(token, logprob, likeliest, rank)
+        for token, logprob, likeliest, rank in zip(
+            tokens, chosen[:, 0].tolist(), _all_likeliest(table, tops), ranks, strict=True
+        )
+    ]
+
+
+def _all_likeliest(table: "Tensor", tops: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """Return the likeliest ids with their values for each row; those without equal ones among them in one go."""
+    most = min(max(tops, default=0) + 1, table.shape[1])
+    if most == 1:
+        return [()] * len(tops)
+    values, ids = table.topk(most)
+    distinct = (values[:, 1:] < values[:, :-1]).all(1).tolist()
+    plain = [tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [
+        plain[row][:top] if distinct[row] else _likeliest(table[row], top) if top else ()
+        for row, top in enumerate(tops)
     ]
 
 

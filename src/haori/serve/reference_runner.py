@@ -15,7 +15,7 @@ from haori.core.errors import MismatchError
 from haori.core.model_config import rotary_changes_with_length
 from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate
 from haori.serve.request import AdapterMix
-from haori.serve.runner import Run
+from haori.serve.runner import LOGIT_ROWS, Run
 
 __all__ = ["ReferenceRunner", "can_serve", "is_transposed"]
 
@@ -177,16 +177,22 @@ class ReferenceRunner:
         self._mix = run.adapters
         try:
             held = self.cache.held[run.sequence]
-            logits = torch.empty(0)
-            for tokens in held.pieces(run):
+            logits = torch.empty(1, 0)  # T V
+            pieces = held.pieces(run)
+            place = run.start + len(run.tokens) - sum(map(len, pieces))
+            for tokens in pieces:
                 ids = torch.tensor([tokens], device=next(self._model.parameters()).device)
                 given = {self._cache_name: held.cache}
-                logits = self._model(input_ids=ids, use_cache=True, **given).logits[0, -1]
+                logits = self._model(input_ids=ids, use_cache=True, **given).logits[0]
+                if run.take_logits is not None:
+                    for start in range(0, len(tokens), LOGIT_ROWS):
+                        run.take_logits(place + start, logits[start : start + LOGIT_ROWS])
+                place += len(tokens)
         except Exception as error:  # noqa: BLE001 - whatever it was, it is this sequence's alone
             return error
         finally:
             self._mix = ()
-        return logits
+        return logits[-1]
 
     def _hook(self, name: str, module: nn.Module, *, is_head: bool) -> list[str]:
         """Let adapters change a module; return the names of what they can change."""

@@ -37,7 +37,8 @@ Fault = Literal["engine", "request", "outage"]
 class Sampling(Record):
     """How the next token is chosen, and when to stop. `temperature` 0 always takes the likeliest token."""
 
-    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer; by default what the context holds.")
+    max_tokens: int | None = Field(default=None, ge=0, description="Longest answer; by default what the context holds. "
+                                   "0 reads the prompt alone.")  # fmt: skip
     temperature: float = Field(default=1.0, ge=0.0, le=100.0, description="0 takes the likeliest token.")
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Only the likeliest tokens of this total share.")
     top_k: int = Field(default=0, ge=0, description="Only so many of the likeliest tokens; 0 for all.")
@@ -54,6 +55,7 @@ class Sampling(Record):
     min_tokens: int = Field(default=0, ge=0, description="No end token before so many tokens.")
     logprobs: int | None = Field(default=None, ge=0, le=20, description="Report log-probabilities, and of so many of "
                                  "the likeliest tokens.")  # fmt: skip
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20, description="The same of the prompt's tokens.")
     json_schema: dict[str, Any] | None = Field(default=None, description="The answer is JSON that fits this schema; an "
                                                "empty schema allows any object.")  # fmt: skip
     grammar: str | None = Field(default=None, description="The answer fits this grammar, written in llguidance's form "
@@ -108,17 +110,22 @@ class TokenLogprob:
         logprob: Of the token.
         top: Ids and log-probabilities of the likeliest. They are kept as bytes: twenty pairs of Python's numbers take
             ten times the memory, and many of these may wait for a slow client.
+        rank: The token's place among all, 1 for the likeliest; None where it was not asked for.
     """
 
     token: int
     logprob: float
     _top: bytes
+    rank: int | None
 
-    def __init__(self, token: int, logprob: float, top: Sequence[tuple[int, float]] = ()) -> None:
+    def __init__(
+        self, token: int, logprob: float, top: Sequence[tuple[int, float]] = (), rank: int | None = None
+    ) -> None:
         pairs = itertools.chain.from_iterable(top)
         object.__setattr__(self, "token", token)
         object.__setattr__(self, "logprob", logprob)
         object.__setattr__(self, "_top", struct.pack("=" + "qd" * len(top), *pairs) if top else b"")
+        object.__setattr__(self, "rank", rank)
 
     @property
     def top(self) -> tuple[tuple[int, float], ...]:
@@ -138,6 +145,7 @@ class Delta:
         error: A sentence, when `finish` is `error`.
         fault: What the error comes from.
         cached_tokens: Prompt tokens that were taken from the prefix cache; on the last piece.
+        prompt_logprobs: One for each token of the prompt from the second on, where asked for; on the first piece.
     """
 
     text: str = ""
@@ -147,6 +155,7 @@ class Delta:
     error: str | None = None
     cached_tokens: int = 0
     fault: Fault = "engine"
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Embedded(NamedTuple):

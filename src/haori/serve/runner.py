@@ -4,7 +4,7 @@ A sequence lives in the runner's cache under a number. A step takes a run of new
 each under its own mix of adapters, and gives the logits after the last token of those that want them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from haori.serve.adapter_weights import AdapterWeights
 
-__all__ = ["AdapterBank", "ReadyAdapter", "Run", "Runner", "SequenceCache"]
+__all__ = ["LOGIT_ROWS", "AdapterBank", "ReadyAdapter", "Run", "Runner", "SequenceCache"]
+
+LOGIT_ROWS = 32
+"""Logits of so many tokens are there at once when those after every token of a run are taken."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Run:
         tokens: The new ones: one when decoding, a chunk of the prompt otherwise.
         adapters: Adapters acting on it; all of them are in the bank.
         wants_logits: Whether the logits after the last of them are needed.
+        take_logits: Takes the logits after each of them, a few at a time: the place in the sequence of the first, and
+            logits (N, V) that are gone afterwards. If a step is asked for again, it is called again.
     """
 
     sequence: int
@@ -35,6 +40,7 @@ class Run:
     tokens: Sequence[int]
     adapters: AdapterMix
     wants_logits: bool = True
+    take_logits: "Callable[[int, Tensor], None] | None" = None
 
 
 class SequenceCache(Protocol):

@@ -184,13 +184,15 @@ class Scheduler:
         sequence.read = 0
         self._tiers.acquire(sequence.request.adapters)
         self.running.append(sequence)  # from here on `end` frees all it holds
-        blocks = self.prefixes.find(sequence.request.owner, sequence.request.adapters, sequence.tokens)
+        request = sequence.request
+        # What is taken from the cache is not computed, so there would be no logits at its places.
+        blocks = [] if sequence.scoring else self.prefixes.find(request.owner, request.adapters, sequence.tokens)
         for number, block in enumerate(blocks):
             self._runner.cache.put(place, number * BLOCK, block)
         sequence.read = len(blocks) * BLOCK
         if not sequence.generated:
             sequence.cached_tokens = sequence.read
-        self.waiting.serve(sequence.request.turn, len(sequence.tokens) - sequence.read)
+        self.waiting.serve(request.turn, len(sequence.tokens) - sequence.read)
 
     def _compose(self) -> list[tuple[Sequence, Run]]:
         """Choose this step's tokens: the newest of every answer, and as much of the prompts as is read at once."""
@@ -213,6 +215,7 @@ class Scheduler:
             run = Run(
                 sequence.place, sequence.read, sequence.tokens[sequence.read : stop], sequence.request.adapters,
                 wants_logits=stop == len(sequence.tokens),
+                take_logits=None if sequence.scores is None else sequence.scores.take,
             )  # fmt: skip
             runs.append((sequence, run))
         return [(sequence, run) for sequence, run in runs if sequence in self.running]
@@ -277,7 +280,7 @@ class Scheduler:
         except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
             self.fail(sequence, error)
             return
-        self.counts["generated"] += 1
+        self.counts["generated"] += sequence.generated > 0
         self.waiting.serve(sequence.request.turn, 1)
         if sequence.ended:
             self.end(sequence)

@@ -4,6 +4,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from haori.serve.detokenise import TextStream
+from haori.serve.prompt_scores import PromptScores
 from haori.serve.request import Deliver, Delta, Fault, Finish, TextRequest, TokenLogprob
 from haori.serve.sampling import Choice, SamplerState
 
@@ -38,8 +39,9 @@ class Sequence:
         self.sampler = sampler
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
-        wanted = request.sampling.max_tokens or longest
-        self.longest = min(self.prompt_length + wanted, longest)
+        wanted, tops = request.sampling.max_tokens, request.sampling.prompt_logprobs
+        self.longest = longest if wanted is None else min(self.prompt_length + wanted, longest)
+        self.scores = None if tops is None else PromptScores(request.prompt, tops)  # until they are told
         self.place: int | None = None  # number in the runner's cache
         self.read = 0  # tokens whose keys and values are in the cache
         self.cached_tokens = 0
@@ -58,6 +60,11 @@ class Sequence:
         return self.read == len(self.tokens) - 1
 
     @property
+    def scoring(self) -> bool:
+        """Say whether the log-probabilities of its prompt are wanted and not all known yet."""
+        return self.scores is not None and not self.scores.complete
+
+    @property
     def generated(self) -> int:
         """Return the number of tokens of the answer."""
         return len(self.tokens) - self.prompt_length
@@ -66,6 +73,9 @@ class Sequence:
         """Go on by a token, tell the caller, and notice the end."""
         if choice.error is not None:
             self.finish("error", choice.error)
+            return
+        if self.longest == self.prompt_length:
+            self._send("", "length")
             return
         self.tokens.append(choice.token)
         if choice.logprob is not None:
@@ -91,6 +101,8 @@ class Sequence:
 
     def _send(self, text: str, finish: Finish | None, error: str | None = None, fault: Fault = "engine") -> None:
         self.ended = finish is not None
-        delta = Delta(text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens, fault)
+        scores = () if self.scores is None or self.scoring else self.scores.found
+        delta = Delta(text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens, fault, scores)
         self._held, self._logprobs = [], []
+        self.scores = self.scores if self.scoring else None
         self._deliver(delta)

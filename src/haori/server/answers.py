@@ -51,6 +51,7 @@ class Answer:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
 
 
@@ -128,6 +129,7 @@ class Answers:
             texts[index].append(delta.text)
             answer.tokens += delta.tokens
             answer.logprobs += delta.logprobs
+            answer.prompt_logprobs += delta.prompt_logprobs
             answer.finish = delta.finish
         for answer, parts in zip(answers, texts, strict=True):
             answer.text = "".join(parts)

@@ -84,6 +84,7 @@ def _joined(one: Delta, other: Delta) -> Delta:
         text=one.text + other.text,
         tokens=one.tokens + other.tokens,
         logprobs=one.logprobs + other.logprobs,
+        prompt_logprobs=one.prompt_logprobs + other.prompt_logprobs,
     )
 
 

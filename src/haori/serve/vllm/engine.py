@@ -209,6 +209,12 @@ class VllmEngine:
         self._copies.close()
 
     def _check(self, request: TextRequest) -> None:
+        if request.sampling.prompt_logprobs is not None or request.sampling.max_tokens == 0:
+            raise InputError(
+                "vLLM is not asked for log-probabilities of prompts, nor for answers of no token; leave out "
+                "'prompt_logprobs', and 'echo' with 'logprobs', and ask for a token at least; or serve with --engine "
+                "native."
+            )
         count = len(request.prompt)
         if not count:
             raise InputError("The prompt is empty; give at least one token.")

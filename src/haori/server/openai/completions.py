@@ -4,16 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from haori.data import PromptFormat
 from haori.serve.request import Delta
 from haori.server.answers import Answer, Answers, Question
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
 from haori.server.openai.asked import SamplingFields
-from haori.server.openai.replies import CompletionChoice, CompletionReply, Usage, usage_of
+from haori.server.openai.plain_prompts import PlainPrompts
+from haori.server.openai.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage, usage_of
 from haori.server.openai.replying import ERRORS, Heading, choices_of, finish_of, heading, reply
 from haori.server.openai.streaming import DONE
 from haori.server.openai.token_texts import TokenTexts
@@ -29,32 +30,34 @@ class CompletionRequest(SamplingFields):
     """A plain completion."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "best_of": (1,), "echo": (), "suffix": (), "guided_json": (), "structured_outputs": (), "prompt_logprobs": (),
+        "best_of": (1,), "suffix": (), "guided_json": (), "structured_outputs": (),
         "response_format": ({"type": "text"},), "skip_special_tokens": (True,), "add_special_tokens": (True,),
         "tools": (), "max_completion_tokens": (),
     }  # fmt: skip
 
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Text or token ids; one or several.")
+    max_tokens: int | None = Field(
+        default=None, ge=0, description="Longest answer in tokens; 0 with `echo` or `prompt_logprobs` only."
+    )
     logprobs: int | None = Field(default=None, ge=0, le=20, description="Report so many likeliest tokens.")
+    echo: bool | None = Field(default=None, description="Say the prompt before the answer, with its log-probabilities "
+                              "where these are reported.")  # fmt: skip
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20, description="Report so many likeliest tokens at "
+                                        "each place of the prompt, as vLLM does.")  # fmt: skip
 
-    def ids(self, speech: PromptFormat) -> Sequence[Sequence[int]]:
-        """Return the token ids of each prompt.
+    @model_validator(mode="after")
+    def _prompts_alone(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise _misplaced("max_tokens", "'{place}' can be 0 only with 'echo' or 'prompt_logprobs'; give 1 or more.")
+        if self.prompt_logprobs is not None and self.streams:
+            raise _misplaced("prompt_logprobs", "'{place}' is not for 'stream': true; take one of them out.")
+        return self
 
-        Raises:
-            ApiError: A prompt is empty, or holds an id that is not the tokenizer's.
-        """
-        tokenizer = speech.tokenizer
-        found = [
-            list(tokenizer(prompt, verbose=False)["input_ids"]) if isinstance(prompt, str) else prompt
-            for prompt in self.prompts
-        ]
-        if not all(found):
-            raise ApiError(400, "A prompt is empty; give at least one token.", param="prompt", code="invalid_value")
-        size = len(tokenizer)
-        if wrong := next((token for prompt in found for token in prompt if not 0 <= token < size), None):
-            message = f"The prompt has the token id {wrong}; ids of this base are 0 to {size - 1}."
-            raise ApiError(400, message, param="prompt", code="invalid_value")
-        return found
+    @property
+    def scored(self) -> int | None:
+        """Return how many likeliest tokens are wanted at each place of the prompt; None if it is not scored."""
+        wanted = [self.logprobs if self.echo else None, self.prompt_logprobs]
+        return max((count for count in wanted if count is not None), default=None)
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
@@ -67,16 +70,29 @@ class CompletionRequest(SamplingFields):
 
 
 class CompletionForm:
-    """Writes replies of plain completions."""
+    """Writes replies of plain completions.
+
+    Args:
+        head: What replies begin with.
+        texts: Reads single tokens.
+        asked: The request.
+        prompts: Its prompts.
+        choices: Answers to each of them.
+    """
 
     named: ClassVar = False
     end: ClassVar = DONE
 
-    def __init__(self, head: Heading, texts: TokenTexts, *, logprobs: int | None, usage: bool) -> None:
+    def __init__(
+        self, head: Heading, texts: TokenTexts, asked: CompletionRequest, prompts: PlainPrompts, choices: int
+    ) -> None:
         self._head = head
         self._texts = texts
-        self._logprobs = logprobs
-        self._usage = usage
+        self._logprobs = asked.logprobs
+        self._prompt_logprobs = asked.prompt_logprobs
+        self._usage = asked.wants_usage
+        self._prompts = prompts
+        self._choices = choices
         self._offsets: dict[int, int] = {}
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> BaseModel:
@@ -84,11 +100,12 @@ class CompletionForm:
         choices = [
             CompletionChoice(
                 index=index,
-                text=answer.text,
-                logprobs=None
-                if self._logprobs is None
-                else self._texts.plain(answer.logprobs, tops=self._logprobs, offset=0),
+                text=self._text(index, answer.text),
+                logprobs=self._logprobs_of(index, answer),
                 finish_reason=finish_of(answer) or "stop",
+                prompt_logprobs=None
+                if self._prompt_logprobs is None
+                else self._texts.prompt(answer.prompt_logprobs, tops=self._prompt_logprobs),
             )
             for index, answer in enumerate(answers)
         ]
@@ -100,17 +117,39 @@ class CompletionForm:
 
     def piece(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
         """Return the chunk of a piece."""
-        logprobs = None
-        if delta.logprobs and self._logprobs is not None:
-            offset = self._offsets.get(index, 0)
-            found = self._texts.plain(delta.logprobs, tops=self._logprobs, offset=offset)
-            self._offsets[index] = offset + sum(map(len, found.tokens))
-            logprobs = found.model_dump()
-        if not delta.text and delta.finish is None and logprobs is None:
+        text = self._text(index, delta.text)
+        found = self._logprobs_of(index, delta)
+        logprobs = found.model_dump() if found and found.tokens else None
+        if not text and delta.finish is None and logprobs is None:
             return []
-        choice = {"index": index, "text": delta.text, "logprobs": logprobs, "finish_reason": finish_of(delta)}
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_of(delta)}
         chunk = {"object": "text_completion", **self._head.fields(), "choices": [choice]}
         return [{**chunk, "usage": None} if self._usage else chunk]
+
+    def _text(self, index: int, text: str) -> str:
+        """Return the text of a piece; before the first one stands the prompt, where it is said again."""
+        echoed = None if index in self._offsets else self._prompts.echoed(index // self._choices)
+        return text if echoed is None else echoed.text + text
+
+    def _logprobs_of(self, index: int, piece: Answer | Delta) -> CompletionLogprobs | None:
+        """Return the log-probabilities of a piece, where they are wanted; the first one's after those of the prompt."""
+        echoed = None if index in self._offsets else self._prompts.echoed(index // self._choices)
+        offset = self._offsets.setdefault(index, 0 if echoed is None else len(echoed.text))
+        if self._logprobs is None:
+            return None
+        found = self._texts.plain(piece.logprobs, tops=self._logprobs, offset=offset)
+        self._offsets[index] = offset + sum(map(len, found.tokens))
+        if echoed is None:
+            return found
+        prompt = self._texts.echoed(echoed, piece.prompt_logprobs, tops=self._logprobs)
+        return CompletionLogprobs(
+            tokens=prompt.tokens + found.tokens,
+            token_logprobs=prompt.token_logprobs + found.token_logprobs,
+            top_logprobs=[*prompt.top_logprobs, *found.top_logprobs]
+            if prompt.top_logprobs is not None and found.top_logprobs is not None
+            else None,
+            text_offset=prompt.text_offset + found.text_offset,
+        )
 
     def failure(self, error: ApiError) -> Iterable[dict[str, Any]]:
         """Return the error."""
@@ -138,10 +177,18 @@ async def completions(asked: CompletionRequest, request: Request) -> Response:
     if not 0 < len(asked.prompts) <= limits.max_prompts:
         message = f"{len(asked.prompts)} prompts were given; one request has 1 to {limits.max_prompts}."
         raise ApiError(400, message, param="prompt", code="invalid_value")
-    longest = asked.max_tokens or min(_DEFAULT_TOKENS, limits.max_tokens or _DEFAULT_TOKENS)
-    sampling = asked.sampling(longest=longest, limit=limits.max_tokens, logprobs=asked.logprobs)
-    head = heading(request, "cmpl", asked.model)
-    question = Question(head.id, asked.model, asked.ids, sampling, choices_of(request, asked))
-    texts = TokenTexts(service.backend.engine.tokenizer)
-    form = CompletionForm(head, texts, logprobs=asked.logprobs, usage=asked.wants_usage)
+    longest = asked.max_tokens
+    if longest is None:
+        longest = min(_DEFAULT_TOKENS, limits.max_tokens or _DEFAULT_TOKENS)
+    sampling = asked.sampling(
+        longest=longest, limit=limits.max_tokens, logprobs=asked.logprobs, prompt_logprobs=asked.scored
+    )
+    head, choices = heading(request, "cmpl", asked.model), choices_of(request, asked)
+    prompts = PlainPrompts(asked.prompts, echo=bool(asked.echo))
+    question = Question(head.id, asked.model, prompts.read, sampling, choices)
+    form = CompletionForm(head, TokenTexts(service.backend.engine.tokenizer), asked, prompts, choices)
     return await reply(request, question, form, stream=asked.streams)
+
+
+def _misplaced(field: str, sentence: str) -> PydanticCustomError:
+    return PydanticCustomError("misplaced_field", sentence, {"name": field, "place": "{place}"})

@@ -21,6 +21,7 @@ __all__ = [
     "EmbeddingUsage",
     "ModelCard",
     "ModelList",
+    "PromptLogprob",
     "ToolCallReply",
     "TopLogprob",
     "Usage",
@@ -116,9 +117,19 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities in the older format: parallel lists."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
-    text_offset: list[int]
+    token_logprobs: list[float | None] = Field(description="Null for the first token of a prompt.")
+    top_logprobs: list[dict[str, float] | None] | None = Field(
+        description="The likeliest tokens at each place, and the one that stands there."
+    )
+    text_offset: list[int] = Field(description="The character at which each begins.")
+
+
+class PromptLogprob(BaseModel):
+    """How likely a token is at a place of a prompt, in vLLM's form."""
+
+    logprob: float
+    rank: int | None = Field(description="Its place among all tokens, 1 for the likeliest.")
+    decoded_token: str
 
 
 class CompletionChoice(BaseModel):
@@ -128,6 +139,9 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Ending
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(
+        default=None, exclude_if=lambda found: found is None, description="By token id; null for the first token."
+    )
 
 
 class CompletionReply(BaseModel):

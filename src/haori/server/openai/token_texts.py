@@ -6,7 +6,8 @@ from functools import cache
 from typing import Any
 
 from haori.serve.request import TokenLogprob
-from haori.server.openai.replies import ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, TopLogprob
+from haori.server.openai.plain_prompts import EchoedPrompt
+from haori.server.openai.replies import ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, PromptLogprob, TopLogprob
 
 __all__ = ["TokenTexts"]
 
@@ -63,11 +64,41 @@ class TokenTexts:
         return CompletionLogprobs(
             tokens=tokens,
             token_logprobs=[max(found.logprob, _LEAST) for found in logprobs],
-            top_logprobs=[{self.text_of(t): max(value, _LEAST) for t, value in found.top} for found in logprobs]
-            if tops
-            else None,
+            top_logprobs=[self._tops(found, tops) for found in logprobs] if tops else None,
             text_offset=offsets,
         )
+
+    def echoed(self, prompt: EchoedPrompt, logprobs: Sequence[TokenLogprob], *, tops: int) -> CompletionLogprobs:
+        """Return the same of a prompt; of its first token nothing is known."""
+        return CompletionLogprobs(
+            tokens=[self.text_of(token) for token in prompt.ids],
+            token_logprobs=[None, *(max(found.logprob, _LEAST) for found in logprobs)],
+            top_logprobs=[None, *(self._tops(found, tops) for found in logprobs)] if tops else None,
+            text_offset=list(prompt.offsets),
+        )
+
+    def prompt(self, logprobs: Sequence[TokenLogprob], *, tops: int) -> list[dict[str, PromptLogprob] | None]:
+        """Return log-probabilities of a prompt in vLLM's form: by token id, the prompt's own token first."""
+        places: list[dict[str, PromptLogprob] | None] = [None]
+        for found in logprobs:
+            at = {found.token: (found.logprob, found.rank)}
+            for rank, (token, value) in enumerate(found.top[:tops], start=1):
+                at.setdefault(token, (value, rank))
+            places.append({
+                str(token): PromptLogprob(
+                    logprob=max(value, _LEAST), rank=rank, decoded_token=self.text_of(token)
+                )
+                for token, (value, rank) in at.items()
+            })  # fmt: skip
+        return places
+
+    def _tops(self, found: TokenLogprob, tops: int) -> dict[str, float]:
+        """Return the likeliest tokens by text, and the one that stands there; of equal texts, the likeliest."""
+        at: dict[str, float] = {}
+        for token, value in [*found.top[:tops], (found.token, found.logprob)]:
+            text = self.text_of(token)
+            at[text] = max(value, at.get(text, _LEAST))
+        return at
 
     def _one(self, token: int, logprob: float) -> TopLogprob:
         return TopLogprob(token=self.text_of(token), logprob=max(logprob, _LEAST), bytes=list(self.bytes_of(token)))
