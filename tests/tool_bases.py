@@ -22,10 +22,11 @@ MISTRAL = (
     "{% if tools %}{{ '[AVAILABLE_TOOLS]' }}{{ tools | tojson }}{{ '[/AVAILABLE_TOOLS]' }}{% endif %}"
     "{% for m in messages %}{% if m.tool_calls %}{{ '[TOOL_CALLS] [' }}{% for c in m.tool_calls %}"
     "{% if c.id | length != 9 %}{{ raise_exception('Tool call IDs should be 9 letters long!') }}{% endif %}"
-    "{{ {'name': c.function.name, 'arguments': c.function.arguments, 'id': c.id} | tojson }}{% endfor %}{{ ']' }}"
+    "{{ {'name': c.function.name, 'arguments': c.function.arguments, 'id': c.id} | tojson }}{% endfor %}"
+    "{{ ']<|im_end|>' }}"
     "{% elif m.role == 'tool' %}{% if m.tool_call_id | length != 9 %}{{ raise_exception('9 letters!') }}{% endif %}"
-    "{{ '[TOOL_RESULTS]' + m.content + m.tool_call_id + '[/TOOL_RESULTS]' }}{% else %}" + _SAY
-    + "{% endif %}{% endfor %}" + _ASK
+    "{{ '[TOOL_RESULTS]' + m.content + m.tool_call_id + '[/TOOL_RESULTS]' }}"
+    "{% elif m.role == 'assistant' %}{{ m.content + '<|im_end|>' }}{% else %}" + _SAY + "{% endif %}{% endfor %}"
 )  # fmt: skip
 LLAMA = (
     '{% if tools %}{{ \'Answer {"name": ..., "parameters": ...}\\n\' }}{% for t in tools %}{{ t | tojson }}'

@@ -143,10 +143,10 @@ USER = {"role": "user", "content": "q"}
         ({"messages": [{**USER, "loss": True}]}, "messages[0].loss", "only an assistant's"),
         (
             {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [1]}]},
-            "messages[1].tool_calls",
-            "tool",
+            "messages[1].tool_calls[0]",
+            "a call must be",
         ),
-        ({"prompt": "q", "completion": "a", "tools": [{}]}, "tools", "tool definitions"),
+        ({"prompt": "q", "completion": "a", "tools": [{}]}, "tools[0]", "this is no function"),
         ({"conversations": [{"from": "alien", "value": "q"}]}, "conversations[0].from", "'alien'"),
         ({"instruction": "q", "output": "a", "history": ["x"]}, "history", "pairs"),
     ],

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from haori.core.errors import DataError
 from haori.data.conversation import Conversation
+from haori.data.rendered_row import count_trained, render_row
 from haori.data.template import (
     PLAIN_TEMPLATE,
-    count_trained,
     render_prompt,
-    render_row,
     template_hash,
     template_of,
 )

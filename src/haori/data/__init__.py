@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from haori.data.conversation import Conversation, Message
     from haori.data.prompt_format import PromptFormat
     from haori.data.reading import read_conversations
+    from haori.data.rendered_row import RenderedRow, render_row, render_row_prompt
     from haori.data.report import DataReport, ReadReport
     from haori.data.reviews import ReviewData, fetch_reviews
     from haori.data.show import report_table, sample_panels
-    from haori.data.template import RenderedRow, render_prompt, render_row, template_hash, template_of
+    from haori.data.template import render_prompt, template_hash, template_of
     from haori.data.text import TextData, check_text, load_text
     from haori.data.tool_prompt import render_tool_prompt
 
@@ -26,7 +27,7 @@ _HOMES = {
     "Message": "conversation",
     "PromptFormat": "prompt_format",
     "ReadReport": "report",
-    "RenderedRow": "template",
+    "RenderedRow": "rendered_row",
     "ReviewData": "reviews",
     "TextData": "text",
     "check_text": "text",
@@ -34,7 +35,8 @@ _HOMES = {
     "load_text": "text",
     "read_conversations": "reading",
     "render_prompt": "template",
-    "render_row": "template",
+    "render_row": "rendered_row",
+    "render_row_prompt": "rendered_row",
     "render_tool_prompt": "tool_prompt",
     "report_table": "show",
     "sample_panels": "show",
@@ -58,6 +60,7 @@ __all__ = [
     "read_conversations",
     "render_prompt",
     "render_row",
+    "render_row_prompt",
     "render_tool_prompt",
     "report_table",
     "sample_panels",

@@ -5,10 +5,11 @@ them, because no tokenizer can encode those. Nothing else about the text is chan
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from haori.data.conversation import Conversation, Message
+from haori.data.conversation import Conversation, Message, said
 
 __all__ = ["clean_row", "clean_text", "empty_turns", "is_empty", "without_loss"]
 
@@ -38,16 +39,33 @@ def clean_row(row: Conversation) -> tuple[Conversation, bool]:
         if "reasoning_content" in message:
             cleaned["reasoning_content"], dirty = clean_text(message["reasoning_content"])
             any_dirty |= dirty
+        if "tool_calls" in message:
+            cleaned["tool_calls"], dirty = _clean_values(message["tool_calls"])
+            any_dirty |= dirty
         messages.append(cleaned)
-    return replace(row, messages=tuple(messages)), any_dirty
+    tools, dirty = _clean_values(row.tools)
+    return replace(row, messages=tuple(messages), tools=tuple(tools)), any_dirty | dirty
+
+
+def _clean_values(value: Any) -> tuple[Any, bool]:
+    """Clean every text in a value, however deep."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, Mapping):
+        found = {clean_text(name)[0]: _clean_values(part) for name, part in value.items()}
+        return {name: part for name, (part, _) in found.items()}, any(dirty for _, dirty in found.values())
+    if isinstance(value, (list, tuple)):
+        parts = [_clean_values(part) for part in value]
+        return [part for part, _ in parts], any(dirty for _, dirty in parts)
+    return value, False
 
 
 def is_empty(row: Conversation) -> bool:
     """Say whether there is nothing to learn: no text, no answer, or no question where there should be one."""
     if row.text is not None:
         return not row.text.strip()
-    answers = [m["content"].strip() for m in row.messages if m["role"] == "assistant"]
-    asked = [m["content"].strip() for m in row.messages if m["role"] != "assistant"]
+    answers = [said(m).strip() for m in row.messages if m["role"] == "assistant"]
+    asked = [said(m).strip() for m in row.messages if m["role"] != "assistant"]
     return not any(answers) or (bool(asked) and not any(asked))
 
 
@@ -57,7 +75,7 @@ def empty_turns(row: Conversation) -> list[int]:
         place
         for place, message in enumerate(row.messages)
         if message["role"] in {"user", "assistant"}
-        and not message["content"].strip()
+        and not said(message).strip()
         and not message.get("reasoning_content", "").strip()
         and message.get("loss") is not False
     ]

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from haori.data.messages import problem
 from haori.data.readers import RawRow
+from haori.data.row_problem import problem
 
 __all__ = ["FileColumns", "survey"]
 

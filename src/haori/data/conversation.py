@@ -6,12 +6,13 @@ Every format is turned into this form. A row is identified by the hash of its co
 import json
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NotRequired, Self, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 from haori.core.hashing import hash_data
 
-__all__ = ["ROLES", "Conversation", "Message", "normalise", "words"]
+__all__ = ["ROLES", "Conversation", "Message", "normalise", "said", "words"]
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -24,13 +25,17 @@ class Message(TypedDict):
     """One turn.
 
     `loss: false` keeps an assistant's turn as context that is not trained; `reasoning_content` is what the assistant
-    thinks before it answers, for chat templates that show it.
+    thinks before it answers, for chat templates that show it. `tool_calls` are the functions that an assistant calls,
+    in OpenAI's form with `arguments` as an object; `tool_call_id` and `name` say whose result a tool's message is.
     """
 
     role: str
     content: str
     loss: NotRequired[bool]
     reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,23 @@ class Conversation:
         messages: The turns, oldest first; empty for a plain-text row.
         origin: Where it came from, as `file:row`, for people.
         text: The text of a plain-text row.
+        tools: Functions that the assistant is told of, in OpenAI's form.
     """
 
     messages: tuple[Message, ...]
     origin: str
     text: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def uses_tools(self) -> bool:
+        """Say whether there are tools or calls of them."""
+        return bool(self.tools) or any(message.get("tool_calls") for message in self.messages)
 
     @property
     def hash(self) -> str:
         """Return the hash of the content (the origin does not count)."""
-        return hash_data([self.text, self.messages])
+        return hash_data([self.text, self.messages, *([self.tools] if self.tools else [])])
 
     @property
     def opening(self) -> str:
@@ -58,14 +70,14 @@ class Conversation:
         if self.text is not None:
             return self.text
         first = next((i for i, m in enumerate(self.messages) if m["role"] == "assistant"), len(self.messages))
-        return "\n".join(m["content"] for m in self.messages[:first]) or self.body
+        return "\n".join(said(m) for m in self.messages[:first]) or self.body
 
     @property
     def body(self) -> str:
         """Return all that is thought and said, without roles."""
         if self.text is not None:
             return self.text
-        parts = ((m.get("reasoning_content", ""), m["content"]) for m in self.messages)
+        parts = ((m.get("reasoning_content", ""), said(m)) for m in self.messages)
         return "\n".join("\n".join(pair) if pair[0] else pair[1] for pair in parts)
 
     def with_system(self, system: str | None) -> Self:
@@ -76,14 +88,26 @@ class Conversation:
 
     def to_json(self) -> str:
         """Return the content as JSON; `from_json` reads it back."""
-        content = {"messages": self.messages} if self.text is None else {"text": self.text}
+        content: dict[str, Any] = {"messages": self.messages} if self.text is None else {"text": self.text}
+        if self.tools:
+            content["tools"] = self.tools
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, content: str, origin: str) -> Self:
         """Read what `to_json` wrote."""
         found = json.loads(content)
-        return cls(messages=tuple(found.get("messages", ())), origin=origin, text=found.get("text"))
+        return cls(
+            messages=tuple(found.get("messages", ())), origin=origin, text=found.get("text"),
+            tools=tuple(found.get("tools", ())),
+        )  # fmt: skip
+
+
+def said(message: Message) -> str:
+    """Return what a message says: its text, and its calls as JSON."""
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    parts = [message["content"], *(json.dumps(call, ensure_ascii=False) for call in calls)]
+    return "\n".join(parts if message["content"] else parts[1:])
 
 
 def normalise(text: str) -> str:

@@ -7,9 +7,9 @@
     query-response     query, response; question, answer | response; input, output
     text               text
 
-`system` (or `system_prompt`) may stand beside any but `text`, and reasoning beside a completion. Column names are
-compared without case. The format is found per file, from the columns of all its rows. Everything that is not as it
-should be is a `DataError` that names file, row and field.
+`system` (or `system_prompt`) and `tools` may stand beside any but `text`, and reasoning beside a completion. Column
+names are compared without case. The format is found per file, from the columns of all its rows. Everything that is not
+as it should be is a `DataError` that names file, row and field.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from haori.core.errors import DataError, nearest
 from haori.core.recipe import Columns, DataSection
 from haori.data.conversation import Conversation, Message
-from haori.data.messages import REASONING, MessageReader, problem, value_of
+from haori.data.messages import REASONING, MessageReader
 from haori.data.readers import RawRow, shorten
+from haori.data.row_problem import problem, value_of
+from haori.data.tool_rows import link_results, read_tools
 
 __all__ = ["Converter", "converter_for", "fits_another"]
 
@@ -81,7 +83,14 @@ def converter_for(
     system = next((column for column in _SYSTEM if column in names), None)
     if system is not None and name != "text":
         columns_used["system"] = names[system]
+    if name != "text":
+        columns_used |= {part: names[column] for part, column in _tools(names, name).items()}
     return name, frozenset(columns_used.values()), _BUILDERS[name](columns_used, reader)
+
+
+def _tools(names: Mapping[str, str], kind: str) -> dict[str, str]:
+    """Return the column of tools; `functions`, as OpenAI once called it, is one only beside messages."""
+    return _first(names, "tools", ("tools", "functions") if kind in {"messages", "sharegpt"} else ("tools",))
 
 
 def fits_another(name: str, used: Iterable[str], row: RawRow) -> str | None:
@@ -137,6 +146,8 @@ def _mapped(
     alike = {"messages": ("messages", "sharegpt"), "text": ("text",)}.get(kind, tuple(_PAIRS.values()))
     if section.format not in ("auto", *alike):
         raise DataError(f"data.columns describes the format {kind!r}, but data.format is {section.format!r}; drop one.")
+    if kind != "text" and "tools" in present:
+        given["tools"] = "tools"
     return kind, frozenset(given.values()), _BUILDERS[kind](given, reader)
 
 
@@ -172,7 +183,7 @@ def _messages_builder(columns: Mapping[str, str], reader: MessageReader) -> Conv
     def convert(row: RawRow) -> Conversation:
         messages = reader.messages(row, columns["messages"])
         system = _text(row, columns["system"], optional=True) if "system" in columns else ""
-        return _finished(row, messages, system, columns["messages"])
+        return _finished(row, messages, system, columns["messages"], columns.get("tools"))
 
     return convert
 
@@ -194,7 +205,7 @@ def _pair_builder(columns: Mapping[str, str], reader: MessageReader) -> Converte
             messages.append(Message(role="assistant", content=_text(row, columns["completion"])))
         if "reasoning" in columns:
             _add_reasoning(row, columns["reasoning"], messages, reader)
-        return _finished(row, messages, system, columns["completion"])
+        return _finished(row, messages, system, columns["completion"], columns.get("tools"))
 
     return convert
 
@@ -228,9 +239,7 @@ def _text(row: RawRow, column: str, *, optional: bool = False) -> str:
     return value
 
 
-def _finished(row: RawRow, messages: list[Message], system: str, field: str) -> Conversation:
-    if row.values.get("tools"):
-        raise problem(row, "tools", "tool definitions are not supported; remove the column to train without them")
+def _finished(row: RawRow, messages: list[Message], system: str, field: str, tools: str | None) -> Conversation:
     if system.strip() and not any(m["role"] == "system" for m in messages):
         messages = [Message(role="system", content=system), *messages]
     if messages and messages[-1]["role"] != "assistant":
@@ -238,7 +247,8 @@ def _finished(row: RawRow, messages: list[Message], system: str, field: str) -> 
         raise problem(
             row, field, f"the last message must be the assistant's, not the {role}'s; there is nothing to learn"
         )
-    return Conversation(tuple(messages), row.origin)
+    defined = read_tools(row, tools) if tools is not None else ()
+    return Conversation(tuple(link_results(row, field, messages)), row.origin, tools=defined)
 
 
 def _history(row: RawRow, column: str | None) -> list[Message]:

@@ -4,15 +4,17 @@ A field that is none of these is counted, so that a report can say that it was t
 columns.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from haori.core.errors import DataError
 from haori.data.conversation import ROLES, Message
 from haori.data.readers import RawRow, shorten
+from haori.data.row_problem import problem, value_of
+from haori.data.tool_rows import read_calls
 
-__all__ = ["REASONING", "MessageReader", "problem", "value_of"]
+__all__ = ["REASONING", "MessageReader"]
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """What is thought before an answer, as vLLM and DeepSeek, OpenRouter, and TRL call it."""
@@ -25,27 +27,15 @@ _ROLE_NAMES = {role: role for role in ROLES} | {
     "developer": "system",
     "observation": "tool", "function": "tool", "function_response": "tool", "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
+_CALLER = "function_call"
+_ROLE_NAMES |= dict.fromkeys(("function_call", "tool_call", "tool_calls", "function-call", "tool-call"), _CALLER)
+"""A role of its own for calls, whose content is their JSON, as ShareGPT's data sets have it."""
 _TRAINS = ("loss", "train", "training", "trainable", "train_on_turn", "loss_mask", "weight")
 _MASKS = ("mask", "masked")
 _CALLS = ("tool_calls", "function_call")
+_OF_RESULTS: frozenset[Literal["tool_call_id", "name"]] = frozenset({"tool_call_id", "name"})
 _PARTS = ("train_detail", "training_detail")
 _READ = frozenset({"role", "content", "from", "value", *REASONING, *_TRAINS, *_MASKS, *_CALLS, *_PARTS})
-
-
-def problem(row: RawRow, field: str, what: str) -> DataError:
-    """Return the error that names file, row and field, and shows the row."""
-    return DataError(f"{row.origin}:{field}: {what}; the row is {shorten(row.values)}")
-
-
-def value_of(row: RawRow, column: str) -> Any:
-    """Return what a row holds in a column.
-
-    Raises:
-        DataError: The row lacks the column.
-    """
-    if column not in row.values:
-        raise problem(row, column, "this row lacks the field")
-    return row.values[column]
 
 
 class MessageReader:
@@ -69,6 +59,7 @@ class MessageReader:
         value = value_of(row, column)
         if value is None:
             return []
+        value = _as_list(value)
         if not isinstance(value, list):
             raise problem(row, column, f"this must be a list of messages, not {type(value).__name__}")
         return [self._message(row, f"{column}[{i}]", item) for i, item in enumerate(value)]
@@ -80,21 +71,29 @@ class MessageReader:
         if item.get(text_key) is None:
             text_key = next((key for key in ("content", "value") if item.get(key) is not None), text_key)
         role = _role(row, field, role_key, item.get(role_key))
-        if any(item.get(key) for key in _CALLS):
-            raise problem(
-                row, f"{field}.tool_calls", "tool calls are not supported; write the call as the message's content"
-            )
         if found := next((key for key in _PARTS if item.get(key)), None):
             raise problem(
                 row, f"{field}.{found}", "parts of a message cannot be trained; train the whole of it or none"
             )
-        text, thoughts = self._content(row, f"{field}.{text_key}", item.get(text_key), role)
+        calls = _calls(row, field, item, role, text_key)
+        if role == _CALLER:
+            role, text, thoughts = "assistant", "", ""
+        elif calls and item.get(text_key) is None:
+            text, thoughts = "", ""
+        else:
+            text, thoughts = self._content(row, f"{field}.{text_key}", item.get(text_key), role)
         message = Message(role=role, content=text)
+        if calls:
+            message["tool_calls"] = calls
+        for key in _OF_RESULTS if role == "tool" else ():
+            if isinstance(item.get(key), str) and item[key]:
+                message[key] = item[key]
         if reasoning := self._reasoning(row, field, item, thoughts, role):
             message["reasoning_content"] = reasoning
         if self._is_masked(row, field, item, role):
             message["loss"] = False
         read = _READ - {"role", "content", "from", "value"} | {role_key, text_key}
+        read |= _OF_RESULTS if role == "tool" else set()
         self.unused.update(str(key) for key, value in item.items() if key not in read and value not in (None, [], {}))
         return message
 
@@ -145,6 +144,32 @@ class MessageReader:
             raise problem(row, f"{field}.{next(iter(trained))}", f"{said} contradict each other; keep one")
         self.masked.update(key for key, value in trained.items() if not value)
         return not all(trained.values())
+
+
+def _as_list(value: Any) -> Any:
+    """Return messages that are the JSON of a list, or a list for each of their fields, as a list of messages."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    if not isinstance(value, dict) or not all(isinstance(part, list) for part in value.values()):
+        return value
+    if len({len(part) for part in value.values()}) != 1:
+        return value
+    return [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
+
+
+def _calls(row: RawRow, field: str, item: Mapping[str, Any], role: str, text_key: str) -> list[dict[str, Any]]:
+    """Return the calls of a message."""
+    given = [(key, item[key]) for key in _CALLS if item.get(key)]
+    if role == _CALLER:
+        given.insert(0, (text_key, item.get(text_key)))
+    elif given and role != "assistant":
+        raise problem(row, f"{field}.{given[0][0]}", f"only an assistant's message can call tools, not the {role}'s")
+    if len(given) > 1:
+        raise problem(row, f"{field}.{given[1][0]}", f"calls are given twice, also in {given[0][0]}; keep one")
+    return read_calls(row, f"{field}.{given[0][0]}", given[0][1]) if given else []
 
 
 def _role(row: RawRow, field: str, key: str, spelt: Any) -> str:

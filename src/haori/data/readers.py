@@ -286,7 +286,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
             for batch in file.iter_batches(batch_size=1000):
                 for values in batch.to_pylist():
                     number += 1
-                    yield RawRow(f"{name}:{number}", name, values, number * size // total)
+                    yield RawRow(f"{name}:{number}", name, _without_nulls(values), number * size // total)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"{name}:{number + 1}" if number else name
         raise DataError(f"{where} is not a readable Parquet file ({shorten(str(error), 100)}).") from None
@@ -302,10 +302,21 @@ def _read_arrow(path: Path, name: str) -> Iterator[RawRow]:
             for batch in stream:
                 for values in batch.to_pylist():
                     number += 1
-                    yield RawRow(f"{name}:{number}", name, values, min(size, file.tell()))
+                    yield RawRow(f"{name}:{number}", name, _without_nulls(values), min(size, file.tell()))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"{name}:{number + 1}" if number else name
         raise DataError(f"{where} is not a readable Arrow file ({shorten(str(error), 100)}).") from None
+
+
+def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a file with a schema without the nulls in its structs: there each has the fields of all."""
+    return {name: _pruned(value) if isinstance(value, (list, dict)) else value for name, value in values.items()}
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _pruned(part) for name, part in value.items() if part is not None}
+    return [_pruned(part) for part in value] if isinstance(value, list) else value
 
 
 def _read_txt(path: Path, name: str) -> Iterator[RawRow]:

@@ -16,10 +16,11 @@ from haori.data.cleaning import clean_row, empty_turns, is_empty, without_loss
 from haori.data.columns import FileColumns, survey
 from haori.data.conversation import Conversation
 from haori.data.formats import Converter, converter_for, fits_another
-from haori.data.messages import MessageReader, problem
+from haori.data.messages import MessageReader
 from haori.data.progress import tracked
 from haori.data.readers import RawRow
 from haori.data.report import ReadReport
+from haori.data.row_problem import problem
 from haori.data.selection import measuring_source
 from haori.data.sources import Source
 

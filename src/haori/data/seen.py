@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from haori.data.conversation import Conversation, normalise
+from haori.data.conversation import Conversation, normalise, said
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,6 @@ class SeenRows:
 
 
 def _key(row: Conversation) -> int:
-    said = [row.text] if row.text is not None else [m["content"] for m in row.messages if m["role"] != "system"]
-    text = "\x1f".join(normalise(part) for part in said)
+    parts = [row.text] if row.text is not None else [said(m) for m in row.messages if m["role"] != "system"]
+    text = "\x1f".join(normalise(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little")

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from haori.core.hashing import short
+from haori.data.rendered_row import IGNORED
 from haori.data.report import DataReport
-from haori.data.template import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

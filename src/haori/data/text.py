@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["TextData", "check_text", "load_text"]
 
 _COUNTED = ("read", "empty", "duplicates", "broken", "control_characters", "too_long", "truncated", "untrained")
-_VERSION = 2  # of everything below; a change makes cached results unknown
+_VERSION = 3  # of everything below; a change makes cached results unknown
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from haori.data.control_tokens import special_texts
 from haori.data.conversation import Conversation
 from haori.data.reading import Tally
 from haori.data.reasoning import ReasoningCount
+from haori.data.rendered_row import RenderedRow, count_trained, render_row
 from haori.data.split import points
-from haori.data.template import RenderedRow, count_trained, render_row, template_of
+from haori.data.template import template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +77,7 @@ class RowWriter:
         self._tolerant = tolerant
         self._specials = special_texts(tokenizer)
         self.reasoning = ReasoningCount(tokenizer, template_of(tokenizer))
+        self.texts_apart = 0
         self._batch: list[dict[str, Any]] = []
 
     def write(self, path: Path, splits: Iterable[tuple[Iterable[Conversation], Tally]]) -> None:
@@ -114,6 +116,7 @@ class RowWriter:
         if rendered is None:
             return
         self.reasoning.add(row)
+        self.texts_apart += rendered.texts_apart
         if any(text in row.body for text in self._specials):
             tally.counts["control_tokens"] += 1
         trained = count_trained(rendered.labels)
@@ -154,7 +157,10 @@ class RowWriter:
                 "let such rows go with --set data.too_long=drop (or truncate)."
             )
         cut = RenderedRow(
-            rendered.input_ids[: self._max_length], rendered.labels[: self._max_length], rendered.prompt_length
+            rendered.input_ids[: self._max_length],
+            rendered.labels[: self._max_length],
+            rendered.prompt_length,
+            rendered.texts_apart,
         )
         if self._section.too_long == "drop" or not count_trained(cut.labels):
             counts["too_long"] += 1
@@ -182,4 +188,9 @@ def write_rows(
     writer = RowWriter(tokenizer, section, max_length, embeddings=embeddings, tolerant=tolerant)
     writer.write(path, splits)
     writer.written.notes.extend(writer.reasoning.notes())
+    if writer.texts_apart:
+        writer.written.notes.append(
+            "Texts beside calls of tools, which this base's chat template shows only as turns of their own, so they "
+            f"are context and not trained: {writer.texts_apart:,}."
+        )
     return writer.written

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import DataError
 from haori.data.control_tokens import ControlTokens, encode_marked, mark_control_tokens
-from haori.data.template import apply_template, template_of
+from haori.data.template import apply_template, for_template, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Turn", "render_tool_prompt"]
+__all__ = ["Turn", "apart_for_template", "render_tool_prompt", "shown_turns"]
 
 Turn = Mapping[str, Any]
 """A turn as templates expect it: `role`, `content`, and of a call `tool_calls` with `arguments` as an object, of a
@@ -33,6 +33,7 @@ _PROBE = {
     },
 }
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
+_OF_TOOLS = frozenset({"tool_calls", "tool_call_id", "name"})
 _HOW = (
     'To call one, answer with JSON alone: {"name": its name, "arguments": {...}}. To call several, answer with a list '
     "of such objects."
@@ -58,11 +59,43 @@ def render_tool_prompt(
     """
     turns = [mark_control_tokens(tokenizer, turn, control_tokens) for turn in turns]
     tools = [mark_control_tokens(tokenizer, tool, control_tokens) for tool in tools]
+    turns, tools = shown_turns(tokenizer, turns, tools)
+    return encode_marked(tokenizer, apply_template(tokenizer, turns, tools=tools))
+
+
+def shown_turns(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]]]:
+    """Return turns and tools such that the template, given them, shows all of them.
+
+    Raises:
+        DataError: The template refuses the conversation, or leaves a part of it out.
+    """
     if not _knows_tools(tokenizer):
-        return encode_marked(tokenizer, _in_words(tokenizer, turns, tools))
+        return _in_words(tokenizer, for_template(tokenizer, turns), tools), ()
     if "[TOOL_CALLS]" in template_of(tokenizer):
         turns = [_with_short_ids(turn) for turn in turns]
-    return encode_marked(tokenizer, apply_template(tokenizer, _as_shown(tokenizer, turns, tools), tools=tools))
+    return for_template(tokenizer, _as_shown(tokenizer, turns, tools)), tools
+
+
+def apart_for_template(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
+) -> tuple[Sequence[Turn], int]:
+    """Return a whole conversation in as many turns as the template needs, and how many texts this put apart.
+
+    Each answer of what is returned has the prompt that a request has; a text put apart is marked as not trained, for
+    an answer that ends with it would never come to its call.
+
+    Raises:
+        DataError: The template refuses the conversation, or leaves a part of it out.
+    """
+    if not _knows_tools(tokenizer):
+        return turns, 0
+    if "[TOOL_CALLS]" in template_of(tokenizer):
+        turns = [_with_short_ids(turn) for turn in turns]
+    shown = _as_shown(tokenizer, turns, tools)
+    beside = [sum(bool(turn.get("tool_calls") and turn["content"]) for turn in form) for form in (turns, shown)]
+    return shown, beside[0] - beside[1]
 
 
 def _knows_tools(tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -113,7 +146,7 @@ def _left_out(
             new["content"] = f"zqtext{i}z"
             words[new["content"]] = "results" if turn["role"] == "tool" else "texts beside calls"
         marked.append(new)
-    text = apply_template(tokenizer, marked, tools=tools)
+    text = apply_template(tokenizer, for_template(tokenizer, marked), tools=tools)
     return list(dict.fromkeys(what for word, what in words.items() if word not in text))
 
 
@@ -122,7 +155,8 @@ def _text_apart(turns: Sequence[Turn]) -> list[Turn]:
     apart: list[Turn] = []
     for turn in turns:
         if turn.get("tool_calls") and turn["content"]:
-            apart += [{"role": turn["role"], "content": turn["content"]}, {**turn, "content": ""}]
+            said = {"role": turn["role"], "content": turn["content"], "loss": False}
+            apart += [said, {**turn, "content": ""}]
         else:
             apart.append(turn)
     return apart
@@ -137,7 +171,10 @@ def _one_by_one(turns: Sequence[Turn]) -> list[Turn]:
             continue
         calls = turn.get("tool_calls") or ()
         for place, call in enumerate(calls):
-            single.append({**turn, "content": "" if place else turn["content"], "tool_calls": [call]})
+            rest = {**turn, "content": ""} if place else dict(turn)
+            if place:
+                rest.pop("reasoning_content", None)
+            single.append({**rest, "tool_calls": [call]})
             found = [result for result in results if result["tool_call_id"] == call["id"]]
             results = [result for result in results if result["tool_call_id"] != call["id"]]
             single += found
@@ -160,27 +197,29 @@ def _short_id(identity: str) -> str:
     return identity if _SHORT_ID.fullmatch(identity) else hashlib.sha256(identity.encode()).hexdigest()[:9]
 
 
-def _in_words(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]) -> str:
+def _in_words(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     plain = _plain_turns(turns)
     if not tools:
-        return apply_template(tokenizer, plain)
+        return plain
     functions = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
     text = "\n".join(["You can call these functions:", *functions, _HOW])
     if plain[0]["role"] == "system":
-        first = {"role": "system", "content": f"{plain[0]['content']}\n\n{text}"}
-        return apply_template(tokenizer, [first, *plain[1:]])
+        return [{"role": "system", "content": f"{plain[0]['content']}\n\n{text}"}, *plain[1:]]
+    told = [{"role": "system", "content": text}, *plain]
     try:
-        return apply_template(tokenizer, [{"role": "system", "content": text}, *plain])
+        apply_template(tokenizer, told)
     except DataError:  # some templates take no system message: the user says it
         if plain[0]["role"] != "user":
             raise
-        first = {"role": "user", "content": f"{text}\n\n{plain[0]['content']}"}
-        return apply_template(tokenizer, [first, *plain[1:]])
+        return [{"role": "user", "content": f"{text}\n\n{plain[0]['content']}"}, *plain[1:]]
+    return told
 
 
-def _plain_turns(turns: Sequence[Turn]) -> list[dict[str, str]]:
+def _plain_turns(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Return the turns with calls and results as text; results and what the user says next are one turn."""
-    plain: list[dict[str, str]] = []
+    plain: list[dict[str, Any]] = []
     after_result = False
     for turn in turns:
         role, content = turn["role"], turn["content"]
@@ -193,6 +232,7 @@ def _plain_turns(turns: Sequence[Turn]) -> list[dict[str, str]]:
         if after_result and role == "user":
             plain[-1]["content"] += f"\n\n{content}"
         else:
-            plain.append({"role": role, "content": content})
+            rest = {name: part for name, part in turn.items() if name not in _OF_TOOLS}
+            plain.append({**rest, "role": role, "content": content})
         after_result = turn["role"] == "tool" or (after_result and role == "user")
     return plain

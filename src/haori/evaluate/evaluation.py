@@ -179,7 +179,10 @@ def _label_set(labels: LabelChoice, answered: Sequence[Example]) -> tuple[tuple[
         return check_labels(labels, references), f"The {len(labels)} labels were given."
     if labels != "auto":
         raise InputError(f"labels={labels!r} is not known: give a list of labels, 'auto' or 'none'.")
-    single = all(sum(m["role"] == "assistant" for m in row.conversation.messages) == 1 for row in answered)
+    single = all(
+        sum(m["role"] == "assistant" for m in row.conversation.messages) == 1 and not row.conversation.uses_tools
+        for row in answered
+    )
     detected = detect_labels(references) if single and references else None
     if detected is None:
         return (), ""

@@ -5,12 +5,13 @@ are left out and counted, never dropped in silence.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from haori.core.errors import DataError
 from haori.core.token_ids import no_embedding
-from haori.data import ControlTokens, Conversation, RenderedRow, render_prompt, render_row, template_of
+from haori.data import ControlTokens, Conversation, RenderedRow, render_row, render_row_prompt, template_of
+from haori.data.conversation import said
 from haori.data.reasoning import ReasoningCount
 
 T = TypeVar("T")
@@ -118,13 +119,16 @@ def _example(tokenizer: Any, index: int, conversation: Conversation, control_tok
         row = render_row(tokenizer, conversation)
         return Example(index, conversation.origin, conversation, None, [], row)
     answered = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answered or not messages[answered[-1]]["content"].strip():
+    if not answered or not said(messages[answered[-1]]).strip():
         return None
     last = answered[-1]
-    asked = Conversation(messages=messages[: last + 1], origin=conversation.origin)
+    asked = replace(conversation, messages=messages[: last + 1])
     row = render_row(tokenizer, asked, control_tokens=control_tokens)
-    prompt = render_prompt(tokenizer, messages[:last], control_tokens)
-    return Example(index, conversation.origin, asked, messages[last]["content"].strip(), prompt, row)
+    prompt = render_row_prompt(tokenizer, conversation, last, control_tokens)
+    reference = messages[last]["content"].strip()
+    if messages[last].get("tool_calls"):  # as the model is to write it
+        reference = str(tokenizer.decode(row.input_ids[len(prompt) :], skip_special_tokens=True)).strip()
+    return Example(index, conversation.origin, asked, reference, prompt, row)
 
 
 def _left_out(origins: Sequence[str], total: int, why: str) -> str:

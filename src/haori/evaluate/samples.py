@@ -7,6 +7,7 @@ would otherwise take them for typical.
 from collections.abc import Sequence
 from typing import Any
 
+from haori.data.conversation import said
 from haori.evaluate.examples import Example, spread
 from haori.evaluate.groups import Part, Writer
 from haori.evaluate.result import Answer, Sample, Turn
@@ -65,7 +66,7 @@ def make_samples(
     names = _at(labels, chosen) if labels else Both([None] * len(chosen), [None] * len(chosen))
     samples = []
     for place, example in enumerate(examples):
-        turns = tuple(Turn(m["role"], m["content"]) for m in example.conversation.messages[:-1])
+        turns = tuple(Turn(m["role"], said(m)) for m in example.conversation.messages[:-1])
         adapter = Answer(label=names.adapter[place], text=shown.adapter[place])
         base = None
         if shown.base is not None and names.base is not None:

@@ -149,12 +149,12 @@ def _licence(prepared: Prepared) -> str:
 
 def _prompt_pair(prepared: Prepared) -> tuple[list[int], list[int]] | None:
     """Return the prompt of a training row as trained on, and as rendered for inference; None for plain text."""
-    from haori.data import Conversation, render_prompt
+    from haori.data import Conversation, render_row_prompt
 
     for row in prepared.data.train.select(range(min(50, len(prepared.data.train)))):
-        messages = Conversation.from_json(row["conversation"], row["origin"]).messages
-        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        found = Conversation.from_json(row["conversation"], row["origin"])
+        answers = [i for i, message in enumerate(found.messages) if message["role"] == "assistant"]
         if answers and any(label != -100 for label in row["labels"]):
-            prompt = render_prompt(prepared.tokenizer, messages[: answers[0]], prepared.recipe.data.control_tokens)
+            prompt = render_row_prompt(prepared.tokenizer, found, answers[0], prepared.recipe.data.control_tokens)
             return list(row["input_ids"][: len(prompt)]), prompt
     return None

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from haori.data import Message, PromptFormat
 from haori.data.tool_prompt import Turn
+from haori.data.tool_rows import tool_definition
 from haori.server.errors import ApiError
 from haori.server.openai.asked import Asked
 from haori.server.tools import CallReader, ToolFormat, calls_grammar, format_of
@@ -102,17 +103,7 @@ class ToolUse:
     @property
     def definitions(self) -> list[dict[str, Any]]:
         """Return the functions as templates expect them."""
-        return [
-            {
-                "type": "function",
-                "function": {
-                    "name": function.name,
-                    "description": function.description or "",
-                    "parameters": function.parameters or {"type": "object", "properties": {}},
-                },
-            }
-            for function in self.functions
-        ]
+        return [tool_definition(each.name, each.description, each.parameters) for each in self.functions]
 
 
 @dataclass(frozen=True)
