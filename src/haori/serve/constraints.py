@@ -23,6 +23,7 @@ __all__ = ["Constraints", "Matcher", "json_rule"]
 
 _COMPILED_SCHEMAS = 64
 _LARGEST_BYTES = 128 << 10
+_LARGEST_GBNF = 16 << 10  # translating takes a second, and four times as long for twice as much
 _LEXER_STATES = 100_000  # one or two kilobytes each
 _SPACE = r"[ \n\t]{1,32}"
 """Between the parts of the JSON: enough to indent it, and an end, for a model might go on with spaces for ever."""
@@ -65,7 +66,7 @@ class Constraints:
         return self._matcher(text, is_schema=True)
 
     def compile_grammar(self, grammar: str) -> "Matcher":
-        """Return a fresh matcher for answers that fit a grammar in llguidance's form of Lark.
+        """Return a fresh matcher for answers that fit a grammar in llguidance's form of Lark, or in GBNF.
 
         Raises:
             InputError: It is no such grammar, fits nothing, is too large or takes too long; or the tokenizer is of a
@@ -216,7 +217,7 @@ def _compiled(tokenizer: "LLTokenizer", text: str, trial: GrammarTrial, *, is_sc
         grammar = (
             LLMatcher.grammar_from_json_schema(text, overrides={"lenient": False, "whitespace_pattern": _SPACE})
             if is_schema
-            else LLMatcher.grammar_from_lark(text)
+            else LLMatcher.grammar_from_lark(_lark(text))
         )
         if not trial.ends(grammar):
             return (
@@ -234,8 +235,27 @@ def _compiled(tokenizer: "LLTokenizer", text: str, trial: GrammarTrial, *, is_sc
     return matcher
 
 
+def _lark(grammar: str) -> str:
+    """Return a grammar as Lark; llama.cpp's form, GBNF, is translated.
+
+    Raises:
+        ValueError: It cannot be.
+    """
+    from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
+
+    if "::=" not in grammar or is_lark_syntax(grammar):
+        return grammar
+    if len(grammar) > _LARGEST_GBNF:
+        raise ValueError(f"it is GBNF of more than {_LARGEST_GBNF:,} characters; write it as Lark")
+    try:
+        return gbnf_to_lark(grammar)
+    except Exception as error:  # noqa: BLE001 - it raises that itself, and runs out of stack
+        raise ValueError(f"as GBNF: {_first_line(error)}") from None
+
+
 def _first_line(message: object) -> str:
     """Return the part of a parser's message that says what is wrong; its state may follow."""
     lines = [line.strip() for line in str(message).splitlines() if line.strip()] or ["no reason given"]
-    whole = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]
+    last = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1])
+    whole = f"{lines[0]} {last}" if lines[0].endswith(":") else lines[0]
     return whole.rstrip(".")

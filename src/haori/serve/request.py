@@ -59,7 +59,7 @@ class Sampling(Record):
     json_schema: dict[str, Any] | None = Field(default=None, description="The answer is JSON that fits this schema; an "
                                                "empty schema allows any object.")  # fmt: skip
     grammar: str | None = Field(default=None, description="The answer fits this grammar, written in llguidance's form "
-                                "of Lark.")  # fmt: skip
+                                "of Lark, or in GBNF.")  # fmt: skip
     shown_tokens: frozenset[int] = Field(default=frozenset(), description="Special tokens that are part of the text.")
 
     @model_validator(mode="after")

@@ -10,11 +10,12 @@ from starlette.responses import Response
 from haori.server.answers import Question
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
-from haori.server.openai.asked import Asked, SamplingFields
+from haori.server.openai.asked import Asked
 from haori.server.openai.chat_form import ChatForm
 from haori.server.openai.chat_messages import ChatMessage, turns_of
 from haori.server.openai.replies import ChatReply
 from haori.server.openai.replying import ERRORS, choices_of, heading, reply
+from haori.server.openai.structured import StructuredFields
 from haori.server.openai.token_texts import TokenTexts
 from haori.server.openai.tools import CallPlan, FunctionChoice, FunctionTool, ToolUse, prompt_of
 
@@ -54,15 +55,16 @@ class JsonSchemaFormat(Asked):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(StructuredFields):
     """A chat completion."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "audio": (), "function_call": ("auto",), "functions": (), "modalities": (["text"],), "moderation": (),
         "prediction": (), "prompt_cache_options": (), "reasoning_effort": (),
         "verbosity": (), "web_search_options": (), "best_of": (1,), "echo": (), "chat_template": (),
-        "chat_template_kwargs": (), "continue_final_message": (), "add_generation_prompt": (True,), "guided_json": (),
-        "structured_outputs": (), "prompt_logprobs": (), "skip_special_tokens": (True,),
+        "chat_template_kwargs": (), "continue_final_message": (), "add_generation_prompt": (True,),
+        "guided_decoding_backend": (), "guided_whitespace_pattern": (), "prompt_logprobs": (),
+        "skip_special_tokens": (True,),
     }  # fmt: skip
 
     messages: list[ChatMessage] = Field(min_length=1, description="The conversation, oldest turn first.")
@@ -136,9 +138,12 @@ async def chat_completions(asked: ChatRequest, request: Request) -> Response:
     use, turns = asked.tool_use, turns_of(asked.messages)
     tokenizer = service.backend.engine.tokenizer
     plan = CallPlan(use, tokenizer, otherwise=asked.schema_wanted)
+    others = {"response_format": asked.schema_wanted is not None, "tools": bool(use.functions)}
+    kept = asked.structure(*(name for name, given in others.items() if given))
     sampling = asked.sampling(
-        longest=asked.longest, limit=service.settings.max_tokens, logprobs=asked.wanted_logprobs, **plan.constraint
-    )
+        longest=asked.longest, limit=service.settings.max_tokens, logprobs=asked.wanted_logprobs,
+        **(plan.constraint if kept is None else kept),
+    )  # fmt: skip
     head = heading(request, "chatcmpl", asked.model)
     question = Question(
         head.id, asked.model, lambda speech: [prompt_of(speech, turns, use)], sampling, choices_of(request, asked)

@@ -12,11 +12,11 @@ from haori.serve.request import Delta
 from haori.server.answers import Answer, Answers, Question
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
-from haori.server.openai.asked import SamplingFields
 from haori.server.openai.plain_prompts import PlainPrompts
 from haori.server.openai.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage, usage_of
 from haori.server.openai.replying import ERRORS, Heading, choices_of, finish_of, heading, reply
 from haori.server.openai.streaming import DONE
+from haori.server.openai.structured import StructuredFields
 from haori.server.openai.token_texts import TokenTexts
 
 __all__ = ["CompletionRequest", "router"]
@@ -26,11 +26,11 @@ router = APIRouter()
 _DEFAULT_TOKENS = 16  # OpenAI's
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(StructuredFields):
     """A plain completion."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "best_of": (1,), "suffix": (), "guided_json": (), "structured_outputs": (),
+        "best_of": (1,), "suffix": (), "guided_decoding_backend": (), "guided_whitespace_pattern": (),
         "response_format": ({"type": "text"},), "skip_special_tokens": (True,), "add_special_tokens": (True,),
         "tools": (), "max_completion_tokens": (),
     }  # fmt: skip
@@ -181,7 +181,11 @@ async def completions(asked: CompletionRequest, request: Request) -> Response:
     if longest is None:
         longest = min(_DEFAULT_TOKENS, limits.max_tokens or _DEFAULT_TOKENS)
     sampling = asked.sampling(
-        longest=longest, limit=limits.max_tokens, logprobs=asked.logprobs, prompt_logprobs=asked.scored
+        longest=longest,
+        limit=limits.max_tokens,
+        logprobs=asked.logprobs,
+        prompt_logprobs=asked.scored,
+        **asked.structure() or {},
     )
     head, choices = heading(request, "cmpl", asked.model), choices_of(request, asked)
     prompts = PlainPrompts(asked.prompts, echo=bool(asked.echo))
