@@ -76,7 +76,7 @@ class LossForward:
         finally:
             torch.set_rng_state(state)
         expected = torch.cat([plain[0, :3], plain[:, 3:].flatten(0, 1)]).float()
-        limit = 1e-4 if shared.dtype == torch.float32 else 0.1
+        limit = 1e-4 if shared.dtype == torch.float32 else 0.02  # rounding in 16 bits makes a thousandth
         return bool((shared.float() - expected).norm() <= limit * expected.norm())
 
     def _shared(self, ids: Tensor, prefix: int) -> Tensor:
