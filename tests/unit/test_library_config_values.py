@@ -69,7 +69,7 @@ def test_values_of_other_methods(tmp_path):
     assert inspect_adapter(adalora).rank == 4
     for kind, fields in (("LOHA", {"r": 8.0}), ("LOKR", {"alpha": "16"}), ("OFT", {"r": -1}), ("VERA", {"r": True})):
         with pytest.raises(FileFormatError, match="it must be"):
-            inspect_adapter(written_adapter(tmp_path / kind, peft_type=kind, **fields))
+            inspect_adapter(written_adapter(tmp_path / kind, peft_type=kind, lora_alpha=None, **fields))
     inspect_adapter(written_adapter(tmp_path / "oft0", peft_type="OFT", r=0, lora_alpha=None))
 
 
