@@ -13,8 +13,10 @@ from haori.core.errors import MismatchError
 from haori.data import template_hash
 from haori.library import Library
 from haori.serve.directory import AdapterDirectory
+from tests.integration.test_serve_tools import Scripted
 from tests.library_samples import base_reference, card_of, written_adapter
 from tests.server_samples import RepeatingEngine, served
+from tests.tool_bases import TEMPLATES
 
 OWN = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}"
@@ -129,3 +131,44 @@ def test_control_tokens_of_users_are_text_unless_the_adapter_learnt_them_as_toke
         assert house.prompt(model, attack).count(start) == 2
     assert house.prompt("open", attack) == stock_ids(tiny_tokenizer, attack)
     assert house.prompt("open", attack).count(start) == 3
+
+
+@pytest.mark.parametrize("route", ["chat/completions", "responses"])
+def test_calls_are_written_and_read_as_the_adapters_own_template_has_them(
+    haori_home: Path, tmp_path: Path, tiny_tokenizer: Any, route: str
+):
+    """Over a base whose template knows no tools: its calls are bare JSON, those of the adapter are not."""
+    own = TEMPLATES["hermes"]
+    library, engine = Library(), Scripted(tiny_tokenizer)
+    directory = AdapterDirectory(library, base_reference(), base_names=["tiny"])
+    with served(engine, directory, home=tmp_path) as server:
+        house = House(library, engine, server.url, tmp_path / "made")
+        house.put("agent", 1, template=own, trained_on=with_template(tiny_tokenizer, own))
+        house.put("odd", 2, template=own + "<function=", trained_on=with_template(tiny_tokenizer, own + "<function="))
+
+        def ask(model: str, **more: Any) -> httpx.Response:
+            kind = {"name": "get", "parameters": {"type": "object", "properties": {}}}
+            body: dict[str, Any] = {"model": model, "tools": [{"type": "function", "function": kind}], **more}
+            if route == "responses":
+                body |= {"tools": [{"type": "function", **kind}], "input": HELLO}
+            else:
+                body["messages"] = HELLO
+            return httpx.post(f"{server.url}/v1/{route}", json=body, timeout=30)
+
+        def calls(model: str, text: str) -> int:
+            engine.text = text
+            reply = ask(model)
+            assert reply.status_code == 200, reply.text
+            if route == "responses":
+                return sum(item["type"] == "function_call" for item in reply.json()["output"])
+            return len(reply.json()["choices"][0]["message"].get("tool_calls") or ())
+
+        bare = '{"name": "get", "arguments": {}}'
+        marked = f"<tool_call>\n{bare}\n</tool_call>"
+        assert [calls("tiny", bare), calls("agent", marked), calls("agent", bare)] == [1, 1, 0]
+        for model, has_marks in (("tiny", False), ("agent", True)):
+            ask(model, tool_choice="required")
+            grammar = engine.asked[-1].sampling.grammar
+            assert grammar is not None and ("tool_call>" in grammar) == has_marks
+        assert (refused := ask("odd")).status_code == 400
+        assert "<function=" in refused.json()["error"]["message"]

@@ -6,8 +6,9 @@ HTTP request (an error, a client that leaves) ends those that still run, at once
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from haori.data import PromptFormat
 from haori.serve.request import Delta, Finish, Sampling, TextRequest, TokenLogprob
@@ -35,6 +36,8 @@ class Question:
         prompts: Returns the token ids of each prompt, given how the model is spoken to.
         sampling: How tokens are chosen.
         choices: Answers to each prompt.
+        constraint: Returns fields of `Sampling` that go by how the model is spoken to.
+        compiles: Whether a grammar is among them.
     """
 
     id: str
@@ -42,6 +45,8 @@ class Question:
     prompts: Callable[[PromptFormat], Sequence[Sequence[int]]]
     sampling: Sampling
     choices: int
+    constraint: Callable[[PromptFormat], Mapping[str, Any]] | None = None
+    compiles: bool = False
 
 
 @dataclass
@@ -96,7 +101,7 @@ class Answers:
         sampling = self._question.sampling
         job = self._service.preparation.run(
             caller.owner, lambda: self._submit(caller),
-            compiles=sampling.json_schema is not None or sampling.grammar is not None,
+            compiles=self._question.compiles or sampling.json_schema is not None or sampling.grammar is not None,
         )  # fmt: skip
         try:
             await asyncio.shield(job)
@@ -161,7 +166,10 @@ class Answers:
         self._note.serves = resolved.label
         self._note.adapters = tuple(dict.fromkeys(identity for identity, _ in resolved.mix))
         with self._service.preparation.tokenizing:
-            prompts = question.prompts(self._backend.directory.prompt_format(engine.tokenizer, resolved.mix))
+            speech = self._backend.directory.prompt_format(engine.tokenizer, resolved.mix)
+            prompts = question.prompts(speech)
+            more = {} if question.constraint is None else question.constraint(speech)
+        sampling = question.sampling.model_copy(update=more)
         self._check(prompts)
         self._grant = self._service.quotas.open(caller.key, len(prompts) * question.choices)
         self.prompt_tokens = sum(len(prompt) for prompt in prompts)
@@ -171,15 +179,16 @@ class Answers:
             self._grant.spend(self.prompt_tokens)
             for prompt in prompts:
                 for choice in range(question.choices):
-                    self._submit_one(prompt, choice, resolved, caller)
+                    self._submit_one(prompt, sampling, choice, resolved, caller)
         except BaseException:
             self.close()
             raise
 
-    def _submit_one(self, prompt: Sequence[int], choice: int, resolved: Resolved, caller: Caller) -> None:
+    def _submit_one(
+        self, prompt: Sequence[int], sampling: Sampling, choice: int, resolved: Resolved, caller: Caller
+    ) -> None:
         question, engine = self._question, self._backend.engine
         index = len(self._meters)
-        sampling = question.sampling
         if sampling.seed is not None and choice:
             sampling = sampling.model_copy(update={"seed": _other_seed(sampling.seed, choice)})
         identity = f"{question.id}-{index}"

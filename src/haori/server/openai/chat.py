@@ -136,20 +136,21 @@ async def chat_completions(asked: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     service = service_of(request)
     use, turns = asked.tool_use, turns_of(asked.messages)
-    tokenizer = service.backend.engine.tokenizer
-    plan = CallPlan(use, tokenizer, otherwise=asked.schema_wanted)
-    others = {"response_format": asked.schema_wanted is not None, "tools": bool(use.functions)}
+    plan = CallPlan(use, asked.schema_wanted) if use.functions else None
+    others = {"response_format": asked.schema_wanted is not None, "tools": plan is not None}
     kept = asked.structure(*(name for name, given in others.items() if given))
+    if kept is None and plan is None:
+        kept = {"json_schema": asked.schema_wanted}
     sampling = asked.sampling(
-        longest=asked.longest, limit=service.settings.max_tokens, logprobs=asked.wanted_logprobs,
-        **(plan.constraint if kept is None else kept),
-    )  # fmt: skip
+        longest=asked.longest, limit=service.settings.max_tokens, logprobs=asked.wanted_logprobs, **(kept or {})
+    )
     head = heading(request, "chatcmpl", asked.model)
     question = Question(
-        head.id, asked.model, lambda speech: [prompt_of(speech, turns, use)], sampling, choices_of(request, asked)
-    )
+        head.id, asked.model, lambda speech: [prompt_of(speech, turns, use)], sampling, choices_of(request, asked),
+        *(() if plan is None else (plan.constraint, plan.compiles)),
+    )  # fmt: skip
     form = ChatForm(
-        head, TokenTexts(tokenizer), plan if use.functions else None, logprobs=sampling.logprobs is not None,
+        head, TokenTexts(service.backend.engine.tokenizer), plan, logprobs=sampling.logprobs is not None,
         usage=asked.wants_usage,
     )  # fmt: skip
     return await reply(request, question, form, stream=asked.streams)

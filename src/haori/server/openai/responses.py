@@ -1,6 +1,7 @@
 """`/v1/responses`: OpenAI's newer form of a chat, without its memory: nothing is stored."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -24,7 +25,7 @@ from haori.server.openai.response_replies import (
 from haori.server.openai.response_request import ResponseRequest
 from haori.server.openai.token_texts import TokenTexts
 from haori.server.openai.tools import CallPlan, prompt_of
-from haori.server.tools import CallEvent, Said
+from haori.server.tools import CallEvent, CallReader, Said
 
 __all__ = ["router"]
 
@@ -39,21 +40,20 @@ class ResponseForm:
         asked: The request, parts of which are said again.
         sampling: How tokens are chosen.
         texts: Reads single tokens.
-        plan: The tools.
+        plan: The tools; None without.
     """
 
     named: ClassVar = True
     end: ClassVar = b""
 
     def __init__(
-        self, head: Heading, asked: ResponseRequest, sampling: Sampling, texts: TokenTexts, plan: CallPlan
+        self, head: Heading, asked: ResponseRequest, sampling: Sampling, texts: TokenTexts, plan: CallPlan | None
     ) -> None:
         self._head = head
         self._asked = asked
         self._sampling = sampling
         self._texts = texts
-        self._reader = plan.reader() if plan.use.functions else None
-        self._items = ResponseItems(short_ids=self._reader is not None and plan.form.short_ids)
+        self._plan = plan
         self._finish: str | None = None
         self._events = 0
 
@@ -88,6 +88,15 @@ class ResponseForm:
         said = ResponseError(code="invalid_prompt" if error.status < 500 else "server_error", message=error.message)
         response = self._reply("failed").model_copy(update={"error": said}).model_dump()
         return self._numbered([{"type": "response.failed", "response": response}])
+
+    @cached_property
+    def _reader(self) -> CallReader | None:
+        """Return what reads calls; how they are written is known once the request has begun."""
+        return None if self._plan is None else self._plan.reader()
+
+    @cached_property
+    def _items(self) -> ResponseItems:
+        return ResponseItems(short_ids=self._plan is not None and self._plan.form.short_ids)
 
     @property
     def _status(self) -> str:
@@ -139,13 +148,15 @@ async def responses(asked: ResponseRequest, request: Request) -> Response:
     """Answer a conversation, as OpenAI's newer route does."""
     service = service_of(request)
     use, turns = asked.tool_use, asked.turns()
-    tokenizer = service.backend.engine.tokenizer
-    plan = CallPlan(use, tokenizer, otherwise=asked.schema_wanted)
+    plan = CallPlan(use, asked.schema_wanted) if use.functions else None
     sampling = asked.sampling(
         longest=asked.max_output_tokens, limit=service.settings.max_tokens, field="max_output_tokens",
-        logprobs=asked.wanted_logprobs, **plan.constraint,
+        logprobs=asked.wanted_logprobs, json_schema=asked.schema_wanted if plan is None else None,
     )  # fmt: skip
     head = heading(request, "resp", asked.model)
-    question = Question(head.id, asked.model, lambda speech: [prompt_of(speech, turns, use)], sampling, 1)
-    form = ResponseForm(head, asked, sampling, TokenTexts(tokenizer), plan)
+    question = Question(
+        head.id, asked.model, lambda speech: [prompt_of(speech, turns, use)], sampling, 1,
+        *(() if plan is None else (plan.constraint, plan.compiles)),
+    )  # fmt: skip
+    form = ResponseForm(head, asked, sampling, TokenTexts(service.backend.engine.tokenizer), plan)
     return await reply(request, question, form, stream=asked.streams)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -106,37 +105,44 @@ class ToolUse:
         return [tool_definition(each.name, each.description, each.parameters) for each in self.functions]
 
 
-@dataclass(frozen=True)
 class CallPlan:
     """How the calls of an answer are written, kept to their form, and read.
 
-    Attributes:
+    The form goes by the chat template that the model is spoken to with, which an adapter may have of its own; so it is
+    known once `constraint` was asked for.
+
+    Args:
         use: The tools.
-        tokenizer: The base's.
         otherwise: Schema of an answer that is no call; None for any text.
     """
 
-    use: ToolUse
-    tokenizer: "PreTrainedTokenizerBase"
-    otherwise: Mapping[str, Any] | None = None
-
-    @cached_property
-    def form(self) -> ToolFormat:
-        """Return how the base's models write calls; raises an InputError where that is not read."""
-        return format_of(self.tokenizer)
+    def __init__(self, use: ToolUse, otherwise: Mapping[str, Any] | None = None) -> None:
+        self.use = use
+        self.otherwise = otherwise
+        self._form: ToolFormat | None = None
 
     @property
-    def constraint(self) -> dict[str, Any]:
-        """Return fields of `Sampling`: what the answer is kept to, and the marks of calls as part of the text.
+    def form(self) -> ToolFormat:
+        """Return how the model writes calls."""
+        assert self._form is not None, "constraint() comes first"
+        return self._form
+
+    @property
+    def compiles(self) -> bool:
+        """Say whether there will be a grammar."""
+        return self._kept
+
+    def constraint(self, speech: PromptFormat) -> dict[str, Any]:
+        """Return fields of `Sampling`: the grammar of the answer, and the marks of calls as part of the text.
 
         Raises:
-            InputError: A schema cannot be used.
+            InputError: The template writes calls in a form that is not read, or a schema cannot be used.
         """
-        if not self.use.functions:
-            return {"json_schema": self.otherwise}
-        special = {token for token, entry in self.tokenizer.added_tokens_decoder.items() if entry.special}
-        shown = special.intersection(self.form.marker_tokens(self.tokenizer).values())
-        return {"grammar": self._grammar(), "shown_tokens": frozenset(shown)}
+        tokenizer = speech.tokenizer
+        self._form = format_of(tokenizer)
+        special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+        shown = special.intersection(self.form.marker_tokens(tokenizer).values())
+        return {"grammar": self._grammar(tokenizer), "shown_tokens": frozenset(shown)}
 
     def reader(self) -> CallReader:
         """Return what reads one answer."""
@@ -153,7 +159,7 @@ class CallPlan:
         """Say whether calls cannot but fit: where one is certain, or a function wants it, or all is kept to a form."""
         return self.use.must or self.otherwise is not None or any(function.strict for function in self.use.functions)
 
-    def _grammar(self) -> str | None:
+    def _grammar(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:
         if not self._kept:
             return None
         several = self.use.several and self.use.only is None
@@ -161,7 +167,7 @@ class CallPlan:
             "text" if self.otherwise is None else (self.otherwise or {"type": "object"})
         )
         return calls_grammar(
-            self.form, {function.name: self._schema(function) for function in self._callable}, self.tokenizer,
+            self.form, {function.name: self._schema(function) for function in self._callable}, tokenizer,
             several=several, otherwise=None if self.use.must else free,
         )  # fmt: skip
 
