@@ -215,3 +215,17 @@ def test_content_hash_follows_content(tmp_path):
     assert find_source(str(path)).content_hash == first
     path.write_text('{"a": 2}\n')
     assert find_source(str(path)).content_hash != first
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize(
+    ("text", "twice"), [('{"question": "a", "question": "b", "answer": "c"}', "question"),
+                        ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "content")],
+)  # fmt: skip
+def test_a_name_that_comes_twice_in_an_object_is_told_and_not_dropped(name, text, twice, tmp_path):
+    path = tmp_path / name
+    path.write_text(f"[{text}]" if name.endswith("json") else text + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"rows.json.?:1: '{twice}' is there twice; keep one"):
+        for row in READERS[path.suffix](path, name):
+            if row.problem is not None:
+                raise row.problem

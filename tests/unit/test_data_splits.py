@@ -237,3 +237,19 @@ def test_what_datasets_saved_to_disk(tmp_path, tiny_tokenizer):
     (tmp_path / "bad.arrow").write_bytes(b"no arrow")
     with pytest.raises(DataError, match="not a readable Arrow file"):
         load(str(tmp_path / "bad.arrow"), tiny_tokenizer)
+
+
+@pytest.mark.parametrize("split", ["test", "trian", "train[:4]", "train+test"])
+def test_a_split_of_a_single_file_is_refused_and_not_ignored(split, tmp_path, tiny_tokenizer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"q{i}", "completion": "a"}) + "\n" for i in range(9)))
+    with pytest.raises(DataError, match=r"has no split|only datasets of the hub are cut or joined"):
+        load(str(path), tiny_tokenizer, split=split)
+    assert len(load(str(path), tiny_tokenizer, split="train").train)
+
+
+def test_a_slice_of_a_folders_split_is_refused_and_not_ignored(tmp_path, tiny_tokenizer):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name, "completion": "a"}) + "\n")
+    with pytest.raises(DataError, match=r"data.split='train\[:4\]': only datasets of the hub"):
+        load(str(tmp_path), tiny_tokenizer, split="train[:4]")

@@ -22,7 +22,23 @@ __all__ = ["READERS", "RawRow", "shorten"]
 _LONGEST_LINE_BYTES = 64 << 20
 _LONGEST_CELL = 16 << 20
 _CHUNK = 1 << 20
-_DECODER = json.JSONDecoder()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, in which no name may come twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise _TwiceError(twice)
+    return found
+
+
+class _TwiceError(ValueError):
+    """A name that comes twice in an object."""
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
 _ARRAY_START = re.compile(r"\s*\[\s*")
 _ARRAY_GAP = re.compile(r"\s*(?:,\s*(?!\])|(?=\]))")
 _ARRAY_END = object()
@@ -92,7 +108,9 @@ def _decode(raw: bytes, origin: str, *, first: bool) -> str:
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = _DECODER.decode(text)
+    except _TwiceError as error:
+        raise DataError(f"{origin}: {str(error)!r} is there twice; keep one; the row is {shorten(text)}") from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{origin}: broken JSON ({error.msg} at column {error.colno}); the row is {shorten(text)}"
@@ -175,6 +193,9 @@ def _read_array(path: Path, name: str) -> Iterator[RawRow]:
         while True:
             try:
                 value, end = _element(buffer, place, gap, more=more)
+            except _TwiceError as error:
+                what = f"{name}:{number + 1}: {str(error)!r} is there twice; keep one"
+                raise DataError(f"{what}; the row is {shorten(buffer[place : place + 1000])}") from None
             except (json.JSONDecodeError, RecursionError) as error:
                 if not more or _is_final(error, len(buffer)):
                     raise _broken_array(name, number + 1, error, buffer[place:]) from None

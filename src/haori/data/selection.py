@@ -68,7 +68,8 @@ class _Whole:
 
     def __init__(self, path: str, revision: str | None) -> None:
         self.source = find_source(path, revision=revision)
-        self.where = f"The {'folder' if self.source.folder else 'dataset'} {path!r}"
+        kind = "folder" if self.source.folder else "file" if self.source.hub is None else "dataset"
+        self.where = f"The {kind} {path!r}"
         self.splits = Splits({}, ())
         if self.source.hub is not None:
             self.splits = Splits(dict.fromkeys(hub_splits(path, revision), ()), ())
@@ -81,6 +82,7 @@ class _Whole:
         if self.source.hub is not None and ("[" in wanted or "+" in wanted):
             parts = [part.partition("[")[0].strip() for part in wanted.split("+")]
             return wanted if all(part in self.names for part in parts) else None
+        self._refuse_slice(wanted)
         found = choose_split(self.names, wanted, self.where)
         return _REST if found is None and kind_of(wanted) == "train" and self.splits.rest else found
 
@@ -88,9 +90,18 @@ class _Whole:
         """Return what to read where no split is known: a hub dataset's as asked for, or everything."""
         if self.source.hub is not None:
             return wanted
-        if self.source.folder is not None and kind_of(wanted) != "train":
-            raise DataError(f"{self.where} has no split {wanted!r}: none of its files is named for one.")
+        self._refuse_slice(wanted)
+        if kind_of(wanted) != "train":
+            why = "none of its files is named for one" if self.source.folder is not None else "one file is read whole"
+            raise DataError(f"{self.where} has no split {wanted!r}: {why}; leave data.split out.")
         return None
+
+    def _refuse_slice(self, wanted: str) -> None:
+        if "[" in wanted or "+" in wanted:
+            raise DataError(
+                f"data.split={wanted!r}: only datasets of the hub are cut or joined like this, and this is "
+                "none; give one split, and --set data.max_rows=N for a part of it."
+            )
 
     def for_training(self, wanted: str) -> str | None:
         """Return the split to train on; None for everything.
