@@ -85,7 +85,7 @@ def error_of(reply, status):
         ({"stream_options": {"include_usage": True}}, "stream_options", "only for"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "include_usage"),
         ({"response_format": {"type": "xml"}}, "response_format", "xml"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema", "missing"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hello"}, "messages", "hello"),
         ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role", "'critic'"),
@@ -245,3 +245,36 @@ def test_no_request_makes_the_server_fail(http, changes):
     assert reply.status_code in {200, 400, 404}, reply.text
     if reply.status_code != 200:
         error_of(reply, reply.status_code)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("chat/completions", {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+         "response_format.json_schema.schema"),
+        ("chat/completions", {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 1}}},
+         "response_format.json_schema.schema"),
+        ("chat/completions", {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "shema": {}}}},
+         "response_format.json_schema.shema"),
+        ("chat/completions", {"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ("chat/completions", {"response_format": {"type": "json_schema", "json_schema": 5}},
+         "response_format.json_schema"),
+        ("chat/completions", {"response_format": {"type": "text", "json_schema": 5}}, "response_format.json_schema"),
+        ("chat/completions", {"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+         "messages[0].content[0].text"),
+        ("chat/completions", {"structured_outputs": {"json": 5}}, "structured_outputs.json"),
+        ("responses", {"input": "a", "text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+        ("responses", {"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": 5}}},
+         "text.format.schema"),
+        ("responses", {"input": [{"type": "message", "role": "user", "content": 5}]}, "input[0].content"),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
+        ("completions", {"prompt": [[1, "a"]]}, "prompt[0][1]"),
+    ],
+)  # fmt: skip
+def test_fields_are_named_as_the_client_wrote_them(http, path, fields, param):
+    messages = {"messages": [{"role": "user", "content": "a"}]} if path.startswith("chat") else {}
+    reply = http.post(f"/v1/{path}", json={"model": "tiny", **messages, **fields})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param)
+    assert repr(param) in error["message"]

@@ -55,7 +55,7 @@ def desk(tiny_base_folder, tmp_path_factory):
 @pytest.mark.parametrize(
     ("title", "said"),
     {
-        "Call": [r'"content": ?"'],
+        "Call": [r'"content": ?"', r'"max_model_len": ?256'],
         "Names, strengths, blends": [r'"model": ?"support:0.4\+poet:0.6"', r'"content": ?"'],
         "Adapters while the server runs": ["'helpdesk' added successfully", "'helpdesk' removed successfully"],
         "Scores": [r'"token_logprobs": ?\[null, ?-'],

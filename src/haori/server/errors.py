@@ -143,7 +143,7 @@ def handle_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        message, param, code = describe_problem(error.errors())
+        message, param, code = describe_problem(error.errors(), error.body)
         return error_reply(ApiError(400, message, param=param, code=code))
 
     app.add_exception_handler(ApiError, api)
@@ -152,12 +152,18 @@ def handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
 
 
-def describe_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, str | None]:
-    """Return the sentence, the field and the code of what pydantic found wrong with a request."""
+def describe_problem(problems: Sequence[Mapping[str, Any]], body: Any = None) -> tuple[str, str | None, str | None]:
+    """Return the sentence, the field and the code of what pydantic found wrong with a request.
+
+    Args:
+        problems: As pydantic lists them.
+        body: The request's JSON, where there is one.
+    """
     # Of a union's alternatives the one that fits best is the one that failed deepest.
     problem = max(problems, key=lambda found: len(found["loc"]))
     context = problem.get("ctx") or {}
-    place = _place(problem["loc"])
+    parts = problem["loc"][1:]
+    place = _place(_in_body(parts, body, lacks_last=problem["type"] == "missing") if isinstance(body, dict) else parts)
     if problem["type"] == "json_invalid":
         return f"The body is not JSON: {context.get('error', 'it cannot be read')}.", None, None
     if problem["type"] in {"unknown_field", "unsupported_field", "invalid_text", "misplaced_field"}:
@@ -181,12 +187,30 @@ def describe_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | 
 def _place(parts: Sequence[str | int]) -> str | None:
     """Return a field's place as `messages[0].content`; the tags of unions' alternatives are left out."""
     place = ""
-    for part in parts[1:]:
+    for part in parts:
         if isinstance(part, int):
             place += f"[{part}]"
         elif _FIELD.fullmatch(part) and part not in _UNION_TAGS:
             place += f".{part}" if place else part
     return place or None
+
+
+def _in_body(parts: Sequence[str | int], body: Any, *, lacks_last: bool) -> list[str | int]:
+    """Return the parts of a place that the client's JSON has; pydantic also puts alternatives' tags between them.
+
+    Args:
+        parts: All of them.
+        body: The JSON.
+        lacks_last: Whether the last is a field that is missing there.
+    """
+    kept: list[str | int] = []
+    held: Any = body
+    for part in parts:
+        inside = part in held if isinstance(held, dict) else isinstance(held, list) and part in range(len(held))
+        if inside:
+            held = held[part]
+            kept.append(part)
+    return [*kept, parts[-1]] if lacks_last else kept
 
 
 def _encodable(text: str) -> str:

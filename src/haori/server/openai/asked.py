@@ -14,7 +14,7 @@ from haori.core.errors import nearest
 from haori.serve.request import Sampling
 from haori.server.errors import ApiError, describe_problem
 
-__all__ = ["Asked", "ChoosingFields", "SamplingFields", "StreamOptions"]
+__all__ = ["Asked", "ChoosingFields", "SamplingFields", "StreamOptions", "misplaced"]
 
 _LONGEST_NAME = 100
 _OFF: tuple[Any, ...] = (None, False, [], {}, "", "none")
@@ -48,7 +48,8 @@ class Asked(BaseModel):
                 raise PydanticCustomError(
                     "unknown_field", "There is no field '{place}'; {hint}", {**context, "hint": hint}
                 )
-            if value not in (*_OFF, *cls.unsupported[name]):
+            silent = cls.unsupported[name]
+            if value not in (*(() if True in silent and value is False else _OFF), *silent):
                 text = "'{place}' is not supported by this server; take it out."
                 raise PydanticCustomError("unsupported_field", text, context)
         return kept
@@ -146,14 +147,18 @@ class SamplingFields(ChoosingFields):
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> "SamplingFields":
         if self.stream_options is not None and not self.streams:
-            text = "'{place}' is only for 'stream': true."
-            raise PydanticCustomError("misplaced_field", text, {"name": "stream_options", "place": "{place}"})
+            raise misplaced("stream_options", "'{place}' is only for 'stream': true.")
         return self
 
     @property
     def wants_usage(self) -> bool:
         """Say whether a stream is to end with token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def misplaced(field: str, sentence: str) -> PydanticCustomError:
+    """Return what a validator raises when a field does not go with the others; `{place}` stands for where it is."""
+    return PydanticCustomError("misplaced_field", sentence, {"name": field, "place": "{place}"})
 
 
 def _is_text(value: Any) -> bool:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
+from haori.data.messages import REASONING
 from haori.data.tool_prompt import Turn
 from haori.server.errors import ApiError
-from haori.server.openai.asked import Asked
+from haori.server.openai.asked import Asked, misplaced
 
 __all__ = ["ChatMessage", "TextPart", "called_turn", "turns_of"]
 
@@ -46,7 +46,7 @@ class ChatMessage(Asked):
     """One turn."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "function_call": (), "audio": (), "refusal": (), "annotations": (), "reasoning_content": (), "reasoning": (),
+        "function_call": (), "audio": (), "refusal": (), "annotations": (),
     }  # fmt: skip
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -56,19 +56,34 @@ class ChatMessage(Asked):
     tool_calls: list[Call] | None = Field(default=None, description="Calls that the assistant made.")
     tool_call_id: str | None = Field(default=None, description="The call that a tool's message is the result of.")
     name: str | None = Field(default=None, description="The function, in a tool's message; not for other roles.")
+    reasoning_content: str | None = Field(default=None, description="What the assistant thought before it answered.")
+    reasoning: str | None = Field(default=None, description="Another name of `reasoning_content`.")
+    thinking: str | None = Field(default=None, description="Another name of `reasoning_content`.")
 
     @model_validator(mode="after")
     def _parts_of_its_role(self) -> "ChatMessage":
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise _problem("content", "'{place}' is missing or None; give text.")
+            raise misplaced("content", "'{place}' is missing or None; give text.")
         if self.role == "tool" and not self.tool_call_id:
-            raise _problem("tool_call_id", "'{place}' is missing; give the id of the call that this is the result of.")
+            raise misplaced("tool_call_id", "'{place}' is missing; give the id of the call that this is the result of.")
         if self.tool_calls and self.role != "assistant":
-            raise _problem("tool_calls", "'{place}' is only for the assistant's messages; take it out.")
+            raise misplaced("tool_calls", "'{place}' is only for the assistant's messages; take it out.")
+        given = [field for field in REASONING if getattr(self, field)]
+        if given and self.role != "assistant":
+            raise misplaced(given[0], "'{place}' is only for the assistant's messages; take it out.")
+        if len({getattr(self, field) for field in given}) > 1:
+            raise misplaced(given[1], f"'{{place}}' and {given[0]!r} differ; give one of them.")
         for field in ("tool_call_id", "name"):
             if getattr(self, field) and self.role != "tool":
-                raise _problem(field, "'{place}' is not supported by this server but in a tool's message; take it out.")
+                raise misplaced(
+                    field, "'{place}' is not supported by this server but in a tool's message; take it out."
+                )
         return self
+
+    @property
+    def thoughts(self) -> str | None:
+        """Return what the assistant thought before it answered, by whichever name it was given."""
+        return self.reasoning_content or self.reasoning or self.thinking
 
     @property
     def text(self) -> str:
@@ -90,6 +105,8 @@ def turns_of(messages: Sequence[ChatMessage]) -> list[Turn]:
         turn: dict[str, Any] = {
             "role": "system" if message.role == "developer" else message.role, "content": message.text,
         }  # fmt: skip
+        if message.thoughts:
+            turn["reasoning_content"] = message.thoughts
         if message.tool_calls:
             names |= {call.id: call.function.name for call in message.tool_calls}
             turn["tool_calls"] = [
@@ -123,7 +140,3 @@ def called_turn(identity: str, name: str, arguments: str, place: str) -> dict[st
         message = f"{place!r} cannot be {arguments[:80]!r}: it must be the JSON of an object."
         raise ApiError(400, message, param=place, code="invalid_value")
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": found}}
-
-
-def _problem(field: str, sentence: str) -> PydanticCustomError:
-    return PydanticCustomError("misplaced_field", sentence, {"name": field, "place": "{place}"})

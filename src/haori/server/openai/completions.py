@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
-from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from haori.serve.request import Delta
 from haori.server.answers import Answer, Answers, Question
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
+from haori.server.openai.asked import misplaced
 from haori.server.openai.plain_prompts import PlainPrompts
 from haori.server.openai.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage, usage_of
 from haori.server.openai.replying import ERRORS, Heading, choices_of, finish_of, heading, reply
@@ -31,7 +31,7 @@ class CompletionRequest(StructuredFields):
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "best_of": (1,), "suffix": (), "guided_decoding_backend": (), "guided_whitespace_pattern": (),
-        "response_format": ({"type": "text"},), "skip_special_tokens": (True,), "add_special_tokens": (True,),
+        "response_format": ({"type": "text"},), "skip_special_tokens": (True,),
         "tools": (), "max_completion_tokens": (),
     }  # fmt: skip
 
@@ -42,15 +42,18 @@ class CompletionRequest(StructuredFields):
     logprobs: int | None = Field(default=None, ge=0, le=20, description="Report so many likeliest tokens.")
     echo: bool | None = Field(default=None, description="Say the prompt before the answer, with its log-probabilities "
                               "where these are reported.")  # fmt: skip
+    add_special_tokens: bool | None = Field(
+        default=None, description="Whether the tokenizer puts its own tokens around a text; true by default."
+    )
     prompt_logprobs: int | None = Field(default=None, ge=0, le=20, description="Report so many likeliest tokens at "
                                         "each place of the prompt, as vLLM does.")  # fmt: skip
 
     @model_validator(mode="after")
     def _prompts_alone(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
-            raise _misplaced("max_tokens", "'{place}' can be 0 only with 'echo' or 'prompt_logprobs'; give 1 or more.")
+            raise misplaced("max_tokens", "'{place}' can be 0 only with 'echo' or 'prompt_logprobs'; give 1 or more.")
         if self.prompt_logprobs is not None and self.streams:
-            raise _misplaced("prompt_logprobs", "'{place}' is not for 'stream': true; take one of them out.")
+            raise misplaced("prompt_logprobs", "'{place}' is not for 'stream': true; take one of them out.")
         return self
 
     @property
@@ -188,11 +191,7 @@ async def completions(asked: CompletionRequest, request: Request) -> Response:
         **asked.structure() or {},
     )
     head, choices = heading(request, "cmpl", asked.model), choices_of(request, asked)
-    prompts = PlainPrompts(asked.prompts, echo=bool(asked.echo))
+    prompts = PlainPrompts(asked.prompts, echo=bool(asked.echo), special=asked.add_special_tokens is not False)
     question = Question(head.id, asked.model, prompts.read, sampling, choices)
     form = CompletionForm(head, TokenTexts(service.backend.engine.tokenizer), asked, prompts, choices)
     return await reply(request, question, form, stream=asked.streams)
-
-
-def _misplaced(field: str, sentence: str) -> PydanticCustomError:
-    return PydanticCustomError("misplaced_field", sentence, {"name": field, "place": "{place}"})

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from haori.data import Message, PromptFormat
+from haori.data import Message, PromptFormat, template_of
+from haori.data.reasoning import reasoning_field
 from haori.data.tool_prompt import Turn
 from haori.data.tool_rows import tool_definition
 from haori.server.errors import ApiError
@@ -182,8 +183,23 @@ def prompt_of(speech: PromptFormat, turns: Sequence[Turn], use: ToolUse) -> list
     """Return the ids of a prompt.
 
     Raises:
+        ApiError: There is reasoning, and the template shows none.
         DataError: The template refuses the conversation, or leaves a part of it out.
     """
+    thinking = next((place for place, turn in enumerate(turns) if "reasoning_content" in turn), None)
+    if thinking is not None and reasoning_field(speech.tokenizer, template_of(speech.tokenizer)) is None:
+        message = (
+            f"'messages[{thinking}]' has reasoning, of which this model's chat template shows none; take it out, or "
+            "write it into 'content'."
+        )
+        raise ApiError(400, message, param=f"messages[{thinking}]", code="unsupported_field")
     if use.functions or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns):
         return speech.tool_prompt(turns, use.definitions)
-    return speech.prompt([Message(role=turn["role"], content=turn["content"]) for turn in turns])
+    return speech.prompt([_message(turn) for turn in turns])
+
+
+def _message(turn: Turn) -> Message:
+    message = Message(role=turn["role"], content=turn["content"])
+    if "reasoning_content" in turn:
+        message["reasoning_content"] = turn["reasoning_content"]
+    return message
