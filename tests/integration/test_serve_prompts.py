@@ -1,6 +1,7 @@
 """What the server gives the model: each adapter's own template and system message; stock transformers is the oracle."""
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from haori.core.errors import MismatchError
+from haori.core.errors import FileFormatError, InputError, MismatchError
 from haori.data import template_hash
-from haori.library import Library
+from haori.library import Library, stored_template
 from haori.serve.directory import AdapterDirectory
 from tests.integration.test_serve_tools import Scripted
 from tests.library_samples import base_reference, card_of, written_adapter
@@ -172,3 +173,52 @@ def test_calls_are_written_and_read_as_the_adapters_own_template_has_them(
             assert grammar is not None and ("tool_call>" in grammar) == has_marks
         assert (refused := ask("odd")).status_code == 400
         assert "<function=" in refused.json()["error"]["message"]
+
+
+def test_the_same_weights_are_not_spoken_to_in_two_ways(haori_home: Path, tmp_path: Path, tiny_tokenizer: Any):
+    roots = tmp_path / "roots"
+    for name in ("plain", "alike", "own"):
+        written_adapter(roots / name, seed=1)
+    (roots / "own" / "chat_template.jinja").write_text(OWN)
+    library = Library()
+    directory = AdapterDirectory(library, base_reference(), base_names=["tiny"], roots=[roots])
+    own = with_template(tiny_tokenizer, OWN)
+
+    def register(name: str, replace: bool = False) -> None:
+        directory.register(name, str(roots / name.partition("-")[0]), lambda files, adapter: None, replace=replace)
+
+    with served(RepeatingEngine(tiny_tokenizer), directory, home=tmp_path) as server:
+        house = House(library, server.engine, server.url, tmp_path / "made")
+        register("plain")
+        register("alike")
+        assert house.prompt("plain", HELLO) == house.prompt("alike", HELLO) == stock_ids(tiny_tokenizer, HELLO)
+        with pytest.raises(InputError, match=r"'own' has the same weights as 'alike'.*another chat template"):
+            register("own")
+        directory.unregister("plain")
+        directory.unregister("alike")
+        register("own")
+        assert house.prompt("own", HELLO) == stock_ids(own, HELLO)
+        (roots / "own" / "chat_template.jinja").write_text(OWN + "!")
+        register("own", replace=True)
+        changed = stock_ids(with_template(tiny_tokenizer, OWN + "!"), HELLO)
+        assert house.prompt("own", HELLO) == changed != stock_ids(own, HELLO)
+        directory.unregister("own")
+        house.put("stored", 1, trained_on=tiny_tokenizer)
+        with pytest.raises(InputError, match="'own' has the same weights as 'stored@1'"):
+            register("own")
+        register("alike")
+
+
+def test_a_template_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path):
+    latin = written_adapter(tmp_path / "latin", seed=1)
+    (latin / "chat_template.jinja").write_bytes("é".encode("latin-1"))
+    large = written_adapter(tmp_path / "large", seed=2)
+    (large / "chat_template.jinja").write_text("x" * ((1 << 20) + 1))
+    several = written_adapter(tmp_path / "several", seed=3)
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": OWN}]
+    (several / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert stored_template(several) == OWN
+    (several / "tokenizer_config.json").write_text(json.dumps({"chat_template": named[:1]}))
+    for folder, sentence in ((latin, "not text in UTF-8"), (large, "1,048,576 bytes"), (several, "named 'default'")):
+        with pytest.raises(FileFormatError, match=sentence):
+            stored_template(folder)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from haori.core.errors import InputError, MismatchError
+from haori.core.errors import FileFormatError, InputError, MismatchError
 from haori.core.hashing import hash_parts
 from haori.core.records import AdapterCard
 
@@ -34,6 +34,7 @@ def prompt_format(tokenizer: "PreTrainedTokenizerBase", folder: Path, card: Adap
 
     Raises:
         MismatchError: It was trained with another template than the one kept with it or, without one, the base's.
+        FileFormatError: Its template cannot be read.
     """
     from haori.data import PromptFormat, template_hash, template_of
 
@@ -57,6 +58,7 @@ def check_template(folder: Path, card: AdapterCard | None, of_base: str | None) 
 
     Raises:
         MismatchError: It is one.
+        FileFormatError: Its template cannot be read.
     """
     template = stored_template(folder)
     used = of_base if template is None else hash_parts([template])
@@ -89,15 +91,36 @@ def joint_format(formats: Sequence["PromptFormat"]) -> "PromptFormat":
 
 
 def stored_template(folder: Path) -> str | None:
-    """Return the chat template kept with an adapter, in either of the places where tokenizers put it."""
+    """Return the chat template kept with an adapter, in either of the places where tokenizers put it.
+
+    Raises:
+        FileFormatError: It is too large, is no text, or there are several and none is named `default`.
+    """
     plain = folder / "chat_template.jinja"
-    if plain.is_file() and plain.stat().st_size <= _TEMPLATE_LIMIT_BYTES:
-        return plain.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    if config.is_file() and config.stat().st_size <= _TEMPLATE_LIMIT_BYTES:
+    if plain.is_file():
+        if plain.stat().st_size > _TEMPLATE_LIMIT_BYTES:
+            raise FileFormatError(f"{plain.name!r} has more than {_TEMPLATE_LIMIT_BYTES:,} bytes; make it smaller.")
         try:
-            template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-        except (ValueError, AttributeError):
-            return None
-        return template if isinstance(template, str) else None
-    return None
+            return plain.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise FileFormatError(f"{plain.name!r} is not text in UTF-8; save it as that, or remove it.") from None
+    config = folder / "tokenizer_config.json"
+    if not config.is_file() or config.stat().st_size > _TEMPLATE_LIMIT_BYTES:
+        return None
+    try:
+        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    if isinstance(template, list) and template:
+        return _default_of(template)
+    return template if isinstance(template, str) else None
+
+
+def _default_of(named: Sequence[object]) -> str:
+    """Return that of several templates which is used without tools or documents, as transformers does."""
+    for entry in named:
+        if isinstance(entry, dict) and entry.get("name") == "default" and isinstance(entry.get("template"), str):
+            return str(entry["template"])
+    raise FileFormatError(
+        "'tokenizer_config.json' has several chat templates, and none is named 'default'; give one this name."
+    )

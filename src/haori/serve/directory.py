@@ -20,7 +20,7 @@ from haori.library import AdapterFiles, Library, adapter_id, check_base, check_n
 from haori.library.adapter_names import check_no_base_name
 from haori.library.cards import read_card
 from haori.library.index import IndexRow
-from haori.library.prompt_formats import check_template, joint_format, prompt_format
+from haori.library.prompt_formats import check_template, joint_format, prompt_format, stored_template
 from haori.serve.adapter_check import CheckAdapter
 from haori.serve.blend import check_strength, parse_blend
 from haori.serve.library_watch import LibraryWatch, View
@@ -104,7 +104,7 @@ class AdapterDirectory:
         self._file = RegisteredFile(settings().home / "serving" / f"{base.fingerprint.id}.json")
         self._watch = LibraryWatch(library, self._file, self._roots)
         self._began = int(time.time())
-        self._formats: dict[str, PromptFormat] = {}
+        self._formats: dict[Path, PromptFormat] = {}
         self._listed: tuple[View | None, tuple[ModelEntry, ...]] = (None, ())
 
     def resolve(self, model: str) -> Resolved:
@@ -210,12 +210,12 @@ class AdapterDirectory:
         return joint_format([self._prompt_format(tokenizer, adapter) for adapter, _ in mix])
 
     def _prompt_format(self, tokenizer: Any, adapter: str) -> "PromptFormat":
-        known = self._formats.get(adapter)
+        folder = self.folder(adapter)
+        known = self._formats.get(folder)
         if known is None:
-            folder = self.folder(adapter)
             while len(self._formats) >= _FORMATS:
                 self._formats.pop(next(iter(self._formats)), None)
-            known = self._formats[adapter] = prompt_format(tokenizer, folder, read_card(folder))
+            known = self._formats[folder] = prompt_format(tokenizer, folder, read_card(folder))
         return known
 
     def register(self, name: str, folder: str | Path, check: CheckAdapter, *, replace: bool = False) -> None:
@@ -250,9 +250,11 @@ class AdapterDirectory:
         def add(held: Mapping[str, Registered]) -> Mapping[str, Registered]:
             if name in held and not replace:
                 raise InputError(f"{name!r} is registered already; unload it first, or load it in place.")
+            self._check_spoken_alike(name, entry, {other: given for other, given in held.items() if other != name})
             return {**held, name: entry}
 
         self._file.change(add)
+        self._formats.pop(entry.folder, None)
 
     def unregister(self, name: str) -> None:
         """Take a registered name away. Requests under way are not concerned.
@@ -268,6 +270,19 @@ class AdapterDirectory:
             return {other: entry for other, entry in held.items() if other != name}
 
         self._file.change(without)
+
+    def _check_spoken_alike(self, name: str, entry: Registered, held: Mapping[str, Registered]) -> None:
+        """Refuse an adapter with the weights of another that is spoken to otherwise: by its id it is the same one."""
+        folders = {other: given.folder for other, given in held.items() if given.adapter == entry.adapter}
+        view = self._view()
+        if entry.adapter in view.ids:
+            folders[view.full_names[entry.adapter][0]] = self._library.folder(entry.adapter)
+        for other, folder in folders.items():
+            if folder != entry.folder and _speech_of(folder) != _speech_of(entry.folder):
+                raise InputError(
+                    f"{name!r} has the same weights as {other!r}, which is served already, and another chat template "
+                    "or system message; unload that one first, or give both the same."
+                )
 
     def _entries_of(self, view: View) -> tuple[ModelEntry, ...]:
         parent = self.base_names[0]
@@ -336,6 +351,11 @@ class AdapterDirectory:
 
     def _view(self) -> View:
         return self._watch.view()
+
+
+def _speech_of(folder: Path) -> tuple[object, ...]:
+    card = read_card(folder)
+    return stored_template(folder), *((None, "text") if card is None else (card.system or None, card.control_tokens))
 
 
 def _unix_s(time: str) -> int:
