@@ -325,3 +325,36 @@ def test_a_row_without_an_allowed_token_fails_alone():
     choices = choose(torch.zeros(2, 50), states)
     assert "No token may follow" in choices[0].error
     assert choices[1] == choose(torch.zeros(1, 50), [sampler(Sampling(seed=1))])[0]
+
+
+class Overcome(OnlyThese):
+    """A constraint that cannot go on, at one of its two ends."""
+
+    def __init__(self, error: Exception, *, at: str) -> None:
+        super().__init__([7])
+        self.error, self.at = error, at
+
+    def allowed(self) -> torch.Tensor:
+        if self.at == "allowed":
+            raise self.error
+        return super().allowed()
+
+    def accept(self, token: int) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("at", ["allowed", "accept"])
+@pytest.mark.parametrize(("error", "fault"), [(InputError("too complex"), "request"), (ValueError("no"), "engine")])
+def test_what_a_constraint_refuses_is_the_fault_of_the_request(at, error, fault):
+    states = [sampler(Sampling(seed=1), constraint=Overcome(error, at=at)), sampler(Sampling(seed=1))]
+    choices = choose(torch.zeros(2, 50), states)
+    assert str(error) in choices[0].error
+    assert choices[0].fault == fault
+    assert choices[1].error is None
+
+
+def test_whose_fault_it_is_that_no_token_can_be_chosen():
+    nothing = choose(torch.zeros(1, 50), [sampler(Sampling(), constraint=OnlyThese([]))])
+    assert [choice.fault for choice in nothing] == ["request"]
+    nan = choose(torch.full((1, 50), math.nan), [sampler(Sampling())])
+    assert [choice.fault for choice in nan] == ["engine"]

@@ -158,8 +158,7 @@ class TextEmbedder:
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._woken = False
-        self._closing = False
-        self._ended = False
+        self._closing = self._ended = False
         self._failure: str | None = None
         self._batches = 0
         self._status = self._look()
@@ -355,12 +354,13 @@ class TextEmbedder:
                 batch[0].job.fail(error)
                 self._failure = self._probe()
             return
+        self._batches += 1
+        self._status = self._look()  # before any caller has its answer
         for place, vector, finite in zip(batch, vectors.tolist(), vectors.isfinite().all(1).tolist(), strict=True):
             if finite:
                 place.job.take(place.index, vector)
             else:
                 place.job.fail(HaoriError(_NOT_NUMBERS))
-        self._batches += 1
 
     def _probe(self) -> str | None:
         """Say why nothing can be computed, not even by the bare base; None if it can."""

@@ -15,8 +15,8 @@ from haori.core.errors import InputError
 from haori.serve.draw import Filters, draw
 from haori.serve.logprobs import token_logprobs
 from haori.serve.penalties import Penalties
-from haori.serve.request import Sampling, TokenLogprob
-from haori.serve.unforeseen import unforeseen
+from haori.serve.request import Fault, Sampling, TokenLogprob
+from haori.serve.unforeseen import fault_of, unforeseen
 
 if TYPE_CHECKING:
     import torch
@@ -52,11 +52,12 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """The next token of one row; -1 with a sentence in `error` where none could be chosen."""
+    """The next token of one row; -1 with a sentence in `error`, and its `fault`, where none could be chosen."""
 
     token: int
     logprob: TokenLogprob | None = None
     error: str | None = None
+    fault: Fault = "engine"
 
 
 class SamplerState:
@@ -211,26 +212,26 @@ def _choose_apart(logits: "Tensor", rows: list[int], states: Sequence[SamplerSta
         raise
     except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
         if len(rows) == 1:
-            return [Choice(-1, error=unforeseen(error))]
+            return [_failed(error)]
     return [choice for row in rows for choice in _choose_apart(logits, [row], states)]
 
 
 def _choose_part(logits: "Tensor", states: Sequence[SamplerState]) -> list[Choice]:
     """Choose for a few rows, (N, V) float32, which are used up."""
-    errors = [None if finite else _NOT_NUMBERS for finite in logits.amax(-1).isfinite().tolist()]
-    edited = [row for row, state in enumerate(states) if state.edits and errors[row] is None]
+    choices = [Choice(-1, error=None if finite else _NOT_NUMBERS) for finite in logits.amax(-1).isfinite().tolist()]
+    edited = [row for row, state in enumerate(states) if state.edits and choices[row].error is None]
     for row in edited:
         try:
             states[row].edit(logits[row])
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
-            errors[row] = unforeseen(error)
+            choices[row] = _failed(error)
     if edited:
         for row, finite in enumerate(logits.amax(-1).isfinite().tolist()):
-            errors[row] = errors[row] or (None if finite else _NOTHING_ALLOWED)
-    choices = [Choice(-1, error=error) for error in errors]
-    fine = [row for row, error in enumerate(errors) if error is None]
+            if not finite and choices[row].error is None:
+                choices[row] = Choice(-1, error=_NOTHING_ALLOWED, fault="request")
+    fine = [row for row, choice in enumerate(choices) if choice.error is None]
     sampled = [row for row in fine if not states[row].greedy]
     greedy = [row for row in fine if states[row].greedy]
     tokens = logits[greedy].argmax(-1).tolist() if greedy else []
@@ -264,8 +265,12 @@ def _accepted(choice: Choice, state: SamplerState) -> Choice:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
-        return Choice(-1, error=unforeseen(error))
+        return _failed(error)
     return choice
+
+
+def _failed(error: BaseException) -> Choice:
+    return Choice(-1, error=unforeseen(error), fault=fault_of(error))
 
 
 def _check_bias(biases: dict[int, float], vocabulary: int) -> None:

@@ -18,7 +18,7 @@ from haori.serve.request import Fault, Finish
 from haori.serve.runner import Run, Runner
 from haori.serve.sampling import Choice, choose
 from haori.serve.sequence import Sequence
-from haori.serve.unforeseen import unforeseen
+from haori.serve.unforeseen import fault_of, unforeseen
 
 __all__ = ["EngineLimits", "Scheduler"]
 
@@ -85,8 +85,7 @@ class Scheduler:
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence with what was raised on its account."""
-        fault: Fault = "request" if isinstance(error, InputError) else "engine"
-        self.end(sequence, "error", unforeseen(error), fault)
+        self.end(sequence, "error", unforeseen(error), fault_of(error))
         self.forget_unwanted_adapters()
 
     def probe(self) -> str | None:

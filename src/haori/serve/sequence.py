@@ -72,7 +72,7 @@ class Sequence:
     def take(self, choice: Choice) -> None:
         """Go on by a token, tell the caller, and notice the end."""
         if choice.error is not None:
-            self.finish("error", choice.error)
+            self.finish("error", choice.error, choice.fault)
             return
         if self.longest == self.prompt_length:
             self._send("", "length")

@@ -20,6 +20,7 @@ from haori.server.lifecycle import Service
 from haori.server.mailroom import Inbox, Piece
 from haori.server.metrics import AnswerMeter
 from haori.server.request_note import RequestNote
+from haori.server.token_records import TokenRecords
 
 __all__ = ["Answer", "Answers", "Question"]
 
@@ -55,7 +56,7 @@ class Answer:
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: TokenRecords = field(default_factory=TokenRecords)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
 
@@ -133,7 +134,7 @@ class Answers:
             answer = answers[index]
             texts[index].append(delta.text)
             answer.tokens += delta.tokens
-            answer.logprobs += delta.logprobs
+            answer.logprobs.extend(delta.logprobs)
             answer.prompt_logprobs += delta.prompt_logprobs
             answer.finish = delta.finish
         for answer, parts in zip(answers, texts, strict=True):
@@ -149,6 +150,8 @@ class Answers:
             self._note.finish = self._note.finish or "cancelled"
         self._grant.close()
         self._flow.close()
+        if self.generated_tokens and self._question.sampling.logprobs is not None:
+            self._service.memory.used(self.generated_tokens)
 
     def _give_up(self, sentence: str) -> None:
         """End what still runs with an error, which is the next piece that is read."""

@@ -16,6 +16,7 @@ from haori.server.mailroom import Mailroom
 from haori.server.metrics import Meters
 from haori.server.preparation import Preparation
 from haori.server.quotas import Quotas
+from haori.server.server_memory import ServerMemory
 from haori.server.settings import ServerSettings
 
 __all__ = ["Service", "service_of"]
@@ -37,6 +38,7 @@ class Service:
         failure: Why loading failed, if it did.
         mail: Brings pieces of answers from the engine's thread; there once the app runs.
         quotas: What each API key uses.
+        memory: Gives memory back after answers that took much.
         preparation: The threads that render, tokenise, compile and submit.
     """
 
@@ -49,6 +51,7 @@ class Service:
         self.state: State = "loading"
         self.failure: HaoriError | None = None
         self.quotas = Quotas()
+        self.memory = ServerMemory()
         self.preparation = Preparation(settings.max_preparing)
         self._backend: Backend | None = None
         self._closed = False

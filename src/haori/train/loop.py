@@ -20,6 +20,7 @@ import torch
 from haori.adapters.behaviour import Behaviour
 from haori.adapters.methods import behaviour_of
 from haori.core.errors import TrainingError
+from haori.core.free_memory import release_free_memory
 from haori.core.recipe import Recipe
 from haori.train.batches import Step, count_steps, epoch_steps, fixed_batches, share_of_process
 from haori.train.causal_lm import Batch, CausalLM
@@ -34,7 +35,7 @@ from haori.train.checkpoint import (
 )
 from haori.train.lanes import Lanes, lanes_for
 from haori.train.measurements import Measurements
-from haori.train.memory import peak_memory_bytes, release_free_memory
+from haori.train.memory import peak_memory_bytes
 from haori.train.schedule import rate_at
 from haori.train.signals import StopRequest
 

@@ -1,16 +1,13 @@
-"""Memory of this process: its peak, and giving back what the C library keeps for itself.
+"""Memory of this process, now and at its peak.
 
 Peak memory is measured where it counts: on the GPU if training runs there, else resident on the host.
 """
 
-import ctypes
 import resource
 import sys
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
-__all__ = ["current_memory_bytes", "peak_memory_bytes", "release_free_memory", "size_in_words"]
+__all__ = ["current_memory_bytes", "peak_memory_bytes", "size_in_words"]
 
 
 def peak_memory_bytes(device: str = "cpu") -> int:
@@ -49,24 +46,3 @@ def size_in_words(size_bytes: int) -> str:
     """Write a size for people: `1.24 GB`, or `78.8 kB` for small ones."""
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size_bytes >= 0.1 * u), (1e3, "kB"))
     return f"{size_bytes / unit:.2f} {name}" if unit == 1e9 else f"{size_bytes / unit:.1f} {name}"
-
-
-def release_free_memory() -> None:
-    """Give freed memory back to the system, where the C library is glibc.
-
-    Batches of ever new shapes leave its heap full of holes; without this, resident memory of a CPU run grows by
-    half over a few dozen steps (docs/log.md).
-    """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        return ctypes.CDLL("libc.so.6").malloc_trim
-    except (OSError, AttributeError):  # another C library
-        return None

@@ -5,8 +5,6 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
-
 from haori.serve.request import Delta
 from haori.server.answers import Answer, Answers
 from haori.server.errors import ApiError
@@ -53,18 +51,22 @@ class ChatForm:
         self._usage = usage
         self._readers: dict[int, CallReader] = {}
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> BaseModel:
-        """Return the reply with all answers."""
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        """Return the reply with all answers; log-probabilities are made when they are due."""
         choices = [
             ChatChoice(
                 index=index,
                 message=self._message(index, answer),
-                logprobs=self._texts.chat(answer.logprobs) if self._logprobs else None,
+                logprobs=None,
                 finish_reason=self._ending(index, answer) or "stop",
             )
             for index, answer in enumerate(answers)
         ]
-        return ChatReply(**self._head.fields(), choices=choices, usage=usage)
+        reply = ChatReply(**self._head.fields(), choices=choices, usage=usage).model_dump()
+        if self._logprobs:
+            for choice, answer in zip(reply["choices"], answers, strict=True):
+                choice["logprobs"] = {"content": self._texts.chat_items(answer.logprobs), "refusal": None}
+        return reply
 
     def opening(self, choices: int) -> Iterable[dict[str, Any]]:
         """Return a chunk with the role for each answer."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from haori.serve.request import Delta
@@ -98,13 +98,13 @@ class CompletionForm:
         self._choices = choices
         self._offsets: dict[int, int] = {}
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> BaseModel:
-        """Return the reply with all answers."""
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        """Return the reply with all answers; log-probabilities are made when they are due."""
         choices = [
             CompletionChoice(
                 index=index,
                 text=self._text(index, answer.text),
-                logprobs=self._logprobs_of(index, answer),
+                logprobs=self._logprobs_of(index, answer) if self._echoes(index) else None,
                 finish_reason=finish_of(answer) or "stop",
                 prompt_logprobs=None
                 if self._prompt_logprobs is None
@@ -112,7 +112,11 @@ class CompletionForm:
             )
             for index, answer in enumerate(answers)
         ]
-        return CompletionReply(**self._head.fields(), choices=choices, usage=usage)
+        reply = CompletionReply(**self._head.fields(), choices=choices, usage=usage).model_dump()
+        for index, answer in enumerate(answers):
+            if self._logprobs is not None and not self._echoes(index):
+                reply["choices"][index]["logprobs"] = self._texts.plain_items(answer.logprobs, tops=self._logprobs)
+        return reply
 
     def opening(self, choices: int) -> Iterable[dict[str, Any]]:
         """Return nothing: text comes first."""
@@ -128,6 +132,9 @@ class CompletionForm:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_of(delta)}
         chunk = {"object": "text_completion", **self._head.fields(), "choices": [choice]}
         return [{**chunk, "usage": None} if self._usage else chunk]
+
+    def _echoes(self, index: int) -> bool:
+        return self._prompts.echoed(index // self._choices) is not None
 
     def _text(self, index: int, text: str) -> str:
         """Return the text of a piece; before the first one stands the prompt, where it is said again."""

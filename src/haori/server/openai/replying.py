@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from fastapi import Request
-from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from haori.serve.request import Delta
@@ -19,6 +18,7 @@ from haori.server.lifecycle import service_of
 from haori.server.openai.asked import SamplingFields
 from haori.server.openai.replies import Usage, usage_of
 from haori.server.openai.streaming import ChunkForm, EventStream
+from haori.server.openai.whole_reply import WholeReply
 from haori.server.request_note import note_of
 
 __all__ = ["ERRORS", "Heading", "ReplyForm", "choices_of", "finish_of", "heading", "reply"]
@@ -42,8 +42,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 class ReplyForm(ChunkForm, Protocol):
     """How a route writes its reply: whole, or in chunks."""
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> BaseModel:
-        """Return the reply with all answers."""
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        """Return the reply with all answers; an iterator in it stands for the list of its items."""
 
 
 @dataclass(frozen=True)
@@ -104,4 +104,5 @@ async def reply(request: Request, question: Question, form: ReplyForm, *, stream
     except BaseException:
         answers.close()
         raise
-    return JSONResponse(form.whole(found, usage_of(answers)).model_dump())
+    content = form.whole(found, usage_of(answers))
+    return JSONResponse(content) if question.sampling.logprobs is None else WholeReply(answers, content)

@@ -44,6 +44,14 @@ class ResponseItems:
                     events += self.end("completed") if ends else []
         return events + self._say("", left) if left else events
 
+    def first_message(self) -> int:
+        """Return the place of the first message, where log-probabilities go; an empty one is begun if there is none."""
+        for place, item in enumerate(self.items):
+            if item["type"] == "message":
+                return place
+        self._begin_message()
+        return len(self.items) - 1
+
     def close(self, status: str) -> list[Event]:
         """End the last item, and return the events; an answer that says nothing is an empty message."""
         events = [] if self.items else self._begin_message()

@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from haori.serve.request import Delta, Sampling
@@ -57,12 +56,16 @@ class ResponseForm:
         self._finish: str | None = None
         self._events = 0
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> BaseModel:
-        """Return the response."""
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        """Return the response; log-probabilities are made when they are due."""
         [answer] = answers
-        self.piece(0, Delta(answer.text, tuple(answer.tokens), tuple(answer.logprobs), answer.finish))
+        self.piece(0, Delta(answer.text, tuple(answer.tokens), (), answer.finish))
+        place = self._items.first_message() if answer.logprobs else None
         self._items.close(self._status)
-        return self._reply(self._status, usage=usage)
+        reply = self._reply(self._status, usage=usage).model_dump()
+        if place is not None:
+            reply["output"][place]["content"][0]["logprobs"] = self._texts.chat_items(answer.logprobs)
+        return reply
 
     def opening(self, choices: int) -> Iterable[dict[str, Any]]:
         """Return the events before any text."""

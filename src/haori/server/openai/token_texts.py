@@ -1,7 +1,7 @@
 """Tokens as text and bytes, for log-probabilities. A token may be a part of a character: its bytes say which."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -46,15 +46,13 @@ class TokenTexts:
 
     def chat(self, logprobs: Sequence[TokenLogprob]) -> ChatLogprobs:
         """Return log-probabilities in the form of chat completions."""
-        return ChatLogprobs(content=[
-            ChatTokenLogprob(
-                **self._one(found.token, found.logprob).model_dump(),
-                top_logprobs=[self._one(token, value) for token, value in found.top],
-            )
-            for found in logprobs
-        ])  # fmt: skip
+        return ChatLogprobs(content=[self._chat_token(found) for found in logprobs])
 
-    def plain(self, logprobs: Sequence[TokenLogprob], *, tops: int, offset: int) -> CompletionLogprobs:
+    def chat_items(self, logprobs: Iterable[TokenLogprob]) -> Iterator[dict[str, Any]]:
+        """Yield what `chat` lists, token by token."""
+        return (self._chat_token(found).model_dump() for found in logprobs)
+
+    def plain(self, logprobs: Iterable[TokenLogprob], *, tops: int, offset: int) -> CompletionLogprobs:
         """Return log-probabilities in the form of plain completions; `offset` counts characters before them."""
         tokens = [self.text_of(found.token) for found in logprobs]
         offsets = []
@@ -99,6 +97,27 @@ class TokenTexts:
             text = self.text_of(token)
             at[text] = max(value, at.get(text, _LEAST))
         return at
+
+    def plain_items(self, logprobs: Iterable[TokenLogprob], *, tops: int) -> dict[str, Any]:
+        """Return what `plain` says, with an iterator for each list."""
+        return {
+            "tokens": (self.text_of(found.token) for found in logprobs),
+            "token_logprobs": (max(found.logprob, _LEAST) for found in logprobs),
+            "top_logprobs": (self._tops(found, tops) for found in logprobs) if tops else None,
+            "text_offset": self._offsets(logprobs),
+        }
+
+    def _offsets(self, logprobs: Iterable[TokenLogprob]) -> Iterator[int]:
+        offset = 0
+        for found in logprobs:
+            yield offset
+            offset += len(self.text_of(found.token))
+
+    def _chat_token(self, found: TokenLogprob) -> ChatTokenLogprob:
+        return ChatTokenLogprob(
+            **self._one(found.token, found.logprob).model_dump(),
+            top_logprobs=[self._one(token, value) for token, value in found.top],
+        )
 
     def _one(self, token: int, logprob: float) -> TopLogprob:
         return TopLogprob(token=self.text_of(token), logprob=max(logprob, _LEAST), bytes=list(self.bytes_of(token)))
