@@ -12,6 +12,7 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from haori.adapters.fused import fuse
+from haori.adapters.fused.loss_forward import why_no_head
 
 VOCABULARY, WIDTH, LAYERS = 97, 48, 2
 LLAMA = {
@@ -413,3 +414,11 @@ def test_a_fused_form_that_is_wrong_about_the_adapter_is_not_used(
     fused = fuse(model)
     assert fused.report.fused["MLPs"] == fused.report.fused["attention blocks"] == 0, fused.report.sentence()
     fused.remove()
+
+
+def test_a_model_that_goes_around_its_inner_model_keeps_its_own_head():
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+                       word_embed_proj_dim=32, max_position_embeddings=64)  # fmt: skip
+    assert why_no_head(OPTForCausalLM(config)) is not None

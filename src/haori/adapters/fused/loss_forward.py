@@ -127,6 +127,8 @@ def _logits_are_plain(model: Any) -> bool:
     finally:
         hook.remove()
         torch.set_rng_state(state)
+    if not seen:  # it goes around `model.model`, as OPT does
+        return False
     expected = nn.functional.linear(seen[-1].to(weight.dtype), weight).float()
     limit = 1e-5 if weight.dtype == torch.float32 else 1e-2
     return found.shape == expected.shape and bool((found.float() - expected).norm() <= limit * expected.norm())
