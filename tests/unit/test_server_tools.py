@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from haori.core.errors import InputError
 from haori.serve.constraints import Constraints
+from haori.server.errors import ApiError
+from haori.server.openai.chat_messages import called_turn
 from haori.server.tools import Argued, Begun, CallReader, Said, calls_grammar, format_of
 from haori.server.tools.formats import _FORMATS, _JSON
 
@@ -241,3 +243,11 @@ def test_the_template_tells_the_form(template, name, tiny_base_folder):
     tokenizer.chat_template = template + " <function="
     with pytest.raises(InputError, match="<function="):
         format_of(tokenizer)
+
+
+@pytest.mark.parametrize("arguments", ['{"x": NaN}', '{"x": -Infinity}', '{"x": 1e999}', "[1]", ""])
+def test_arguments_that_are_no_json_object_are_refused(arguments):
+    """NaN and infinity are no JSON, and would stand in the prompt as no model has seen them."""
+    with pytest.raises(ApiError, match="JSON of an object"):
+        called_turn("call_1", "f", arguments, "messages[1]")
+    assert called_turn("call_1", "f", '{"x": 1.5}', "messages[1]")["function"]["arguments"] == {"x": 1.5}

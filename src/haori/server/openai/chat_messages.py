@@ -134,6 +134,7 @@ def called_turn(identity: str, name: str, arguments: str, place: str) -> dict[st
     """
     try:
         found = json.loads(arguments)
+        json.dumps(found, allow_nan=False)  # raises for NaN, infinity and 1e999, which Python reads
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
