@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from haori.core.errors import LibraryError
+from haori.core.errors import LibraryDamagedError, LibraryError
 from haori.library import Library
+from haori.server.errors import api_error_of
 from tests.command_line import haori
 from tests.library_samples import card_of, written_adapter
 
@@ -139,6 +140,7 @@ _PROMOTER = """
 import sys, itertools
 from pathlib import Path
 from haori.library import Library
+from haori.server.errors import api_error_of
 library = Library(Path(sys.argv[1]))
 print("ready", flush=True)
 for version in itertools.cycle((1, 2, 3)):
@@ -191,3 +193,11 @@ def test_adding_says_that_a_promoted_name_keeps_its_meaning(capsys, library, tmp
     assert capsys.readouterr().out == (
         "support means support@2; `haori library promote support@4` makes it mean the new one.\n"
     )
+
+
+def test_a_damaged_history_is_no_fault_of_who_asks_a_server(library, tmp_path):
+    three(library, tmp_path)
+    (library.root / "promoted.json").write_text("{")
+    with pytest.raises(LibraryDamagedError) as caught:
+        library.get("support")
+    assert api_error_of(caught.value).status == 500

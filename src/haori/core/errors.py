@@ -8,6 +8,7 @@
     │   ├── FileFormatError     a file that is truncated, hostile or of another kind than it claims
     │   ├── MismatchError       an adapter and a base (or dataset) that do not belong together
     │   └── LibraryError        a name or adapter the library does not hold, or refuses
+    │       └── LibraryDamagedError   a file of the library itself
     ├── StorageError            exit code 2: disk full, folder not writable
     ├── DownloadError           exit code 2: offline, not found, or not the expected content
     ├── MissingExtraError       exit code 2: an optional dependency is not installed
@@ -29,6 +30,7 @@ __all__ = [
     "FileFormatError",
     "HaoriError",
     "InputError",
+    "LibraryDamagedError",
     "LibraryError",
     "MismatchError",
     "MissingExtraError",
@@ -76,6 +78,10 @@ class MismatchError(InputError):
 
 class LibraryError(InputError):
     """The library does not hold, or will not take, what was named."""
+
+
+class LibraryDamagedError(LibraryError):
+    """A file that the library itself keeps is damaged, whatever was named."""
 
 
 class StorageError(HaoriError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 
-from haori.core.errors import LibraryError
+from haori.core.errors import LibraryDamagedError, LibraryError
 from haori.core.records import Record, now
 from haori.core.storage import write_text
 from haori.library.index import IndexRow
@@ -54,7 +54,7 @@ class PromotionFile:
         """Return the history by name; empty if nothing was ever promoted.
 
         Raises:
-            LibraryError: The file is damaged.
+            LibraryDamagedError: The file is damaged.
         """
         try:
             with self.path.open("rb") as file:
@@ -62,7 +62,7 @@ class PromotionFile:
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValidationError:
-            raise LibraryError(
+            raise LibraryDamagedError(
                 f"{str(self.path)!r}, which says which version of a name was promoted, is damaged; restore it, or "
                 "delete it, and the newest versions count again."
             ) from None

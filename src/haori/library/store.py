@@ -199,11 +199,12 @@ class Library:
             The names removed.
 
         Raises:
-            LibraryError: There is no such adapter.
+            LibraryError: There is no such adapter, or the bare name is that of its base too.
         """
         with self._change() as names:
             row = names.find(spec)
             stored = self._stored(row, names)
+            refuse_base_name(spec, stored.card.base.name, stored.name)
             by_name = "@" in spec or spec == row.name
             gone = (stored.name,) if by_name else stored.card.names
             card = stored.card.with_fields(names=tuple(name for name in stored.card.names if name not in gone))
@@ -279,6 +280,11 @@ class Library:
         """Write the history that `change` makes and return the adapter that the bare name means then."""
         with self._lock():
             names = self._current_names()
+            if spec == (held := self._stored(names.find(spec), names)).card.base.name:
+                raise LibraryError(
+                    f"{spec!r} is the name of a base too, and alone always means that: there is nothing to go back to. "
+                    f"Ask for the adapter with its version, as in {held.name!r}."
+                )
             after = Names(names.rows, change(names, spec))
             if after.history != names.history:
                 self._promotions.write(after.history)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from haori.core.errors import InputError, LibraryError, MismatchError
+from haori.core.errors import InputError, LibraryDamagedError, LibraryError, MismatchError
 from haori.serve.blend import parse_blend
 from haori.server.contracts import Directory, Resolved
 from haori.server.errors import ApiError
@@ -65,7 +65,7 @@ class Caller:
         try:
             resolved = directory.resolve(model)
         except (LibraryError, MismatchError) as error:
-            if self.key is None or "*" in self.key.adapters:
+            if self.key is None or "*" in self.key.adapters or isinstance(error, LibraryDamagedError):
                 raise
             # The directory's sentence may name adapters that this key is not to know of.
             message = (

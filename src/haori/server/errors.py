@@ -11,7 +11,15 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from haori.core.errors import HaoriError, InputError, LibraryError, MissingExtraError, OverloadedError, UnavailableError
+from haori.core.errors import (
+    HaoriError,
+    InputError,
+    LibraryDamagedError,
+    LibraryError,
+    MissingExtraError,
+    OverloadedError,
+    UnavailableError,
+)
 from haori.server.request_note import note_of
 
 __all__ = [
@@ -99,6 +107,8 @@ def api_error_of(error: HaoriError) -> ApiError:
         return ApiError(429, sentence, code="server_overloaded", retry_after_s=error.retry_after_s)
     if isinstance(error, UnavailableError):
         return ApiError(503, sentence, code="engine_unavailable", retry_after_s=1.0)
+    if isinstance(error, LibraryDamagedError):
+        return ApiError(500, sentence, code="library_damaged")
     if isinstance(error, LibraryError):
         return ApiError(404, sentence, code="model_not_found", param="model")
     if isinstance(error, InputError | MissingExtraError):
