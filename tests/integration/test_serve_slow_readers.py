@@ -113,9 +113,10 @@ def test_what_cannot_be_paused_is_ended_when_far_too_much_waits(tiny_tokenizer, 
 def test_who_reads_nothing_for_long_is_given_up(tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "_PATIENCE_S", 0.3)
     monkeypatch.setattr(flow, "_FAR_TOO_MUCH", 1000)
+    monkeypatch.setattr(flow, "_LOOK_EVERY_S", 0.1)
     with served(RepeatingEngine(tiny_tokenizer), home=tmp_path) as server:
         connection = send(server.url, max_tokens=3000)
-        assert server.until_idle(30)
+        time.sleep(3)  # a paused request is none of the engine's, so its being idle says nothing
         assert "Nothing of the answer was read" in read(connection)[3][0]["message"]
 
 
