@@ -9,6 +9,7 @@ labelled tokens among them.
 """
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -92,6 +93,7 @@ class Loop:
         self.base_name, self.show = base_name, show
         self.position = Position()
         self.stopped_early = False
+        self.stopped_by: int | None = None
         self._plan: tuple[int, list[Step]] = (-1, [])
         self._found_lanes: Lanes | None = None
         self._lanes_decided = False
@@ -123,20 +125,20 @@ class Loop:
             self.validate(first=True)
         else:
             self.position = position
-        while not stop.agree(self.accelerator) and not self._finished():
+        while not self._stops(stop) and not self._finished():
             steps = self.plan(self.position.epoch)
             marks = self._validation_marks(len(steps))
             for index in range(self.position.step_in_epoch, len(steps)):
                 self.step(steps[index], last_of_epoch=index + 1 == len(steps))
-                stop.agree(self.accelerator)
+                stops = self._stops(stop)
                 if index + 1 in marks or self.position.step == self.total_steps:
                     self.validate()
                     self.save()
-                elif stop or self._due():
+                elif stops or self._due():
                     self.save()
-                if stop or self._finished():
+                if stops or self._finished():
                     break
-        if not stop:
+        if self.stopped_by is None:
             self._restore_best()
             self.behaviour.finish()
         return self.position
@@ -286,6 +288,15 @@ class Loop:
         assert wanted != "auto"
         count = min(steps, wanted)
         return {math.ceil(steps * (k + 1) / count) for k in range(count)}
+
+    def _stops(self, stop: StopRequest) -> bool:
+        """Say whether to stop; a signal may reach one of several processes only, and all stop at the same step."""
+        asked = (stop.signal or signal.SIGTERM) if stop else 0
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor([asked], device=self.accelerator.device)
+            asked = int(self.accelerator.gather(mine).max())
+        self.stopped_by = self.stopped_by or asked or None
+        return self.stopped_by is not None
 
     def _finished(self) -> bool:
         position = self.position

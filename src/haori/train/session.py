@@ -60,9 +60,10 @@ def train_prepared(
             if position is not None:
                 say(f"Resuming after step {position.step} of {loop.total_steps}.")
             ended = loop.run(stop, position)
-        record = _record(prepared, loop, ended, started, "stopped" if stop else "finished")
+        stopped_by = loop.stopped_by or stop.signal  # the latter came after the last step; resuming ends the run
+        record = _record(prepared, loop, ended, started, "stopped" if stopped_by else "finished")
         live = None
-        if accelerator.is_main_process and not stop:
+        if accelerator.is_main_process and stopped_by is None:
             draw_losses(loop.measurements, folder / "loss.png", ended.best_step, f"{prepared.recipe.name}: loss")
             start = getattr(prepared.recipe.method, "rank", None)
             if record.ranks and isinstance(start, int):
@@ -73,7 +74,7 @@ def train_prepared(
         accelerator.end_training()
         accelerator.free_memory()
         watched.forget()
-        return Trained(record, live, stop.signal)
+        return Trained(record, live, stopped_by)
 
 
 @contextmanager
