@@ -110,3 +110,13 @@ def test_a_base_that_was_given_an_adapters_name_later(base, tiny_base_folder, tm
         open_adapter("poet", base_spec=str(renamed))
     assert open_adapter("poet@1", base_spec=str(renamed), dtype="fp32")
     assert open_adapter("poet", dtype="fp32")
+
+
+def test_it_is_removed_and_rolled_back_with_its_version_only(base, old, capsys):
+    for words in (("remove", base.name), ("rollback", base.name)):
+        done = haori(capsys, "library", *words)
+        assert done.code == 2
+        assert f"'{base.name}@1'" in done.err
+    assert [adapter.name for adapter in Library().list()] == [f"{base.name}@1"]
+    assert haori(capsys, "library", "remove", f"{base.name}@1").code == 0
+    assert not Library().list()
