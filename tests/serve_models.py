@@ -12,11 +12,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate
-from haori.serve.llama_plan import LlamaPlan, plan_llama, why_not_llama
-from haori.serve.llama_runner import LlamaRunner
-from haori.serve.llama_weights import lay_out_llama
-from haori.serve.reference_runner import ReferenceRunner
+from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.models.llama_plan import LlamaPlan, plan_llama, why_not_llama
+from haori.serve.models.llama_runner import LlamaRunner
+from haori.serve.models.llama_weights import lay_out_llama
+from haori.serve.models.reference_runner import ReferenceRunner
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

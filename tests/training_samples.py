@@ -10,10 +10,10 @@ from datasets import Dataset
 from haori.adapters.insertion import Start
 from haori.adapters.methods import insert_method
 from haori.core.recipe import Recipe, recipe_from
-from haori.train.batches import count_steps
-from haori.train.causal_lm import CausalLM
-from haori.train.loop import Loop
-from haori.train.measurements import Measurements
+from haori.training.batches import count_steps
+from haori.training.causal_lm import CausalLM
+from haori.training.loop import Loop
+from haori.training.measurements import Measurements
 
 TARGETS = [f"model.layers.{i}.{m}" for i in (0, 1) for m in ("self_attn.q_proj", "mlp.down_proj")]
 

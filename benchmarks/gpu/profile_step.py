@@ -40,7 +40,7 @@ def main() -> None:
     from contender import prepared_of, steps_of
     from torch.profiler import ProfilerActivity, profile
 
-    from haori.train.session import opened_loop
+    from haori.training.session import opened_loop
 
     on_gpu = torch.cuda.is_available()
     prepared = prepared_of({"recipe": recipe_for(given)})

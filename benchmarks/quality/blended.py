@@ -29,8 +29,8 @@ def blended(task: str, test: Path, home: Path, score: str, seeds: int) -> dict[s
 
 def _measure(task: str, test: Path, folder: Path, score: str, seeds: int) -> dict[str, Any]:
     from haori.core.settings import settings
-    from haori.evaluate import general_texts
-    from haori.evaluate.forgetting import forgetting_between, text_losses
+    from haori.evaluation import general_texts
+    from haori.evaluation.forgetting import forgetting_between, text_losses
     from haori.library import open_adapter
 
     settings.cache_clear()

@@ -128,7 +128,7 @@ def open_spec(spec: dict[str, Any]) -> "TextEngine":
     from haori.bases import find_base
     from haori.library import inspect_adapter
     from haori.serve import EngineLimits, open_engine
-    from haori.serve.packed_adapter import memory_bytes
+    from haori.serve.adapters.packed import memory_bytes
 
     root = Path(spec["adapters"])
 
@@ -148,7 +148,7 @@ def open_spec(spec: dict[str, Any]) -> "TextEngine":
 
 def main(spec: dict[str, Any]) -> None:
     """Carry out orders until there are no more."""
-    from haori.train.memory import current_memory_bytes
+    from haori.training.memory import current_memory_bytes
 
     started = time.perf_counter()
     engine = open_spec(spec)

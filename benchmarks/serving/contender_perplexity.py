@@ -21,7 +21,7 @@ _LONGEST = 200
 def main(spec: dict[str, Any]) -> None:
     """Measure whenever told to."""
     from haori.bases import find_base, load_tokenizer
-    from haori.evaluate import general_texts
+    from haori.evaluation import general_texts
     from haori.serve import EngineLimits
     from haori.serve.opening import open_runner
 
@@ -43,7 +43,7 @@ def read(runner: Any, texts: list[list[int]]) -> float:
     """Return minus the log-probability of passages, first tokens left out."""
     import torch
 
-    from haori.serve.runner import Run
+    from haori.serve.engine.runner import Run
 
     places = [runner.cache.open(len(text)) for text in texts]
     nats = 0.0

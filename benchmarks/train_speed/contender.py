@@ -22,7 +22,7 @@ def say(seconds: float, tokens: int, loss: float) -> None:
     """Report a step."""
     import torch
 
-    from haori.train.memory import peak_memory_bytes
+    from haori.training.memory import peak_memory_bytes
 
     peak = peak_memory_bytes("cuda" if torch.cuda.is_available() else "cpu")
     print(json.dumps({"seconds": seconds, "tokens": tokens, "loss": loss, "peak_bytes": peak}), flush=True)
@@ -31,21 +31,21 @@ def say(seconds: float, tokens: int, loss: float) -> None:
 def prepared_of(spec: dict[str, Any]) -> Any:
     """Prepare the recipe of a spec: data, base, targets."""
     from haori.core.recipe import recipe_from
-    from haori.train import prepare
+    from haori.training import prepare
 
     return prepare(recipe_from(spec["recipe"]))
 
 
 def steps_of(prepared: Any) -> list[list[list[int]]]:
     """Return the optimizer steps of the first epoch."""
-    from haori.train.batches import epoch_steps
+    from haori.training.batches import epoch_steps
 
     return epoch_steps(list(prepared.data.train["length"]), prepared.recipe.training, 0)
 
 
 def run_haori(spec: dict[str, Any]) -> None:
     """Train through the loop that `haori train` uses."""
-    from haori.train.session import opened_loop
+    from haori.training.session import opened_loop
 
     prepared = prepared_of(spec)
     steps = steps_of(prepared)

@@ -8,7 +8,6 @@
     print(support.answer("My parcel has not come."))
     result, report = haori.evaluate("support", "test.jsonl")
 
-`haori.train` and `haori.evaluate` are also packages; once imported, calling the package calls the function.
 Importing this module is light; torch is loaded by the first call that needs it.
 """
 
@@ -16,14 +15,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from haori.api import compare, evaluate, resume, train
+from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.bases import Base, find_base
     from haori.core.errors import HaoriError
     from haori.core.recipe import Recipe, load_recipe
-    from haori.evaluate import EvaluationResult
+    from haori.evaluation import EvaluationResult
     from haori.library import Library, OpenAdapter, StoredAdapter, import_adapter, open_adapter
-    from haori.train import TrainedRun
+    from haori.training import TrainedRun
 
 __all__ = [
     "Base",
@@ -44,26 +44,21 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "Base": "bases",
-    "EvaluationResult": "evaluate",
-    "HaoriError": "core.errors",
-    "Library": "library",
-    "OpenAdapter": "library",
-    "Recipe": "core.recipe",
-    "StoredAdapter": "library",
-    "TrainedRun": "train",
-    "find_base": "bases",
-    "import_adapter": "library",
-    "load_recipe": "core.recipe",
-    "open_adapter": "library",
-}
+_load = lazy_exports(
+    __name__,
+    {
+        "bases": ("Base", "find_base"),
+        "core.errors": ("HaoriError",),
+        "core.recipe": ("Recipe", "load_recipe"),
+        "evaluation": ("EvaluationResult",),
+        "library": ("Library", "OpenAdapter", "StoredAdapter", "import_adapter", "open_adapter"),
+        "training": ("TrainedRun",),
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
     """Load a name's package when it is first used."""
     if name == "__version__":
         return import_module("importlib.metadata").version("haori")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'haori' has no attribute {name!r}")
-    return getattr(import_module(f"haori.{_HOMES[name]}"), name)
+    return _load(name)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from haori.core.recipe import Recipe
-    from haori.evaluate import EvaluationResult
+    from haori.evaluation import EvaluationResult
     from haori.jobs import Comparison
-    from haori.train import TrainedRun
+    from haori.training import TrainedRun
 
 __all__ = ["compare", "evaluate", "recipe_of", "resume", "train"]
 
@@ -38,7 +38,7 @@ def train(
     Raises:
         HaoriError: What was given cannot be used, training could not go on, or the proof failed.
     """
-    from haori.train import train_run
+    from haori.training import train_run
 
     found = recipe_of(recipe, base, data, name, overrides)
     with _progress(progress) as (say, show):
@@ -81,7 +81,7 @@ def resume(folder: Path | str, *, progress: bool = True) -> "TrainedRun":
     Raises:
         HaoriError: The folder is no unfinished run, or its base or data changed.
     """
-    from haori.train import resume_run
+    from haori.training import resume_run
 
     with _progress(progress) as (say, show):
         return resume_run(Path(folder), say=say, show=show)
@@ -94,13 +94,13 @@ def evaluate(name: str, data: str, *, against_base: bool = True, **settings: Any
         name: `support` or `support@2`.
         data: File, folder or hub dataset id.
         against_base: Measure the bare base too.
-        settings: Passed to `haori.evaluate.evaluate_stored`: labels, samples, max_new_tokens, out.
+        settings: Passed to `haori.evaluation.evaluate_stored`: labels, samples, max_new_tokens, out.
 
     Raises:
         HaoriError: Adapter, base or data cannot be used.
     """
     from haori.core.recipe import DataSection
-    from haori.evaluate import evaluate_stored
+    from haori.evaluation import evaluate_stored
 
     return evaluate_stored(name, DataSection(path=str(data)), against_base=against_base, **settings)
 
@@ -148,7 +148,7 @@ def _progress(wanted: bool) -> "Iterator[tuple[Callable[[str], None], Callable[[
         return
     from rich.console import Console
 
-    from haori.train import TrainingDisplay
+    from haori.training import TrainingDisplay
 
     console = Console(stderr=True, highlight=False)
     with TrainingDisplay(console) as display:

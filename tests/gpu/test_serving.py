@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from haori.serve.adapter_weights import AdapterWeights
-from haori.serve.runner import Run
+from haori.serve.adapters.weights import AdapterWeights
+from haori.serve.engine.runner import Run
 from tests.serve_models import runners, zoo
 
 pytestmark = pytest.mark.gpu

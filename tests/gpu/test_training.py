@@ -10,10 +10,10 @@ from accelerate.state import AcceleratorState
 
 from haori.bases import find_base, load_model
 from haori.core.quantization import Quantization
-from haori.train.checkpoint import checkpoints_of
-from haori.train.loop import Loop
-from haori.train.memory import current_memory_bytes, peak_memory_bytes
-from haori.train.signals import StopRequest
+from haori.training.checkpoint import checkpoints_of
+from haori.training.loop import Loop
+from haori.training.memory import current_memory_bytes, peak_memory_bytes
+from haori.training.signals import StopRequest
 from tests.training_samples import make_loop, recipe, rows
 
 pytestmark = pytest.mark.gpu

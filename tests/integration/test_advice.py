@@ -13,7 +13,7 @@ from haori.bases import find_base
 from haori.core.errors import HaoriError, InputError
 from haori.core.settings import settings
 from haori.library import Library, import_adapter, inspect_adapter, merge_adapter
-from haori.serve.adapter_refusals import refuse_unsupported
+from haori.serve.adapters.refusals import refuse_unsupported
 from tests.command_line import haori
 from tests.library_samples import save_stock, stock_lora, stock_model, written_adapter
 from tests.parity.test_serve_adapter_weights import StateDict, read

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from haori.jobs import Comparison
-from haori.jobs.compare_lines import cost_lines, metrics_of, score_lines
+from haori.jobs.compare.lines import cost_lines, metrics_of, score_lines
 from tests.command_line import haori as haori_command
 
 pytestmark = pytest.mark.timeout(900)  # six processes one after the other, on a machine that may be busy
@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_evaluation(compared, tiny_base_folder):
     from haori.bases import find_base, load_model, load_tokenizer
     from haori.core.recipe import DataSection
     from haori.data import read_conversations
-    from haori.evaluate import evaluate_adapter
+    from haori.evaluation import evaluate_adapter
 
     found = read(compared[1])
     base = find_base(str(tiny_base_folder))

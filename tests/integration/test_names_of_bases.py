@@ -9,7 +9,7 @@ from haori.bases import find_base
 from haori.core.errors import InputError, LibraryError
 from haori.core.settings import settings
 from haori.library import Library, import_adapter, merge_stored, open_adapter
-from haori.serve.directory import AdapterDirectory
+from haori.serve.adapters.directory import AdapterDirectory
 from haori.serve.request import BASE
 from tests.command_line import haori
 from tests.library_samples import card_of, stock_lora, written_adapter

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from haori.bases import find_base
 from haori.core.recipe import DataSection
 from haori.data import template_hash
-from haori.evaluate import evaluate_stored
+from haori.evaluation import evaluate_stored
 from haori.library import Library, merge_stored, open_adapter
 from tests.integration.test_serve_prompts import HELLO, OWN, POLITE, stock_ids
 from tests.library_samples import card_of, stock_lora

@@ -16,7 +16,7 @@ import pytest
 from haori.bases import find_base
 from haori.cli import serve_native
 from haori.library import import_adapter, open_adapter
-from haori.serve.weight import WeightFormat
+from haori.serve.models.weight import WeightFormat
 from haori.server import KeyStore
 from tests.command_line import haori
 from tests.serving_process import said, serving, strong_lora

@@ -12,13 +12,13 @@ import torch
 from haori.bases import find_base, load_tokenizer
 from haori.core.errors import FileFormatError, InputError, OverloadedError
 from haori.core.settings import settings
-from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate
-from haori.serve.engine import TextEngine
+from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.engine.engine import TextEngine
+from haori.serve.engine.runner import Run
+from haori.serve.engine.scheduler import EngineLimits
+from haori.serve.models.reference_runner import ReferenceRunner
 from haori.serve.opening import open_runner
-from haori.serve.reference_runner import ReferenceRunner
 from haori.serve.request import Sampling, TextRequest
-from haori.serve.runner import Run
-from haori.serve.scheduler import EngineLimits
 
 LIMITS = EngineLimits(context_length=256, running=4, waiting=100, chunk_tokens=32)
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)

@@ -8,9 +8,9 @@ import torch
 
 from haori.bases import find_base, load_model, load_tokenizer
 from haori.core.errors import UnavailableError
-from haori.serve.engine import TextEngine
+from haori.serve.engine.engine import TextEngine
+from haori.serve.models.reference_runner import ReferenceRunner
 from haori.serve.opening import open_runner
-from haori.serve.reference_runner import ReferenceRunner
 from haori.serve.request import Sampling
 from tests.integration.test_serve_engine import GREEDY, LIMITS, Answers, read_adapter, request
 from tests.server_samples import until
@@ -204,7 +204,7 @@ def test_what_a_constraint_raises_is_its_own(start, method, number, monkeypatch)
 
 
 def test_rows_beside_one_that_cannot_be_drawn_from_draw_the_same_tokens(start, monkeypatch):
-    from haori.serve import sampling
+    from haori.serve.sampling import sampler as sampling
 
     engine, answers = start(), Answers()
     stock = sampling.draw
@@ -232,7 +232,7 @@ def test_rows_beside_one_that_cannot_be_drawn_from_draw_the_same_tokens(start, m
 @pytest.mark.parametrize("method", ["push", "finish"])
 @pytest.mark.parametrize("number", [0, 4])
 def test_what_turning_tokens_into_text_raises_is_its_own(start, method, number, monkeypatch):
-    from haori.serve import sequence
+    from haori.serve.engine import sequence
 
     class Text(sequence.TextStream):
         def __init__(self, tokenizer, stop=(), *more):

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from haori.bases import find_base, load_model, load_tokenizer
-from haori.serve.engine import TextEngine
+from haori.serve.engine.engine import TextEngine
+from haori.serve.engine.runner import LOGIT_ROWS, Run
+from haori.serve.engine.scheduler import EngineLimits
+from haori.serve.models.reference_runner import ReferenceRunner
 from haori.serve.opening import open_runner
-from haori.serve.prompt_scores import PromptScores
-from haori.serve.reference_runner import ReferenceRunner
 from haori.serve.request import Sampling, TextRequest
-from haori.serve.runner import LOGIT_ROWS, Run
-from haori.serve.scheduler import EngineLimits
+from haori.serve.sampling.prompt_scores import PromptScores
 from tests.integration.test_serve_engine import Answers, prompt, read_adapter
 from tests.server_samples import until
 

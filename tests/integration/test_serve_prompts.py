@@ -13,7 +13,7 @@ import pytest
 from haori.core.errors import FileFormatError, InputError, MismatchError
 from haori.data import template_hash
 from haori.library import Library, stored_template
-from haori.serve.directory import AdapterDirectory
+from haori.serve.adapters.directory import AdapterDirectory
 from tests.integration.test_serve_tools import Scripted
 from tests.library_samples import base_reference, card_of, written_adapter
 from tests.server_samples import RepeatingEngine, served

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from haori.library import Library
-from haori.serve.directory import AdapterDirectory
+from haori.serve.adapters.directory import AdapterDirectory
 from haori.server import KeyStore
 from haori.server.access import Caller
 from haori.server.errors import ApiError

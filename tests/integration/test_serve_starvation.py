@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from haori.bases import find_base, load_tokenizer
-from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate
-from haori.serve.engine import TextEngine
+from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.engine.engine import TextEngine
+from haori.serve.engine.scheduler import EngineLimits
 from haori.serve.opening import open_runner
 from haori.serve.request import Sampling, TextRequest
-from haori.serve.scheduler import EngineLimits
 
 PROMPT = tuple(range(5, 25))
 
@@ -110,7 +110,7 @@ def test_a_cold_adapter_waits_within_a_bound_beside_endless_load(start, room, ho
 
 
 def test_a_cold_adapter_does_not_wait_for_the_end_of_long_answers(start, monkeypatch):
-    from haori.serve import scheduler
+    from haori.serve.engine import scheduler
 
     monkeypatch.setattr(scheduler, "_INTERRUPT_S", 3.0)
     engine = start(1)

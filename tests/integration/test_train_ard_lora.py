@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from haori.bases import find_base
 from haori.library import Library, attach
-from haori.train import resume_run
+from haori.training import resume_run
 from tests.command_line import haori
 from tests.library_samples import run, stock_logits
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import haori
 from haori.core.errors import InputError, TrainingError
 from haori.core.records import RunRecord, Verification
-from haori.train import prepare, resume_run, train_run
+from haori.training import prepare, resume_run, train_run
 from tests.command_line import haori as haori_command
 from tests.conftest import build_tiny_base
 

@@ -11,9 +11,9 @@ import torch
 
 from haori.core.out_of_memory import is_out_of_memory, requested_bytes
 from haori.core.recipe import recipe_from
-from haori.train import prepare
-from haori.train.memory import current_memory_bytes, peak_memory_bytes, size_in_words
-from haori.train.out_of_memory import Usage, remedies
+from haori.training import prepare
+from haori.training.memory import current_memory_bytes, peak_memory_bytes, size_in_words
+from haori.training.out_of_memory import Usage, remedies
 from tests.conftest import build_tiny_base
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
@@ -23,7 +23,7 @@ CHILD = """
 import resource, sys
 import haori
 from haori.core.errors import HaoriError
-from haori.train import prepare, train_run
+from haori.training import prepare, train_run
 
 base, data, limit, *overrides = sys.argv[1:]
 recipe = haori.api.recipe_of(None, base, data, "x", overrides)

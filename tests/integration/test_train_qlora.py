@@ -11,7 +11,7 @@ import torch
 import haori
 from haori.core.quantization import Quantization
 from haori.library import merge_stored, verify_adapter
-from haori.train import resume_run, train_run
+from haori.training import resume_run, train_run
 from tests.command_line import haori as haori_command
 
 pytest.importorskip("bitsandbytes")

@@ -150,7 +150,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(capsys, haori_home, tiny_bas
 
 def test_a_resumed_run_refuses_changed_data(capsys, haori_home, tiny_base_folder, data):
     from haori.core.errors import MismatchError
-    from haori.train import train_run
+    from haori.training import train_run
 
     recipe = haori.api.recipe_of(None, str(tiny_base_folder), str(data), "x", SETTINGS[1::2])
     stopped = []
@@ -188,7 +188,7 @@ def test_resuming_what_runs_or_is_damaged_is_a_sentence(capsys, haori_home, tiny
         if progress.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    from haori.train import train_run
+    from haori.training import train_run
 
     run = train_run(haori.api.recipe_of(None, str(tiny_base_folder), str(data), "x", SETTINGS[1::2]), show=stop_after)
     with file_lock(run.folder / "run.lock", holds="run"):

@@ -13,10 +13,10 @@ from peft import AdaLoraConfig, EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from transformers import AutoModelForCausalLM
 
-from haori.train.causal_lm import CausalLM
-from haori.train.loop import Loop
-from haori.train.schedule import rate_at
-from haori.train.signals import StopRequest
+from haori.training.causal_lm import CausalLM
+from haori.training.loop import Loop
+from haori.training.schedule import rate_at
+from haori.training.signals import StopRequest
 from tests.training_samples import TARGETS, make_loop, recipe, rows
 
 STEPS = 8

@@ -7,12 +7,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from haori.serve.llama_plan import plan_llama
-from haori.serve.llama_runner import LlamaRunner
-from haori.serve.llama_weights import lay_out_llama
-from haori.serve.native.calls import compiled, native_kernels
-from haori.serve.reference_runner import ReferenceRunner
-from haori.serve.runner import Run
+from haori.serve.engine.runner import Run
+from haori.serve.kernels.native import compiled, native_kernels
+from haori.serve.models.llama_plan import plan_llama
+from haori.serve.models.llama_runner import LlamaRunner
+from haori.serve.models.llama_weights import lay_out_llama
+from haori.serve.models.reference_runner import ReferenceRunner
 from tests.serve_models import CACHE, build, random_adapter
 
 NATIVE = pytest.mark.skipif(native_kernels() is None, reason=compiled().reason or "")

@@ -8,12 +8,12 @@ import transformers
 
 from haori.bases import find_base
 from haori.core.settings import settings
-from haori.serve.llama_config import long_probe_tokens, why_not_config
-from haori.serve.llama_plan import why_not_llama
+from haori.serve.engine.runner import Run
+from haori.serve.engine.scheduler import EngineLimits
+from haori.serve.models.llama_config import long_probe_tokens, why_not_config
+from haori.serve.models.llama_plan import why_not_llama
+from haori.serve.models.reference_runner import ReferenceRunner
 from haori.serve.opening import open_runner
-from haori.serve.reference_runner import ReferenceRunner
-from haori.serve.runner import Run
-from haori.serve.scheduler import EngineLimits
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -130,7 +130,7 @@ def test_what_is_not_honoured_makes_the_fast_runner_step_aside(name, tmp_path):
 @pytest.mark.parametrize("name", ["mistral-window", "mistral-window-near-context", "ministral3"])
 def test_a_long_probe_shows_what_nobody_foresaw(name, tmp_path, monkeypatch):
     """The fast runner is kept from a model by its logits alone, even if its entry were taken for harmless."""
-    monkeypatch.setattr("haori.serve.llama_plan.why_not_config", lambda _: None)
+    monkeypatch.setattr("haori.serve.models.llama_plan.why_not_config", lambda _: None)
     kind, options, _ = SLOW[name]
     base = find_base(str(write(tmp_path / "base", kind, options)))
     opened = open_runner(base, LIMITS, weights="fp32", cache_bytes=8 << 20)

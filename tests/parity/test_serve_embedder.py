@@ -21,10 +21,10 @@ from haori.core.errors import (
     UnavailableError,
 )
 from haori.library import inspect_adapter
-from haori.serve.embedder import EmbedderLimits, TextEmbedder
-from haori.serve.embedder_opening import open_embedder
-from haori.serve.embedding_layout import EmbeddingLayout, is_encoder
-from haori.serve.encoder import AdaptedEncoder, Row
+from haori.serve.embedding.embedder import EmbedderLimits, TextEmbedder
+from haori.serve.embedding.layout import EmbeddingLayout, is_encoder
+from haori.serve.embedding.opening import open_embedder
+from haori.serve.models.encoder import AdaptedEncoder, Row
 from haori.serve.request import BASE, TextRequest
 from tests.encoder_models import TEXTS, adapted, build_tiny_encoder, stock_encoder, stock_vectors
 from tests.server_samples import until
@@ -166,7 +166,7 @@ def test_padding_and_order_change_nothing(embedder):
 
 
 def test_many_texts_go_through_several_batches(embedder, monkeypatch):
-    monkeypatch.setattr("haori.serve.embedder._BATCH_TOKENS", 50)
+    monkeypatch.setattr("haori.serve.embedding.embedder._BATCH_TOKENS", 50)
     mix = (("lora", 1.0),)
     texts = [" ".join(["cat"] * (1 + number % 30)) for number in range(60)]
     found = vectors(embedder, texts, mix)
@@ -192,8 +192,8 @@ def test_more_adapters_than_memory_take_turns(base, folders):
 
 
 def test_an_adapter_asked_for_without_end_does_not_keep_others_out(base, folders, monkeypatch):
-    monkeypatch.setattr("haori.serve.embedder._PATIENCE_S", 0.2)
-    monkeypatch.setattr("haori.serve.embedder._ROUND_TOKENS", 60)
+    monkeypatch.setattr("haori.serve.embedding.embedder._PATIENCE_S", 0.2)
+    monkeypatch.setattr("haori.serve.embedding.embedder._ROUND_TOKENS", 60)
     embedder = opened(base, folders, adapter_bytes=int(1.5 * opened_size(base, folders)))
     hot = [embedder.embed(TEXTS, (("lora", 1.0),))]
     try:
@@ -442,7 +442,7 @@ def test_the_end_tells_those_who_wait(held):
 
 
 def test_a_long_request_does_not_hold_up_a_short_one(base, folders, monkeypatch):
-    monkeypatch.setattr("haori.serve.embedder._ROUND_TOKENS", 60)
+    monkeypatch.setattr("haori.serve.embedding.embedder._ROUND_TOKENS", 60)
     embedder = opened(base, folders)
     ended: list[str] = []
     long = embedder.embed(TEXTS * 50, BASE)

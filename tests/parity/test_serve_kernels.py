@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from haori.serve.adapter_weights import AdapterWeights, ModuleUpdate
-from haori.serve.kernels import TorchKernels
-from haori.serve.multi_lora import _Part, _places
-from haori.serve.native.calls import compiled, native_kernels
-from haori.serve.native.weights import NativeInt4Weight, NativeInt8Weight
-from haori.serve.packed_adapter import Layouts, Site, SpareMemory, pack_adapter
-from haori.serve.weight import Int4Weight, Int8Weight, pack_weight, to_int4, to_int8
+from haori.serve.adapters.multi_lora import _Part, _places
+from haori.serve.adapters.packed import Layouts, Site, SpareMemory, pack_adapter
+from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.kernels.native import compiled, native_kernels
+from haori.serve.kernels.native_weights import NativeInt4Weight, NativeInt8Weight
+from haori.serve.kernels.torch_kernels import TorchKernels
+from haori.serve.models.weight import Int4Weight, Int8Weight, pack_weight, to_int4, to_int8
 
 pytestmark = pytest.mark.skipif(native_kernels() is None, reason=compiled().reason)
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haori.serve.adapter_weights import AdapterWeights
-from haori.serve.llama_plan import why_not_llama
-from haori.serve.native.calls import compiled, native_kernels
-from haori.serve.reference_runner import ReferenceRunner
-from haori.serve.runner import Run
+from haori.serve.adapters.weights import AdapterWeights
+from haori.serve.engine.runner import Run
+from haori.serve.kernels.native import compiled, native_kernels
+from haori.serve.models.llama_plan import why_not_llama
+from haori.serve.models.reference_runner import ReferenceRunner
 from tests.serve_models import KINDS, build, random_adapter, runners, zoo
 
 ADAPTERS = [adapter.id for adapter in zoo(build("llama"))]
@@ -127,7 +127,7 @@ NATIVE = pytest.param("native", marks=pytest.mark.skipif(native_kernels() is Non
 @pytest.mark.parametrize("kernels", ["torch", NATIVE])
 @pytest.mark.parametrize("kind", ["llama", "llama-wide", "qwen3"])
 def test_bf16_stays_within_its_rounding(kind, kernels, short, monkeypatch):
-    monkeypatch.setattr("haori.serve.kernels._SHORT", short)
+    monkeypatch.setattr("haori.serve.kernels.torch_kernels._SHORT", short)
     fast, slow = runners(kind, dtype=torch.bfloat16, kernels=native_kernels() if kernels == "native" else None)
     exact, _ = runners(kind)
     mixes = [(("plain0", 0.4), ("uneven", 0.6)), *(((adapter, 1.0),) for adapter in ADAPTERS), ()]

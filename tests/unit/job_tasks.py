@@ -35,7 +35,7 @@ def leave(arguments, say, show):
 
 
 def peak(arguments, say, show):
-    from haori.train.memory import peak_memory_bytes
+    from haori.training.memory import peak_memory_bytes
 
     return {"bytes": peak_memory_bytes("cpu")}
 

@@ -15,8 +15,8 @@ from haori.core.errors import FileFormatError, InputError, VerificationError
 from haori.core.methods import FullMethod
 from haori.core.recipe import Recipe, recipe_from
 from haori.library import live_probe_logits, verify_model
-from haori.train.auto import DataFacts, resolve
-from haori.train.whole_model import load_parameters, save_model_folder, save_parameters
+from haori.training.auto import DataFacts, resolve
+from haori.training.whole_model import load_parameters, save_model_folder, save_parameters
 from tests.conftest import build_tiny_base
 
 PROBES = [[5, 6, 7, 8], [9, 10, 11]]

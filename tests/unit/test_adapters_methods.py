@@ -13,8 +13,8 @@ from haori.bases import find_base, load_skeleton, resolve_targets
 from haori.core.errors import InputError
 from haori.core.methods import Method
 from haori.core.recipe import recipe_from
-from haori.train.checkpoint import checkpoints_of
-from haori.train.signals import StopRequest
+from haori.training.checkpoint import checkpoints_of
+from haori.training.signals import StopRequest
 from tests.training_samples import make_loop, recipe, rows
 
 

@@ -226,7 +226,7 @@ def test_exit_codes_are_those_of_the_errors():
 
 
 def resolved(rows: int, parameters: float, *overrides: str) -> Any:
-    from haori.train.auto import DataFacts, resolve
+    from haori.training.auto import DataFacts, resolve
 
     recipe = recipe_from({"name": "a", "base": "b", "data": {"path": "c"}}, overrides)
     return resolve(recipe, DataFacts(rows, 50.0, 80, 2048), int(parameters), "cpu", ("fp32", ""))[0]

@@ -6,7 +6,7 @@ import torch
 from haori.core.errors import DataError, InputError, MismatchError
 from haori.core.records import DataReference, Evaluation
 from haori.data import Conversation
-from haori.evaluate import evaluate_adapter
+from haori.evaluation import evaluate_adapter
 
 REFERENCE = DataReference(source="test.jsonl", hash="sha256:" + "ab" * 32, format="messages", rows={"test": 12})
 

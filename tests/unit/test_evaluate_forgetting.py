@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from haori.core.errors import DataError, MismatchError
-from haori.evaluate import GeneralText, TextLosses, forgetting_between, general_texts, own_texts, text_losses
+from haori.evaluation import GeneralText, TextLosses, forgetting_between, general_texts, own_texts, text_losses
 from tests.library_samples import stock_model
 
 TEXTS = [

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haori.evaluate import metrics, sums
-from haori.evaluate.bootstrap import intervals, mcnemar
+from haori.evaluation import metrics, sums
+from haori.evaluation.bootstrap import intervals, mcnemar
 
 LABELS = ("a", "b", "c")
 labelled = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=2, max_size=30)
@@ -115,7 +115,7 @@ def test_paired_difference_is_narrower_than_two_separate_intervals() -> None:
 
 
 def test_intervals_are_seeded_and_do_not_depend_on_chunks(monkeypatch) -> None:
-    from haori.evaluate import bootstrap
+    from haori.evaluation import bootstrap
 
     rows = sums.mean_sums(np.arange(50) % 3 == 0)
     once = intervals(rows, seed=3)

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from haori.core.errors import StorageError
 from haori.core.records import BaseReference, DataReference, Fingerprint, Metric
-from haori.evaluate import plots
-from haori.evaluate.metrics import KINDS
-from haori.evaluate.report import render_html, write_report
-from haori.evaluate.result import (
+from haori.evaluation import plots
+from haori.evaluation.metrics import KINDS
+from haori.evaluation.report import render_html, write_report
+from haori.evaluation.result import (
     Answer,
     Confusion,
     EvaluationResult,
@@ -27,7 +27,7 @@ from haori.evaluate.result import (
     headline,
     metric_lines,
 )
-from haori.evaluate.show import show_result
+from haori.evaluation.show import show_result
 
 EVIL = "<script>alert('x')</script> [bold]& \"q\""
 
@@ -188,7 +188,6 @@ def test_figures_are_drawn_inside_their_frame(values) -> None:
 
 
 def test_package_import_is_light() -> None:
-    code = (
-        "import sys, haori.evaluate; print([m for m in ('torch', 'numpy', 'transformers', 'rich') if m in sys.modules])"
-    )
+    names = "('torch', 'numpy', 'transformers', 'rich')"
+    code = f"import sys, haori.evaluation; print([m for m in {names} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -8,8 +8,8 @@ import torch
 
 from haori.core.errors import VerificationError
 from haori.data import Conversation, render_prompt, render_row
-from haori.evaluate import scoring
-from haori.evaluate.metrics import perplexity
+from haori.evaluation import scoring
+from haori.evaluation.metrics import perplexity
 
 QUESTIONS = [
     "Good?",

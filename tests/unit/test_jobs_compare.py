@@ -11,15 +11,15 @@ from rich.console import Console
 from haori.core.errors import MismatchError, RecipeError
 from haori.core.recipe import recipe_from
 from haori.core.records import BaseReference, DataReference, Fingerprint
-from haori.evaluate import Forgetting
-from haori.evaluate.forgetting import Change
+from haori.evaluation import Forgetting
+from haori.evaluation.forgetting import Change
 from haori.jobs import Comparison, show_comparison
-from haori.jobs.compare_folder import RunOutcome
-from haori.jobs.compare_rates import choose_rate
-from haori.jobs.compare_recipes import adapt_recipe, check_methods, run_key, with_run
-from haori.jobs.compare_records import Cost, Difference, Measured, MeasuredRow, MethodResult, Point, Rate, Score
-from haori.jobs.compare_report import render_comparison
-from haori.jobs.compare_scores import main_metric, scores_of
+from haori.jobs.compare.folder import RunOutcome
+from haori.jobs.compare.rates import choose_rate
+from haori.jobs.compare.recipes import adapt_recipe, check_methods, run_key, with_run
+from haori.jobs.compare.records import Cost, Difference, Measured, MeasuredRow, MethodResult, Point, Rate, Score
+from haori.jobs.compare.report import render_comparison
+from haori.jobs.compare.scores import main_metric, scores_of
 
 EVIL = "<script>alert('x')</script> [bold]&"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from haori.jobs.range_test import RangePoint, draw_range_test, judge, next_point
+from haori.jobs.sweep.range_test import RangePoint, draw_range_test, judge, next_point
 from tests.command_line import haori as haori_command
 
 RATES = [1e-6 * 1e5 ** (k / 79) for k in range(80)]
@@ -89,7 +89,7 @@ def test_the_first_loss_is_not_pulled_towards_zero_and_later_ones_are_averaged()
 
 def test_a_loss_that_is_no_number_ends_the_test(haori_home, recipe, monkeypatch):
     from haori.core.recipe import load_recipe
-    from haori.jobs import range_test as module
+    from haori.jobs.sweep import range_test as module
 
     monkeypatch.setattr(module, "_HIGH", 1e38)  # the weights overflow
     found, _ = module.range_test(load_recipe(recipe), steps=40)

@@ -7,10 +7,10 @@ from rich.console import Console
 
 from haori.core.recipe import load_recipe, recipe_from, recipe_to_yaml
 from haori.core.records import now
-from haori.jobs.sweep import SweepPlan, SweepResult
-from haori.jobs.sweep_show import draw_sweep, remarks, trial_table, write_winner
-from haori.jobs.sweep_study import SweepTrial
-from haori.jobs.sweep_trial import TrialOutcome
+from haori.jobs.sweep.search import SweepPlan, SweepResult
+from haori.jobs.sweep.show import draw_sweep, remarks, trial_table, write_winner
+from haori.jobs.sweep.study import SweepTrial
+from haori.jobs.sweep.trial import TrialOutcome
 
 RECIPE = {"name": "a", "base": "b", "data": {"path": "p"}}
 OVER = ("method.rank=4,8,16", "optimizer.lr=log:1e-5:1e-3")
@@ -99,7 +99,7 @@ def test_one_bad_trial_does_not_flatten_the_plot(usual, tmp_path):
     path = tmp_path / "sweep.png"
     draw_sweep(usual, path)
     assert path.read_bytes().startswith(b"\x89PNG")
-    from haori.jobs.sweep_show import _top
+    from haori.jobs.sweep.show import _top
 
     top = _top([t.outcome.loss for t in usual.trials if t.outcome.loss is not None])
     assert 1.9 < top < 9.0

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from haori.core.errors import StorageError
-from haori.jobs.sweep_space import parse_space
-from haori.jobs.sweep_study import Search, open_search
-from haori.jobs.sweep_trial import TrialOutcome
+from haori.jobs.sweep.space import parse_space
+from haori.jobs.sweep.study import Search, open_search
+from haori.jobs.sweep.trial import TrialOutcome
 
 RECIPE = {"name": "a", "base": "b", "data": {"path": "p"}}
 RATE = parse_space(["optimizer.lr=log:1e-5:1e-1", "method.rank=4,8,16"], RECIPE)

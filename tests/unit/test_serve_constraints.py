@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from haori.core.errors import InputError, MissingExtraError
-from haori.serve.constraints import Constraints, Matcher, json_rule
 from haori.serve.request import Sampling
-from haori.serve.sampling import SamplerState, choose
+from haori.serve.sampling.constraints import Constraints, Matcher, json_rule
+from haori.serve.sampling.sampler import SamplerState, choose
 
 pytest.importorskip("llguidance")
 
@@ -154,7 +154,7 @@ def test_the_order_of_properties_is_the_schemas_own(constraints, tiny_tokenizer)
 
 
 def test_only_so_many_schemas_are_kept(tiny_tokenizer):
-    from haori.serve.constraints import _COMPILED_SCHEMAS
+    from haori.serve.sampling.constraints import _COMPILED_SCHEMAS
 
     constraints = Constraints(tiny_tokenizer)
     first = constraints.compile({"const": 0})

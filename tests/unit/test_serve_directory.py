@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from haori.core.errors import FileFormatError, HaoriError, InputError, LibraryError, MismatchError, StorageError
 from haori.library import Library, adapter_id, inspect_adapter
-from haori.serve.blend import parse_blend
-from haori.serve.directory import AdapterDirectory
+from haori.serve.adapters.blend import parse_blend
+from haori.serve.adapters.directory import AdapterDirectory
 from haori.serve.request import BASE
 from tests.library_samples import base_reference, card_of, written_adapter
 
@@ -373,7 +373,7 @@ _REGISTERS = """
 import os, sys, signal
 from pathlib import Path
 from haori.library import Library
-from haori.serve.directory import AdapterDirectory
+from haori.serve.adapters.directory import AdapterDirectory
 from tests.library_samples import base_reference
 names = AdapterDirectory(Library(), base_reference(), base_names=["tiny"], roots=[Path(sys.argv[1])])
 names.register("poet", "poet", lambda files, adapter: None)

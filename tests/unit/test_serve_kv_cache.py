@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from haori.serve.kv_cache import CacheShape, KVCache
+from haori.serve.engine.kv_cache import CacheShape, KVCache
 
 SHAPE = CacheShape(2, 2, 4, 1000, torch.float32, torch.device("cpu"))
 

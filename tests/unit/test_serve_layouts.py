@@ -6,8 +6,8 @@ import weakref
 import pytest
 import torch
 
-from haori.serve.native.calls import compiled, native_kernels
-from haori.serve.runner import Run
+from haori.serve.engine.runner import Run
+from haori.serve.kernels.native import compiled, native_kernels
 from tests.serve_models import random_adapter, runners
 
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(native_kernels() is None, reason=compiled().reason))

@@ -10,8 +10,8 @@ import torch
 PROGRAM = """
 import ctypes, sys
 import torch
-from haori.serve.onednn import remember_few_shapes
-from haori.serve.weight import PackedWeight
+from haori.serve.kernels.onednn import remember_few_shapes
+from haori.serve.models.weight import PackedWeight
 
 
 class Heap(ctypes.Structure):

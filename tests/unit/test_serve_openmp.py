@@ -10,7 +10,7 @@ from haori.core.native_code import openmp_path
 PROGRAM = """
 import os, threading
 import torch
-from haori.serve.openmp import compute_alone, let_workers_go
+from haori.serve.kernels.openmp import compute_alone, let_workers_go
 
 torch.set_num_threads(2)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from haori.core.errors import FileFormatError, InputError
-from haori.serve.adapter_tiers import AdapterTiers
-from haori.serve.adapter_weights import AdapterWeights
-from haori.serve.fair_queue import FairQueue
-from haori.serve.prefix_cache import BLOCK, PrefixCache
+from haori.serve.adapters.tiers import AdapterTiers
+from haori.serve.adapters.weights import AdapterWeights
+from haori.serve.engine.fair_queue import FairQueue
+from haori.serve.engine.prefix_cache import BLOCK, PrefixCache
 
 
 def turns(queue, count, cost=10):

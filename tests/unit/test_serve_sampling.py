@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from haori.core.errors import InputError
-from haori.serve import draw as drawing
-from haori.serve.draw import Filters, draw
 from haori.serve.request import Sampling
-from haori.serve.sampling import Choice, SamplerState, choose
+from haori.serve.sampling import draw as drawing
+from haori.serve.sampling.draw import Filters, draw
+from haori.serve.sampling.sampler import Choice, SamplerState, choose
 
 NO_STOPS: frozenset[int] = frozenset()
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from haori.core.errors import OverloadedError
-from haori.serve.queue_share import check_share
+from haori.serve.engine.queue_share import check_share
 from haori.server.preparation import Preparation
 
 

@@ -8,7 +8,7 @@ from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
 from haori.core.errors import InputError
-from haori.serve.constraints import Constraints
+from haori.serve.sampling.constraints import Constraints
 from haori.server.errors import ApiError
 from haori.server.openai.chat_messages import called_turn
 from haori.server.tools import Argued, Begun, CallReader, Said, calls_grammar, format_of

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 import haori
 from haori.core.recipe import load_recipe, recipe_from
 from haori.core.records import Advice, RunRecord
-from haori.train.advice import Outcome, advise
-from haori.train.diagnosis import Validation, diagnose
-from haori.train.spectrum import Spectrum, singular_values, spectrum_of
+from haori.training.advice import Outcome, advise
+from haori.training.diagnosis import Validation, diagnose
+from haori.training.spectrum import Spectrum, singular_values, spectrum_of
 from tests.command_line import haori as haori_command
 
 RESOLVED = [
@@ -124,7 +124,7 @@ def test_a_run_that_went_well_is_told_where_to_search():
     (search,) = advise(outcome(LEVEL))
     words = shlex.split(search.command or "")
     assert words[:3] == ["haori", "sweep", "RUN/recipe.yaml"]
-    from haori.jobs.sweep_space import parse_space
+    from haori.jobs.sweep.space import parse_space
 
     parse_space([words[4]], {"name": "a", "base": "b", "data": {"path": "p"}})
 
@@ -207,7 +207,7 @@ def test_a_run_that_learns_its_rows_by_heart_is_advised_so(capsys, haori_home, t
 
 
 def test_rows_held_out_that_fare_better_than_training_rows_are_no_over_fitting():
-    from haori.train.diagnosis import Validation, read_curves
+    from haori.training.diagnosis import Validation, read_curves
 
     validations = [Validation(0.75, 0.036, 0.141), Validation(1.0, 0.039, 0.074)]
     assert read_curves(2.356, validations, [1.0] * 8 + [0.1] * 8, 0.0).fit == "levelled off"

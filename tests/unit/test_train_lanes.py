@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from haori.adapters.fused import fuse
-from haori.train.causal_lm import Batch, CausalLM
-from haori.train.lanes import Lanes
+from haori.training.causal_lm import Batch, CausalLM
+from haori.training.lanes import Lanes
 from tests.parity import test_fused as samples
 
 

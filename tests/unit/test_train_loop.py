@@ -12,11 +12,11 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from haori.core.errors import FileFormatError, TrainingError
-from haori.train.causal_lm import CausalLM
-from haori.train.checkpoint import checkpoints_of
-from haori.train.loop import Loop
-from haori.train.measurements import draw_losses
-from haori.train.signals import StopRequest
+from haori.training.causal_lm import CausalLM
+from haori.training.checkpoint import checkpoints_of
+from haori.training.loop import Loop
+from haori.training.measurements import draw_losses
+from haori.training.signals import StopRequest
 from tests.training_samples import make_loop, recipe, rows
 
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haori.core.recipe import ScheduleSection, recipe_from
-from haori.train.auto import DataFacts, resolve
-from haori.train.batches import fixed_batches, plan_epoch, share_of_process
-from haori.train.diagnosis import Validation, diagnose
-from haori.train.schedule import rate_at
+from haori.training.auto import DataFacts, resolve
+from haori.training.batches import fixed_batches, plan_epoch, share_of_process
+from haori.training.diagnosis import Validation, diagnose
+from haori.training.schedule import rate_at
 
 lengths = st.lists(st.integers(2, 300), min_size=1, max_size=200)
 

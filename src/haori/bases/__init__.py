@@ -3,8 +3,9 @@
 Importing this package imports neither torch nor transformers; names are resolved when they are first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.bases.base import Base, BaseEntry
@@ -45,21 +46,17 @@ __all__ = [
     "weight_bytes",
 ]
 
-_HOMES = {
-    "base": ("Base", "BaseEntry"),
-    "catalogue": ("CATALOGUE", "CatalogueEntry"),
-    "dtype": ("DtypeChoice", "choose_dtype", "default_device", "torch_dtype"),
-    "find": ("add_base", "find_base", "list_bases", "remove_base", "show_base"),
-    "fingerprint": ("fingerprint_folder",),
-    "generation": ("end_tokens", "generate", "stop_tokens", "stream"),
-    "loading": ("load_model", "load_skeleton", "weight_bytes"),
-    "targets": ("linear_modules", "resolve_targets"),
-    "tokenizer": ("embeddings_of", "load_tokenizer"),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "base": ("Base", "BaseEntry"),
+        "catalogue": ("CATALOGUE", "CatalogueEntry"),
+        "dtype": ("DtypeChoice", "choose_dtype", "default_device", "torch_dtype"),
+        "find": ("add_base", "find_base", "list_bases", "remove_base", "show_base"),
+        "fingerprint": ("fingerprint_folder",),
+        "generation": ("end_tokens", "generate", "stop_tokens", "stream"),
+        "loading": ("load_model", "load_skeleton", "weight_bytes"),
+        "targets": ("linear_modules", "resolve_targets"),
+        "tokenizer": ("embeddings_of", "load_tokenizer"),
+    },
+)

@@ -19,8 +19,8 @@ from haori.core.settings import settings
 if TYPE_CHECKING:
     from haori.bases import Base
     from haori.data import Conversation
-    from haori.evaluate import EvaluationResult
-    from haori.train import TrainedRun
+    from haori.evaluation import EvaluationResult
+    from haori.training import TrainedRun
 
 __all__ = ["run_demo"]
 
@@ -97,7 +97,7 @@ def _recipe(train: Path, licence: str, attribution: str) -> Recipe:
 
 def _measure_base(base: "Base", conversations: "list[Conversation]", reference: DataReference) -> "EvaluationResult":
     from haori.bases import load_model, load_tokenizer
-    from haori.evaluate import evaluate_adapter
+    from haori.evaluation import evaluate_adapter
 
     model = load_model(base)
     result = evaluate_adapter(
@@ -118,7 +118,7 @@ def _measure_base(base: "Base", conversations: "list[Conversation]", reference: 
 def _train(recipe: Recipe) -> "TrainedRun":
     from haori.cli.console import notes
     from haori.cli.training import show_choices, show_run
-    from haori.train import TrainingDisplay, prepare, train_run
+    from haori.training import TrainingDisplay, prepare, train_run
 
     prepared = prepare(recipe)
     show_choices(prepared)
@@ -131,7 +131,7 @@ def _train(recipe: Recipe) -> "TrainedRun":
 def _measure_adapter(
     name: str, conversations: "list[Conversation]", reference: DataReference
 ) -> "tuple[EvaluationResult, Path]":
-    from haori.evaluate import evaluate_opened
+    from haori.evaluation import evaluate_opened
     from haori.library import open_adapter
 
     return evaluate_opened(
@@ -148,7 +148,7 @@ def _print_scores(console: Console, who: str, result: "EvaluationResult") -> Non
 
 
 def _print_result(console: Console, result: "EvaluationResult") -> None:
-    from haori.evaluate import metrics_table, sample_panels
+    from haori.evaluation import metrics_table, sample_panels
 
     console.print(metrics_table(result))
     accuracy = result.metrics["accuracy"]
@@ -165,7 +165,7 @@ def _print_result(console: Console, result: "EvaluationResult") -> None:
 def _print_cost(console: Console, base: "Base", run: "TrainedRun", fetch_s: float, total_s: float) -> None:
     from rich.table import Table
 
-    from haori.train import peak_memory_bytes
+    from haori.training import peak_memory_bytes
 
     assert run.adapter is not None
     card, record = run.adapter.card, run.record

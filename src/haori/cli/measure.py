@@ -28,7 +28,7 @@ def evaluate(
     from haori.cli.console import results
     from haori.core.errors import InputError
     from haori.core.recipe import recipe_from
-    from haori.evaluate import evaluate_stored, show_result
+    from haori.evaluation import evaluate_stored, show_result
 
     if against not in {"base", "nothing"}:
         raise InputError(f"--against cannot be {against!r}; it is 'base' or 'nothing'.")

@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from haori.core.recipe import Recipe
-    from haori.jobs.sweep import SweepResult
+    from haori.jobs.sweep.search import SweepResult
 
 __all__ = ["sweep"]
 
@@ -40,7 +40,7 @@ def sweep(
     """Search recipe keys for the lowest validation loss."""
     from haori.core.errors import InputError
     from haori.core.recipe import load_recipe
-    from haori.jobs.sweep import resume_sweep, start_sweep
+    from haori.jobs.sweep.search import resume_sweep, start_sweep
 
     ranges = [*(over or []), *(word for word in words or [] if _is_range(word))]
     files = [word for word in words or [] if not _is_range(word)]
@@ -87,7 +87,7 @@ def _show(result: "SweepResult", out: Path | None) -> None:
     import shlex
 
     from haori.cli.console import results
-    from haori.jobs.sweep_show import draw_sweep, next_command, remarks, trial_table, write_winner
+    from haori.jobs.sweep.show import draw_sweep, next_command, remarks, trial_table, write_winner
 
     if result.trials:
         results().print(trial_table(result))
@@ -118,7 +118,7 @@ def _show_range_test(recipe: "Recipe", file: Path, overrides: list[str], out: Pa
     from haori.core.errors import TrainingError
     from haori.core.recipe import recipe_from, recipe_to_yaml
     from haori.core.storage import write_text
-    from haori.jobs.range_test import range_test
+    from haori.jobs.sweep.range_test import range_test
 
     test, folder = range_test(recipe, say=_say)
     results().print(f"Plot: {folder / 'range-test.png'}", soft_wrap=True, markup=False)

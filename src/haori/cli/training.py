@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from haori.core.records import Advice
-    from haori.train import Prepared, TrainedRun
+    from haori.training import Prepared, TrainedRun
 
 __all__ = ["schema", "show_choices", "show_run", "train"]
 
@@ -33,7 +33,7 @@ def train(
     from haori.api import recipe_of
     from haori.cli.console import notes
     from haori.core.errors import InputError
-    from haori.train import TrainingDisplay, prepare, resume_run, train_run
+    from haori.training import TrainingDisplay, prepare, resume_run, train_run
 
     if resume is not None:
         if recipe or base or data or name or override or dry_run:
@@ -83,7 +83,7 @@ def _show_plan(prepared: "Prepared") -> None:
 
     from haori.cli.console import results
     from haori.data import sample_panels
-    from haori.train import make_plan
+    from haori.training import make_plan
 
     plan = make_plan(prepared)
     table = Table(title="Plan", show_header=False, title_justify="left")

@@ -4,8 +4,9 @@ Knows nothing about models, adapters or training; it takes a tokenizer where it 
 package is light: the names below are loaded when they are first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.data.control_tokens import ControlTokens
@@ -19,30 +20,6 @@ if TYPE_CHECKING:
     from haori.data.template import render_prompt, template_hash, template_of
     from haori.data.text import TextData, check_text, load_text
     from haori.data.tool_prompt import render_tool_prompt
-
-_HOMES = {
-    "ControlTokens": "control_tokens",
-    "Conversation": "conversation",
-    "DataReport": "report",
-    "Message": "conversation",
-    "PromptFormat": "prompt_format",
-    "ReadReport": "report",
-    "RenderedRow": "rendered_row",
-    "ReviewData": "reviews",
-    "TextData": "text",
-    "check_text": "text",
-    "fetch_reviews": "reviews",
-    "load_text": "text",
-    "read_conversations": "reading",
-    "render_prompt": "template",
-    "render_row": "rendered_row",
-    "render_row_prompt": "rendered_row",
-    "render_tool_prompt": "tool_prompt",
-    "report_table": "show",
-    "sample_panels": "show",
-    "template_hash": "template",
-    "template_of": "template",
-}
 
 __all__ = [
     "ControlTokens",
@@ -68,8 +45,19 @@ __all__ = [
     "template_of",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "control_tokens": ("ControlTokens",),
+        "conversation": ("Conversation", "Message"),
+        "prompt_format": ("PromptFormat",),
+        "reading": ("read_conversations",),
+        "rendered_row": ("RenderedRow", "render_row", "render_row_prompt"),
+        "report": ("DataReport", "ReadReport"),
+        "reviews": ("ReviewData", "fetch_reviews"),
+        "show": ("report_table", "sample_panels"),
+        "template": ("render_prompt", "template_hash", "template_of"),
+        "text": ("TextData", "check_text", "load_text"),
+        "tool_prompt": ("render_tool_prompt",),
+    },
+)

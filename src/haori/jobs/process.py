@@ -72,7 +72,7 @@ def run_job(
     Args:
         spec: The job.
         say: Receives the lines that the work says to the user.
-        show: Receives its progress; for training the fields of `haori.train.loop.Progress`.
+        show: Receives its progress; for training the fields of `haori.training.loop.Progress`.
         stop: Asked after each event; once it says yes the child gets SIGTERM, upon which training saves and ends.
 
     Raises:

@@ -4,8 +4,9 @@ The only meeting place of the project: training writes adapters here, everything
 package is light; each name is loaded when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.library.adapter_files import AdapterFiles, inspect_adapter
@@ -29,31 +30,6 @@ if TYPE_CHECKING:
     from haori.library.specs import Names
     from haori.library.store import Library, Rebuilt, StoredAdapter, adapter_id, check_name, draft_card
     from haori.library.verify import require_passed, verify_adapter
-
-_HOMES = {
-    "adapter_files": ("AdapterFiles", "inspect_adapter"),
-    "attaching": ("attach", "attach_files", "check_base"),
-    "exporting": ("export_stored",),
-    "formats.peft": ("export_peft",),
-    "importer": ("import_adapter",),
-    "licences": ("LicenceVerdict", "effective_licence"),
-    "logits": (
-        "LogitDifference",
-        "adapter_probes",
-        "compare_logits",
-        "default_probes",
-        "live_probe_logits",
-    ),
-    "merge": ("Merged", "merge_adapter"),
-    "model_proof": ("verify_model",),
-    "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
-    "prompt_formats": ("joint_format", "prompt_format", "stored_template"),
-    "show": ("card_table", "list_table", "verification_table"),
-    "specs": ("Names",),
-    "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
-    "verify": ("require_passed", "verify_adapter"),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AdapterFiles",
@@ -96,8 +72,23 @@ __all__ = [
     "verify_stored",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "adapter_files": ("AdapterFiles", "inspect_adapter"),
+        "attaching": ("attach", "attach_files", "check_base"),
+        "exporting": ("export_stored",),
+        "formats.peft": ("export_peft",),
+        "importer": ("import_adapter",),
+        "licences": ("LicenceVerdict", "effective_licence"),
+        "logits": ("LogitDifference", "adapter_probes", "compare_logits", "default_probes", "live_probe_logits"),
+        "merge": ("Merged", "merge_adapter"),
+        "model_proof": ("verify_model",),
+        "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
+        "prompt_formats": ("joint_format", "prompt_format", "stored_template"),
+        "show": ("card_table", "list_table", "verification_table"),
+        "specs": ("Names",),
+        "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
+        "verify": ("require_passed", "verify_adapter"),
+    },
+)

@@ -19,22 +19,22 @@ from torch import Tensor
 from haori.bases.remembered import recall, remember
 from haori.core.errors import BaseError, InputError
 from haori.core.records import Record
-from haori.serve.adapter_check import adapter_check
-from haori.serve.adapter_tiers import PinnedAdapters
-from haori.serve.adapter_weights import AdapterWeights, read_adapter_weights
-from haori.serve.base_files import BaseFiles, names_in_files
-from haori.serve.engine import TextEngine
-from haori.serve.llama_config import long_probe_tokens
-from haori.serve.llama_plan import LlamaPlan, plan_llama, why_not_llama
-from haori.serve.llama_runner import LlamaRunner
-from haori.serve.llama_weights import lay_out_llama
-from haori.serve.native.calls import native_kernels
-from haori.serve.onednn import remember_few_shapes
-from haori.serve.openmp import let_workers_go
-from haori.serve.reference_runner import ReferenceRunner, can_serve, is_transposed
-from haori.serve.runner import Run, Runner
-from haori.serve.scheduler import EngineLimits
-from haori.serve.weight import WeightFormat
+from haori.serve.adapters.check import adapter_check
+from haori.serve.adapters.tiers import PinnedAdapters
+from haori.serve.adapters.weights import AdapterWeights, read_adapter_weights
+from haori.serve.engine.engine import TextEngine
+from haori.serve.engine.runner import Run, Runner
+from haori.serve.engine.scheduler import EngineLimits
+from haori.serve.kernels.native import native_kernels
+from haori.serve.kernels.onednn import remember_few_shapes
+from haori.serve.kernels.openmp import let_workers_go
+from haori.serve.models.base_files import BaseFiles, names_in_files
+from haori.serve.models.llama_config import long_probe_tokens
+from haori.serve.models.llama_plan import LlamaPlan, plan_llama, why_not_llama
+from haori.serve.models.llama_runner import LlamaRunner
+from haori.serve.models.llama_weights import lay_out_llama
+from haori.serve.models.reference_runner import ReferenceRunner, can_serve, is_transposed
+from haori.serve.models.weight import WeightFormat
 
 if TYPE_CHECKING:
     from haori.bases import Base

@@ -4,8 +4,9 @@ It puts any engine that keeps the contracts behind HTTP, and knows nothing about
 package is light: the names below are loaded when they are first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.server.access import Access
@@ -32,23 +33,16 @@ __all__ = [
     "parse_size",
 ]
 
-_HOMES = {
-    "Access": "access",
-    "AccessLog": "access_log",
-    "ApiKey": "keys",
-    "Backend": "contracts",
-    "KeyStore": "keys",
-    "RunningServer": "launch",
-    "ServerSettings": "settings",
-    "Service": "lifecycle",
-    "create_app": "app",
-    "listen": "launch",
-    "parse_duration": "keys",
-    "parse_size": "settings",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "access": ("Access",),
+        "access_log": ("AccessLog",),
+        "app": ("create_app",),
+        "contracts": ("Backend",),
+        "keys": ("ApiKey", "KeyStore", "parse_duration"),
+        "launch": ("RunningServer", "listen"),
+        "lifecycle": ("Service",),
+        "settings": ("ServerSettings", "parse_size"),
+    },
+)

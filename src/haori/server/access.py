@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from haori.core.errors import InputError, LibraryDamagedError, LibraryError, MismatchError
-from haori.serve.blend import parse_blend
+from haori.serve.adapters.blend import parse_blend
 from haori.server.contracts import Directory, Resolved
 from haori.server.errors import ApiError
 from haori.server.keys import ApiKey, KeyStore

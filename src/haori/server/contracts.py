@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from haori.bases import Base
 from haori.data import PromptFormat
 from haori.library import AdapterFiles
-from haori.serve.adapter_check import CheckAdapter
+from haori.serve.adapters.check import CheckAdapter
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
 
 __all__ = ["Backend", "Directory", "Embedder", "Engine", "EngineStatus", "ModelEntry", "Resolved"]

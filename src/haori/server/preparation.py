@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from haori.serve.queue_share import check_share
+from haori.serve.engine.queue_share import check_share
 
 __all__ = ["Preparation"]
 

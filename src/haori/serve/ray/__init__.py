@@ -3,8 +3,9 @@
 Importing this package is light; each name is loaded when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.serve.ray.cluster import require_ray
@@ -13,19 +14,15 @@ if TYPE_CHECKING:
     from haori.serve.ray.scale import Scale, parse_scale
     from haori.serve.ray.starting import open_ray_engine
 
-_HOMES = {
-    "cluster": ("require_ray",),
-    "engine": ("RayEngine", "RayStatus"),
-    "plan": ("ReplicaPlan",),
-    "scale": ("Scale", "parse_scale"),
-    "starting": ("open_ray_engine",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
 __all__ = ["RayEngine", "RayStatus", "ReplicaPlan", "Scale", "open_ray_engine", "parse_scale", "require_ray"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "cluster": ("require_ray",),
+        "engine": ("RayEngine", "RayStatus"),
+        "plan": ("ReplicaPlan",),
+        "scale": ("Scale", "parse_scale"),
+        "starting": ("open_ray_engine",),
+    },
+)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
+from haori.serve.engine.queue_share import check_share
 from haori.serve.prompt_check import check_prompt
-from haori.serve.queue_share import check_share
 from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
 from haori.serve.ray.scale import Scale
 from haori.serve.ray.watch import ReplicaWatch
@@ -215,7 +215,7 @@ class RayEngine:
 
     def _check_constraint(self, sampling: Sampling) -> None:
         """Refuse a schema or grammar here, where the caller still hears of it."""
-        from haori.serve.constraints import Constraints
+        from haori.serve.sampling.constraints import Constraints
 
         if self._constraints is None:
             facts = self._facts

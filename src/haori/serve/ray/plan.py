@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from haori.bases import Base
-from haori.serve.engine import EngineStatus
+from haori.serve.engine.engine import EngineStatus
+from haori.serve.engine.scheduler import EngineLimits
 from haori.serve.request import Delta
-from haori.serve.scheduler import EngineLimits
 
 __all__ = ["Pieces", "ReplicaFacts", "ReplicaPlan", "ReplicaStatus"]
 

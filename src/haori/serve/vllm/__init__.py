@@ -3,20 +3,20 @@
 Importing this package is light; each name is loaded when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.serve.vllm.engine import VllmEngine
     from haori.serve.vllm.opening import VllmChoice, open_vllm
 
-_HOMES = {"engine": ("VllmEngine",), "opening": ("VllmChoice", "open_vllm")}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
 __all__ = ["VllmChoice", "VllmEngine", "open_vllm"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "engine": ("VllmEngine",),
+        "opening": ("VllmChoice", "open_vllm"),
+    },
+)

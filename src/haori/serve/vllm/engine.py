@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
-from haori.serve.fair_queue import FairQueue, Place
-from haori.serve.queue_share import check_share
+from haori.serve.engine.fair_queue import FairQueue, Place
+from haori.serve.engine.queue_share import check_share
+from haori.serve.engine.scheduler import EngineLimits
+from haori.serve.engine.unforeseen import unforeseen
 from haori.serve.request import AdapterMix, Deliver, Fault, Finish, TextRequest
-from haori.serve.scheduler import EngineLimits
-from haori.serve.unforeseen import unforeseen
 from haori.serve.vllm.answer import VllmAnswer
 from haori.serve.vllm.conversion import VllmCopies, vllm_name
 from haori.serve.vllm.loop import LoopThread

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import HaoriError, InputError, MismatchError, MissingExtraError, UnavailableError
 from haori.core.settings import settings
-from haori.serve.scheduler import EngineLimits
+from haori.serve.engine.scheduler import EngineLimits
 from haori.serve.vllm.conversion import VllmCopies, allowed_rank
 from haori.serve.vllm.engine import VllmEngine
 from haori.serve.vllm.loop import LoopThread
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from haori.bases import Base
     from haori.library import AdapterFiles
-    from haori.serve.base_files import BaseFiles
+    from haori.serve.models.base_files import BaseFiles
 
 __all__ = ["VllmChoice", "open_vllm"]
 
@@ -139,7 +139,7 @@ def _look_at(base: "Base", tokenizer: Any) -> "tuple[BaseFiles, frozenset[int], 
 
     from haori.bases import end_tokens, load_skeleton, stop_tokens
     from haori.core.errors import BaseError
-    from haori.serve.base_files import BaseFiles
+    from haori.serve.models.base_files import BaseFiles
 
     model: Any = load_skeleton(base)
     if not model.can_generate():

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from haori.serve.constraints import json_rule
+from haori.serve.sampling.constraints import json_rule
 from haori.server.tools.formats import ToolFormat
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Compare methods on one base with the same data and budget."""

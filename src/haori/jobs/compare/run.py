@@ -1,0 +1,251 @@
+"""What the child processes of a comparison do: measure the base; train one run and measure what came of it.
+
+Training comes first, in a fresh process, and its peak memory is read before anything is measured. A run whose training
+is finished (`trained.json`) is not trained again. Knows nothing about the other runs.
+"""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import DataError, TrainingError
+from haori.core.recipe import DataSection, Recipe
+from haori.core.records import DataReference
+from haori.core.storage import make_folder, write_text
+from haori.evaluation import EvaluationResult, evaluate_adapter, general_texts, own_texts, text_losses
+from haori.jobs.compare.records import BaseMeasured, Measured, MeasuredRow, Point, Trained
+
+if TYPE_CHECKING:
+    from haori.bases import Base
+    from haori.data import Conversation
+    from haori.training import TrainedRun
+
+__all__ = ["measure_base", "train_and_measure"]
+
+_Say = Callable[[str], None]
+_Show = Callable[[Any], None]
+_TRAINED = "trained.json"
+
+
+def measure_base(arguments: Mapping[str, Any], say: _Say, show: _Show) -> dict[str, Any]:
+    """Check the data, then measure the bare base; returns `BaseMeasured`.
+
+    Args:
+        arguments: `recipe`, `test` and `general` as in `Plan`.
+        say: Receives lines for the user.
+        show: Unused; a base is not trained.
+
+    Raises:
+        HaoriError: The base, the data, the test rows or the general text cannot be used.
+    """
+    from haori.bases import find_base, load_model, load_tokenizer
+
+    recipe = Recipe.model_validate_json(arguments["recipe"])
+    base = find_base(recipe.base, revision=recipe.revision)
+    tokenizer = load_tokenizer(base)
+    rows, reference = _test_rows(recipe, arguments["test"], tokenizer, base)
+    if arguments["general"] is not None:
+        own_texts(arguments["general"])  # before weights are loaded
+    say(f"Measuring the bare base on {len(rows):,} rows and the general text.")
+    measured = _measure(
+        recipe, load_model(base, dtype=recipe.training.dtype), tokenizer, rows, reference, arguments["general"]
+    )
+    return BaseMeasured(
+        base=base.reference(),
+        parameters=base.parameters,
+        test=reference,
+        measured=measured,
+        notes=_test_notes(recipe, arguments["test"], rows, tokenizer, base),
+        machine=_machine(),
+    ).model_dump(mode="json")
+
+
+def train_and_measure(arguments: Mapping[str, Any], say: _Say, show: _Show) -> dict[str, Any]:
+    """Train one run, unless it is trained already, and measure it if asked.
+
+    Args:
+        arguments: `recipe`; `folder`, where `trained.json` is kept; `measure`, whether to; `test` and `general`.
+        say: Receives lines for the user.
+        show: Receives the progress of the training.
+
+    Returns:
+        `trained`: a `Trained`; `measured`: a `Measured`, or None.
+
+    Raises:
+        HaoriError: Training or measuring failed.
+    """
+    recipe = Recipe.model_validate_json(arguments["recipe"])
+    file = Path(arguments["folder"]) / _TRAINED
+    if file.is_file():
+        trained = Trained.model_validate_json(file.read_bytes())
+    else:
+        trained = _train(recipe, say, show)
+        write_text(make_folder(file.parent) / file.name, trained.model_dump_json(indent=1))
+    measured = (
+        _measure_trained(trained, recipe, arguments["test"], arguments["general"]) if arguments["measure"] else None
+    )
+    return {
+        "trained": trained.model_dump(mode="json"),
+        "measured": measured.model_dump(mode="json") if measured else None,
+    }
+
+
+def _train(recipe: Recipe, say: _Say, show: _Show) -> Trained:
+    from haori.training import train_run
+
+    run = train_run(recipe, say=say, show=show)
+    if run.signal is not None:
+        raise TrainingError(f"The run was stopped by signal {run.signal}.")
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # of a full fine-tuning several times the model
+    resolved = run.recipe
+    assert resolved.optimizer.lr != "auto"
+    model = getattr(run.record, "model", None)
+    return Trained(
+        run=run.record,
+        folder=str(run.folder),
+        adapter=run.record.adapter,
+        model=model,
+        lr=resolved.optimizer.lr,
+        dtype=resolved.training.dtype,
+        method=resolved.method,
+        data=DataReference.model_validate_json((run.folder / "data.json").read_bytes()),
+        size_bytes=_size(run, model),
+        curve=_curve(run.folder),
+    )
+
+
+def _size(run: "TrainedRun", model: str | None) -> int:
+    if run.adapter is not None:
+        return run.adapter.card.size_bytes
+    if model is None:
+        raise TrainingError(f"The run {str(run.folder)!r} left neither an adapter nor a model.")
+    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+
+
+def _curve(folder: Path) -> tuple[Point, ...]:
+    from haori.training.measurements import read_measurements
+
+    lines = read_measurements(folder / "metrics.jsonl")
+    return tuple(
+        Point(epoch=line["epoch"], step=line["step"], loss=line["loss"])
+        for line in lines
+        if line["kind"] == "validation"
+    )
+
+
+def _measure_trained(trained: Trained, recipe: Recipe, test: str | None, general: str | None) -> Measured:
+    """Load what was trained, over the base as it was trained on (in 4 or 8 bits for QLoRA), and measure it."""
+    from haori.adapters.loading import loading_of
+    from haori.bases import find_base, load_model, load_tokenizer
+    from haori.library import Library, attach_files, inspect_adapter
+
+    base = find_base(recipe.base, revision=recipe.revision)
+    tokenizer = load_tokenizer(base)
+    rows, reference = _test_rows(recipe, test, tokenizer, base)
+    if trained.adapter is not None:
+        quantization = loading_of(trained.method, trained.dtype).quantization
+        files = inspect_adapter(Library().get(trained.adapter).path)
+        loaded = load_model(base, dtype=trained.dtype, quantization=quantization)
+        model: Any = attach_files(loaded, files, base_name=base.name)
+    else:
+        assert trained.model is not None
+        model = load_model(find_base(trained.model), dtype=trained.dtype)
+    return _measure(recipe, model, tokenizer, rows, reference, general)
+
+
+def _measure(
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    rows: "Sequence[Conversation]",
+    reference: DataReference,
+    general: str | None,
+) -> Measured:
+    from peft import PeftModel
+
+    from haori.adapters.fused import fuse
+
+    if isinstance(model, PeftModel):
+        fuse(model)  # stock PEFT would cast every adapter's input to fp32, which takes most of the time on a CPU
+    result = evaluate_adapter(
+        model,
+        tokenizer,
+        rows,
+        data_reference=reference,
+        against_base=False,
+        samples=0,
+        control_tokens=recipe.data.control_tokens,
+    )
+    texts = {"shipped": general_texts()}
+    if general is not None:
+        texts["own"] = own_texts(general)
+    losses = {name: text_losses(model, tokenizer, passages) for name, passages in texts.items()}
+    return Measured(rows=_rows(result), labels=result.labels, notes=result.notes, general=losses)
+
+
+def _rows(result: EvaluationResult) -> tuple[MeasuredRow, ...]:
+    return tuple(
+        MeasuredRow(
+            origin=row.origin,
+            reference=row.reference,
+            tokens=row.tokens,
+            nll=row.adapter.nll,
+            label=row.adapter.label,
+            text=row.adapter.text,
+        )
+        for row in result.rows
+    )
+
+
+def _test_rows(
+    recipe: Recipe, test: str | None, tokenizer: Any, base: "Base"
+) -> "tuple[Sequence[Conversation], DataReference]":
+    """Return the rows to score on: the test file, read as the training data are, or the validation rows."""
+    from haori.data import Conversation, load_text, read_conversations
+
+    if test is not None:
+        read_alike = recipe.data.model_dump(exclude={"path", "split", "revision", "validation", "max_rows"})
+        section = DataSection(path=test, **read_alike)
+        rows, report = read_conversations(section)
+        return rows, report.reference()
+    data = load_text(recipe.data, tokenizer, context_length=base.context_length)
+    if not len(data.validation):
+        raise DataError("There are no rows to score on: the recipe holds no validation rows; give a file with --test.")
+    held = [Conversation.from_json(row["conversation"], row["origin"]) for row in data.validation]
+    return held, data.reference()
+
+
+def _test_notes(
+    recipe: Recipe, test: str | None, rows: "Sequence[Conversation]", tokenizer: Any, base: "Base"
+) -> tuple[str, ...]:
+    """Say what speaks against the test rows: they chose the epoch, or were trained on."""
+    from haori.data import Conversation, load_text
+    from haori.data.leaks import find_leaks
+
+    if test is None:
+        return (
+            "The rows scored on are the validation rows, which also chose the best epoch of every run, so all scores "
+            "are somewhat too good; give rows of their own with --test.",
+        )
+    train = load_text(recipe.data, tokenizer, context_length=base.context_length).train
+    seen = (Conversation.from_json(row["conversation"], row["origin"]) for row in train)
+    leaks = find_leaks(rows, seen)
+    if not leaks.exact and not leaks.near:
+        return ()
+    return (
+        f"Of the {len(rows):,} test rows {leaks.exact:,} are in the training data and {leaks.near:,} nearly so: scores "
+        "on them are too good.",
+    )
+
+
+def _machine() -> dict[str, str]:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    packages = {name: version(name) for name in ("torch", "transformers", "peft")}
+    cores = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    return {"device": device, "cores": cores, "python": platform.python_version(), **packages}

@@ -1,0 +1,1 @@
+"""Search over recipe keys, and the learning-rate range test."""

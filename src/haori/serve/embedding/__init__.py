@@ -1,0 +1,1 @@
+"""Texts to vectors with one encoder and any of its adapters."""

@@ -1,0 +1,400 @@
+"""Texts to vectors with one encoder and any of its adapters: requests that come at the same time share batches.
+
+One thread owns the model. In each round it takes texts of the running requests in turn, whatever their adapters are,
+sorts them by length, so that little is padded, and computes them in batches; requests join between rounds, oldest
+first, when their adapters are in memory. Other threads only tokenise. It knows nothing about HTTP.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Never
+
+from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
+from haori.serve.adapters.check import adapter_check
+from haori.serve.adapters.tiers import AdapterTiers, PinnedAdapters, ReadAdapter
+from haori.serve.models.encoder import AdaptedEncoder, Row
+from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from haori.bases import Base
+
+__all__ = ["EmbedderLimits", "EmbedderStatus", "TextEmbedder"]
+
+_POLL_S = 0.05
+_BATCH_TOKENS = 1024  # with padding; MiniLM on a CPU gives fewer tokens/s in larger batches (4096: -15%, 16384: -45%)
+_ROUND_TOKENS = 4 * _BATCH_TOKENS  # what comes meanwhile waits so long
+_MOST_RUNNING = 64
+_PATIENCE_S = 5.0
+_PROBE_S = 1.0  # between two looks whether an embedder that could not compute can
+_NOT_NUMBERS = "The vectors of this request are not numbers; its adapter or strength may be at fault."
+
+
+@dataclass(frozen=True)
+class EmbedderLimits:
+    """What an embedder takes on.
+
+    Attributes:
+        longest: Longest text in tokens.
+        waiting: Most requests that wait.
+        adapter_bytes: Memory for adapters.
+    """
+
+    longest: int
+    waiting: int = 512
+    adapter_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class EmbedderStatus:
+    """How busy an embedder is, and what it has done since it began. It keeps no keys and values and no prefixes."""
+
+    running: int
+    waiting: int
+    running_adapters: tuple[str, ...]
+    waiting_adapters: tuple[str, ...]
+    resident_adapters: tuple[str, ...]
+    adapter_used_bytes: int
+    adapter_total_bytes: int
+    adapter_loads: int
+    adapter_evictions: int
+    batches: int
+    kv_used_bytes: int = 0
+    kv_total_bytes: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+class _Job:
+    """The texts of one request."""
+
+    def __init__(self, rows: Sequence[Row], mix: AdapterMix) -> None:
+        self.rows = rows
+        self.mix = mix
+        self.future: Future[Embedded] = Future()
+        self.left = deque(range(len(rows)))
+        self.began = time.monotonic()
+        self._vectors: dict[int, list[float]] = {}
+
+    @property
+    def cancelled(self) -> bool:
+        return self.future.cancelled()
+
+    def take(self, index: int, vector: list[float]) -> None:
+        self._vectors[index] = vector
+        if len(self._vectors) == len(self.rows) and self._may_end():
+            vectors = [self._vectors[i] for i in range(len(self.rows))]
+            self.future.set_result(Embedded(vectors, [len(row.ids) for row in self.rows]))
+
+    def fail(self, error: BaseException) -> None:
+        self.left.clear()
+        if self._may_end():
+            known = isinstance(error, HaoriError)
+            sentence = f"The texts could not be embedded ({type(error).__name__}: {error})."
+            self.future.set_exception(error if known else HaoriError(sentence))
+
+    def _may_end(self) -> bool:
+        return not self.future.done() and self.future.set_running_or_notify_cancel()
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """One text of a job."""
+
+    job: _Job
+    index: int
+
+    @property
+    def row(self) -> Row:
+        return self.job.rows[self.index]
+
+    @property
+    def length(self) -> int:
+        return len(self.row.ids)
+
+    @property
+    def wanted(self) -> bool:
+        return not self.job.future.done()
+
+
+class TextEmbedder:
+    """Turns texts into vectors; every method may be called from any thread.
+
+    Args:
+        base: What is served.
+        tokenizer: Its tokenizer.
+        encoder: Computes vectors.
+        read_adapter: Reads an adapter from disk, given its content id.
+        limits: What it takes on.
+        prepare_text: Applied to each text before it is tokenised.
+        pinned: Adapters that are never put out of memory once they are in it.
+    """
+
+    def __init__(
+        self,
+        base: "Base",
+        tokenizer: "PreTrainedTokenizerBase",
+        encoder: AdaptedEncoder,
+        read_adapter: ReadAdapter,
+        *,
+        limits: EmbedderLimits,
+        prepare_text: Callable[[str], str] = str.strip,
+        pinned: PinnedAdapters = tuple,
+    ) -> None:
+        self.base, self.tokenizer = base, tokenizer
+        self.limits = limits
+        self.context_length = limits.longest
+        self._encoder = encoder
+        self.check_adapter = adapter_check(encoder.bank, encoder.bank, encoder.dtype, limits.adapter_bytes)
+        self._prepare_text = prepare_text
+        self._tokenizing = threading.Lock()  # tokenizers are not made to be shared
+        self._tiers = AdapterTiers(encoder.bank, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned)
+        self._condition = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._running: list[_Job] = []
+        self._woken = False
+        self._closing = self._ended = False
+        self._failure: str | None = None
+        self._batches = 0
+        self._status = self._look()
+        self._thread = threading.Thread(target=self._work, name="haori-embedder", daemon=True)
+        self._thread.start()
+
+    @property
+    def failure(self) -> str | None:
+        """Say why nothing can be embedded, now or ever again; None while all is well."""
+        return self._failure
+
+    def embed(self, texts: Sequence[str], mix: AdapterMix) -> "Future[Embedded]":
+        """Queue texts; the future gives their vectors, or the HaoriError for which an adapter cannot be served.
+
+        Cancelling the future takes texts that have not been embedded out of the queue.
+
+        Raises:
+            InputError: A text is too long, or there is none.
+            OverloadedError: Too many requests wait.
+            UnavailableError: The embedder has ended on its own.
+        """
+        if not texts:
+            raise InputError("There is no text to embed; give at least one.")
+        job = _Job([Row(ids, mix) for ids in self._tokenize(texts)], mix)
+        with self._condition:
+            if self._closing:
+                raise OverloadedError("The embedder is shutting down.", retry_after_s=5.0)
+            if self._ended:
+                raise UnavailableError(self._failure or "The embedder has ended.")
+            if len(self._waiting) >= self.limits.waiting:
+                raise OverloadedError(
+                    f"{len(self._waiting)} requests are waiting, which is as many as may (--max-queue); try again "
+                    "later.",
+                    retry_after_s=1.0,
+                )
+            self._waiting.append(job)
+            self._woken = True
+            self._condition.notify_all()
+        return job.future
+
+    def submit(self, request: TextRequest, deliver: Deliver) -> Never:
+        """Refuse a request for text: a server asks the same of everything behind it.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(f"The base {self.base.name!r} is an encoder and writes no text; it makes embeddings only.")
+
+    def cancel(self, request_id: str) -> None:
+        """Do nothing: there are no requests for text."""
+
+    pause = resume = cancel
+
+    def status(self) -> EmbedderStatus:
+        """Return how busy it is, as of its last round."""
+        with self._condition:
+            return replace(self._status, waiting=len(self._waiting), waiting_adapters=_adapters(self._waiting))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until every request has ended; False if some have not after `timeout_s`."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._waiting and not self._running, timeout_s)
+
+    def close(self) -> None:
+        """End after the round that runs; requests that wait are refused."""
+        with self._condition:
+            self._closing = True
+            self._woken = True
+            self._condition.notify_all()
+        self._thread.join()
+        self._tiers.close()
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        prepared = [self._prepare_text(text) for text in texts]
+        with self._tokenizing:
+            found: list[list[int]] = self.tokenizer(prepared, truncation=False, padding=False, verbose=False)[
+                "input_ids"
+            ]
+        for number, ids in enumerate(found, start=1):
+            if len(ids) > self.limits.longest:
+                raise InputError(
+                    f"Text {number} has {len(ids):,} tokens; the base {self.base.name!r} embeds at most "
+                    f"{self.limits.longest:,}. Shorten it, or embed it in parts."
+                )
+            if not ids:
+                raise InputError(f"Text {number} has no tokens; give at least one word.")
+        return found
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._woken = True
+            self._condition.notify_all()
+
+    def _work(self) -> None:
+        reason: HaoriError = OverloadedError("The embedder is shutting down.", retry_after_s=5.0)
+        try:
+            while self._wait():
+                if self._failure:
+                    self._failure = self._probe()
+                while self._admit():
+                    self._round()
+        except BaseException as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+            self._failure = f"The embedder has ended ({type(error).__name__}: {error}); start the server again."
+            reason = UnavailableError(self._failure)
+        with self._condition:
+            self._ended = True
+            for job in (*self._running, *self._waiting):
+                job.fail(reason)
+            self._waiting.clear()
+            self._running.clear()
+            self._status = self._look()
+            self._condition.notify_all()
+
+    def _wait(self) -> bool:
+        """Wait until there may be something to do; False when it is time to end."""
+        with self._condition:
+            # A request whose adapter is being read is looked at again when one has landed.
+            pause_s = _POLL_S if self._waiting else _PROBE_S if self._failure else None
+            self._condition.wait_for(lambda: self._woken, pause_s)
+            self._woken = False
+            return not self._closing
+
+    def _admit(self) -> bool:
+        """Let requests join whose adapters are in memory, oldest first; say whether any run."""
+        with self._condition:
+            waiting = [] if self._closing else list(self._waiting)
+        for job in waiting:
+            if len(self._running) >= _MOST_RUNNING:
+                break
+            try:
+                if not job.cancelled and not self._tiers.prepare(job.mix):
+                    if time.monotonic() - job.began > _PATIENCE_S:
+                        break  # those that run may hold all the memory; nobody passes it by any more
+                    continue
+            except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+                self._refuse(job, error)
+                continue
+            if not job.cancelled:
+                self._tiers.acquire(job.mix)
+                self._running.append(job)
+            with self._condition:
+                self._waiting.remove(job)
+        with self._condition:
+            self._status = self._look()
+            self._condition.notify_all()
+        return bool(self._running) and not self._closing
+
+    def _refuse(self, job: _Job, error: BaseException) -> None:
+        with self._condition:
+            self._waiting.remove(job)
+            wanted = _adapters(self._waiting)
+            self._condition.notify_all()
+        job.fail(error)
+        self._tiers.forget_unwanted(wanted)
+
+    def _round(self) -> None:
+        """Embed some texts of the running requests, in turn, so that a long request does not hold up short ones."""
+        chosen: list[_Place] = []
+        turns = deque(job for job in self._running if job.left and not job.cancelled)
+        tokens = 0
+        while turns and tokens < _ROUND_TOKENS:
+            job = turns.popleft()
+            chosen.append(_Place(job, job.left.popleft()))
+            tokens += chosen[-1].length
+            if job.left:
+                turns.append(job)
+        for batch in _batches(sorted(chosen, key=lambda place: place.length, reverse=True)):
+            self._compute(batch)
+        running = [job for job in self._running if job.left and not job.cancelled]
+        for job in self._running:
+            if job not in running:
+                self._tiers.release(job.mix)
+        self._running = running
+        with self._condition:
+            self._status = self._look()
+            self._condition.notify_all()
+
+    def _compute(self, batch: Sequence[_Place]) -> None:
+        """Compute a batch. One that raises is computed again in halves, until the texts at fault are alone."""
+        batch = [place for place in batch if place.wanted]
+        if not batch:
+            return
+        try:
+            vectors = self._encoder.vectors([place.row for place in batch])
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it was, its caller must hear of it and others go on
+            half = len(batch) // 2
+            if half:
+                self._compute(batch[:half])
+                self._compute(batch[half:])
+            else:
+                batch[0].job.fail(error)
+                self._failure = self._probe()
+            return
+        self._batches += 1
+        self._status = self._look()  # before any caller has its answer
+        for place, vector, finite in zip(batch, vectors.tolist(), vectors.isfinite().all(1).tolist(), strict=True):
+            if finite:
+                place.job.take(place.index, vector)
+            else:
+                place.job.fail(HaoriError(_NOT_NUMBERS))
+
+    def _probe(self) -> str | None:
+        """Say why nothing can be computed, not even by the bare base; None if it can."""
+        try:
+            self._encoder.vectors([Row([0], ())])
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is the answer
+            return f"The embedder cannot compute ({type(error).__name__}: {error}); it may have to be started again."
+        return None
+
+    def _look(self) -> EmbedderStatus:
+        """Say how busy it is; on its own thread."""
+        tiers = self._tiers
+        return EmbedderStatus(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            running_adapters=_adapters(self._running),
+            waiting_adapters=_adapters(self._waiting),
+            resident_adapters=tiers.resident,
+            adapter_used_bytes=tiers.used_bytes,
+            adapter_total_bytes=tiers.budget_bytes,
+            adapter_loads=tiers.loads,
+            adapter_evictions=tiers.evictions,
+            batches=self._batches,
+        )
+
+
+def _adapters(jobs: Iterable[_Job]) -> tuple[str, ...]:
+    return tuple(sorted({adapter for job in jobs for adapter, _ in job.mix}))
+
+
+def _batches(places: Sequence[_Place]) -> Iterator[Sequence[_Place]]:
+    """Divide texts, longest first, so that no batch holds too many tokens with its padding."""
+    start = 0
+    while start < len(places):
+        count = max(1, _BATCH_TOKENS // places[start].length)
+        yield places[start : start + count]
+        start += count

@@ -1,0 +1,1 @@
+"""The step loop: which requests run, their queue, their caches."""

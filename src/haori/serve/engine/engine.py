@@ -1,0 +1,328 @@
+"""The text engine: requests join and leave a running batch at every step.
+
+One thread owns the model. Each step it takes in what came since the last one, admits waiting requests in fair turn,
+lets every running sequence go on by a token while prompts are read in chunks beside them, and hands out what was
+said. Other threads only leave requests and cancellations. It knows nothing about HTTP.
+"""
+
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
+from haori.serve.adapters.check import CheckAdapter
+from haori.serve.adapters.tiers import AdapterTiers, PinnedAdapters, ReadAdapter
+from haori.serve.engine.queue_share import check_share
+from haori.serve.engine.runner import Runner
+from haori.serve.engine.scheduler import EngineLimits, Scheduler
+from haori.serve.engine.sequence import Sequence
+from haori.serve.prompt_check import check_prompt
+from haori.serve.request import AdapterMix, Deliver, Sampling, TextRequest
+from haori.serve.sampling.sampler import Constraint, SamplerState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from haori.bases import Base
+    from haori.library import AdapterFiles
+    from haori.serve.sampling.constraints import Constraints
+
+__all__ = ["EngineStatus", "TextEngine"]
+
+_POLL_S = 0.05
+_PROBE_S = 1.0  # between two looks whether an engine that could not compute can
+_FAILURES = 3  # steps on end that raise something on nobody's account
+_ENDED = "The engine has ended."
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """How busy the engine is, and what it has done since it began."""
+
+    running: int
+    waiting: int
+    running_adapters: tuple[str, ...]
+    waiting_adapters: tuple[str, ...]
+    resident_adapters: tuple[str, ...]
+    adapter_used_bytes: int
+    adapter_total_bytes: int
+    kv_used_bytes: int
+    kv_total_bytes: int
+    prefix_queries: int
+    prefix_hits: int
+    prompt_tokens: int
+    generated_tokens: int
+    steps: int
+    preemptions: int
+    adapter_loads: int
+    adapter_evictions: int
+
+
+class TextEngine:
+    """Answers requests with one base and any of its adapters.
+
+    Args:
+        base: What is served.
+        tokenizer: Its tokenizer.
+        runner: Computes logits.
+        read_adapter: Reads an adapter from disk, given its content id.
+        stop_tokens: Ids that end an answer.
+        limits: What it takes on.
+        vocabulary: Width of the logits.
+        pinned: Adapters that are never put out of memory once they are in it.
+        check_adapter: Refuses an adapter before it has a name; None refuses none.
+    """
+
+    def __init__(
+        self,
+        base: "Base",
+        tokenizer: "PreTrainedTokenizerBase",
+        runner: Runner,
+        read_adapter: ReadAdapter,
+        *,
+        stop_tokens: frozenset[int],
+        limits: EngineLimits,
+        vocabulary: int,
+        pinned: PinnedAdapters = tuple,
+        check_adapter: CheckAdapter | None = None,
+    ) -> None:
+        self.base = base
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.context_length = limits.context_length
+        self._runner = runner
+        self._check_adapter = check_adapter
+        self.stop_tokens = stop_tokens
+        self.vocabulary = vocabulary
+        self._tiers = AdapterTiers(runner.bank, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned)
+        self._scheduler = Scheduler(runner, self._tiers, limits, self._forget)
+        self._constraints: Constraints | None = None
+        self._constraints_lock = threading.Lock()
+        self._condition = threading.Condition()
+        self._arrived: list[Sequence] = []
+        self._cancelled: set[str] = set()
+        self._told: dict[str, bool] = {}  # requests that are to pause, or to go on
+        self._paused = 0
+        self._known: dict[str, Sequence] = {}
+        self._woken = False
+        self._closing = False
+        self._ended = False
+        self._failure: str | None = None
+        self._status = self._look()
+        self._thread = threading.Thread(target=self._work, name="haori-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def failure(self) -> str | None:
+        """Say why nothing can be answered, now or ever again; None while all is well."""
+        return self._failure
+
+    def check_adapter(self, files: "AdapterFiles", adapter: str) -> None:
+        """Refuse an adapter that no request could be answered with.
+
+        Raises:
+            HaoriError: It is one.
+        """
+        if self._check_adapter is not None:
+            self._check_adapter(files, adapter)
+
+    def submit(self, request: TextRequest, deliver: Deliver) -> None:
+        """Queue a request. `deliver` is called on the engine's thread, the last time with `finish` set.
+
+        Raises:
+            InputError: The prompt is empty or too long, a token id is none of the model's, or the request's id is in
+                use.
+            OverloadedError: Too many requests wait.
+            UnavailableError: The engine has ended on its own.
+        """
+        check_prompt(request.prompt, self.context_length, self.vocabulary)
+        constraint = self._constraint(request.sampling)
+        sampler = SamplerState(
+            request.sampling, request.prompt, self.vocabulary, self.stop_tokens, constraint=constraint
+        )
+        sequence = Sequence(request, deliver, sampler, self.tokenizer, self.limits.context_length, self.stop_tokens)
+        with self._condition:
+            if self._closing:
+                raise OverloadedError("The engine is shutting down.", retry_after_s=5.0)
+            if self._ended:
+                raise UnavailableError(self._failure or _ENDED)
+            if request.id in self._known:
+                raise InputError(f"A request {request.id!r} is under way already; choose another id.")
+            waiting, paused = self._waiting, self._scheduler.paused
+            queued = (s for s in self._known.values() if s.place is None and s not in paused)
+            own = sum(sequence.request.owner == request.owner for sequence in queued)
+            again = max(1.0, round(waiting / max(self.limits.running, 1)))
+            check_share(request.owner, own, waiting, self.limits.waiting, retry_after_s=again, why="--max-queue")
+            self._known[request.id] = sequence
+            self._arrived.append(sequence)
+            self._woken = True
+            self._condition.notify_all()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before the next step; one that has ended is no error."""
+        with self._condition:
+            if request_id in self._known:
+                self._cancelled.add(request_id)
+                self._woken = True
+                self._condition.notify_all()
+
+    def pause(self, request_id: str) -> None:
+        """Have a request write nothing and hold nothing until `resume`; one that has ended is no error."""
+        self._tell(request_id, paused=True)
+
+    def resume(self, request_id: str) -> None:
+        """Let a request go on; one that was not paused is no error."""
+        self._tell(request_id, paused=False)
+
+    def _tell(self, request_id: str, *, paused: bool) -> None:
+        with self._condition:
+            if request_id in self._known:
+                self._told[request_id] = paused
+                self._woken = True
+                self._condition.notify_all()
+
+    def status(self) -> EngineStatus:
+        """Return how busy the engine is, as of its last step."""
+        with self._condition:
+            return replace(self._status, waiting=self._waiting)
+
+    @property
+    def _waiting(self) -> int:
+        """Requests that wait for a turn; those that are paused wait for their readers."""
+        return max(len(self._known) - self._status.running - self._paused, 0)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until every request has ended; False if some have not after `timeout_s`."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._known, timeout_s)
+
+    def close(self) -> None:
+        """Cancel what runs and free everything."""
+        with self._condition:
+            self._closing = True
+            self._woken = True
+            self._condition.notify_all()
+        self._thread.join()
+        self._tiers.close()
+        if self._constraints is not None:
+            self._constraints.close()
+
+    def prepare_constraints(self) -> None:
+        """Read the tokenizer for schemas and grammars before one is asked for, as running answers would notice it."""
+        with suppress(HaoriError):  # said to whoever asks for one
+            self._constraints_made().read_tokenizer()
+
+    def _constraint(self, sampling: Sampling) -> Constraint | None:
+        if sampling.json_schema is None and sampling.grammar is None:
+            return None
+        return self._constraints_made().of(sampling)
+
+    def _constraints_made(self) -> "Constraints":
+        from haori.serve.sampling.constraints import Constraints
+
+        with self._constraints_lock:
+            if self._constraints is None:
+                self._constraints = Constraints(self.tokenizer, self.vocabulary, self.stop_tokens)
+            return self._constraints
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._woken = True
+            self._condition.notify_all()
+
+    def _work(self) -> None:
+        failures = 0
+        try:
+            while self._take_in():
+                try:
+                    self._scheduler.step()
+                    failures = 0
+                except Exception as error:
+                    failures += 1
+                    if failures == _FAILURES:
+                        raise
+                    for sequence in list(self._scheduler.running):
+                        self._scheduler.fail(sequence, error)
+                    self._scheduler.doubtful = True
+                if self._scheduler.doubtful:
+                    self._failure = self._scheduler.probe()
+        except BaseException as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+            self._failure = f"{_ENDED[:-1]} ({type(error).__name__}: {error}); start the server again."
+        self._end_all()
+
+    def _end_all(self) -> None:
+        with self._condition:
+            self._ended = True  # from here on nobody joins
+            left = list(self._known.values())
+        for sequence in left:
+            with suppress(Exception):
+                if self._closing:
+                    self._scheduler.end(sequence, "cancelled")
+                else:
+                    self._scheduler.end(sequence, "error", self._failure, "outage")
+        with self._condition:
+            self._known.clear()
+            self._condition.notify_all()
+
+    def _take_in(self) -> bool:
+        """Wait for work if there is none; take new requests and cancellations. False when it is time to end."""
+        scheduler = self._scheduler
+        with self._condition:
+            self._status, self._paused = self._look(), len(scheduler.paused)
+            if not scheduler.running:
+                # A request whose adapter is being read is looked at again when one has landed; so is an engine that
+                # could not compute.
+                pause_s = _POLL_S if len(scheduler.waiting) else _PROBE_S if self._failure else None
+                self._condition.wait_for(lambda: self._woken, pause_s)
+            self._woken = False
+            arrived, self._arrived = self._arrived, []
+            cancelled, self._cancelled = self._cancelled, set()
+            gone = [self._known[name] for name in cancelled if name in self._known]
+            told = [(self._known[name], paused) for name, paused in self._told.items() if name in self._known]
+            self._told = {}
+        for sequence in arrived:
+            scheduler.add(sequence)
+        for sequence, paused in told:
+            (scheduler.pause if paused else scheduler.resume)(sequence)
+        for sequence in gone:
+            scheduler.end(sequence, "cancelled")
+        if gone:
+            scheduler.forget_unwanted_adapters()
+        return not self._closing
+
+    def _forget(self, sequence: Sequence) -> None:
+        with self._condition:
+            self._known.pop(sequence.request.id, None)
+            if not self._known:
+                self._condition.notify_all()
+
+    def _look(self) -> EngineStatus:
+        """Say how busy the engine is; on its own thread."""
+        scheduler, tiers, cache = self._scheduler, self._tiers, self._runner.cache
+        counts, prefixes = scheduler.counts, scheduler.prefixes
+        return EngineStatus(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            running_adapters=_adapters(scheduler.running),
+            waiting_adapters=_adapters(scheduler.waiting),
+            resident_adapters=tiers.resident,
+            adapter_used_bytes=tiers.used_bytes,
+            adapter_total_bytes=tiers.budget_bytes,
+            kv_used_bytes=cache.used_bytes,
+            kv_total_bytes=cache.budget_bytes,
+            prefix_queries=prefixes.queries,
+            prefix_hits=prefixes.hits,
+            prompt_tokens=counts["prompt"],
+            generated_tokens=counts["generated"],
+            steps=counts["steps"],
+            preemptions=counts["preemptions"],
+            adapter_loads=tiers.loads,
+            adapter_evictions=tiers.evictions,
+        )
+
+
+def _adapters(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+    mixes: set[AdapterMix] = {sequence.request.adapters for sequence in sequences}
+    return tuple(sorted({adapter for mix in mixes for adapter, _ in mix}))

@@ -1,0 +1,108 @@
+"""One request under way: its tokens, how far the model has read them, and what has been said."""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from haori.serve.detokenise import TextStream
+from haori.serve.request import Deliver, Delta, Fault, Finish, TextRequest, TokenLogprob
+from haori.serve.sampling.prompt_scores import PromptScores
+from haori.serve.sampling.sampler import Choice, SamplerState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Sequence"]
+
+
+class Sequence:
+    """A request with its state.
+
+    Args:
+        request: What was asked.
+        deliver: Takes the pieces of the answer.
+        sampler: Chooses its tokens.
+        tokenizer: Turns them into text.
+        longest: Most tokens of prompt and answer together.
+        stop_tokens: Ids that end an answer and are no part of its text.
+    """
+
+    def __init__(
+        self,
+        request: TextRequest,
+        deliver: Deliver,
+        sampler: SamplerState,
+        tokenizer: "PreTrainedTokenizerBase",
+        longest: int,
+        stop_tokens: frozenset[int],
+    ) -> None:
+        self.request = request
+        self.sampler = sampler
+        self.tokens = list(request.prompt)
+        self.prompt_length = len(request.prompt)
+        wanted, tops = request.sampling.max_tokens, request.sampling.prompt_logprobs
+        self.longest = longest if wanted is None else min(self.prompt_length + wanted, longest)
+        self.scores = None if tops is None else PromptScores(request.prompt, tops)  # until they are told
+        self.place: int | None = None  # number in the runner's cache
+        self.read = 0  # tokens whose keys and values are in the cache
+        self.cached_tokens = 0
+        self.waiting_since = 0.0  # by the monotonic clock
+        self.prefix_kept = False
+        self.ended = False
+        self._stop_tokens = frozenset() if request.sampling.ignore_eos else stop_tokens
+        self._deliver = deliver
+        self._text = TextStream(tokenizer, request.sampling.stop, request.sampling.shown_tokens)
+        self._held: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def decoding(self) -> bool:
+        """Say whether only the newest token has not been read yet."""
+        return self.read == len(self.tokens) - 1
+
+    @property
+    def scoring(self) -> bool:
+        """Say whether the log-probabilities of its prompt are wanted and not all known yet."""
+        return self.scores is not None and not self.scores.complete
+
+    @property
+    def generated(self) -> int:
+        """Return the number of tokens of the answer."""
+        return len(self.tokens) - self.prompt_length
+
+    def take(self, choice: Choice) -> None:
+        """Go on by a token, tell the caller, and notice the end."""
+        if choice.error is not None:
+            self.finish("error", choice.error, choice.fault)
+            return
+        if self.longest == self.prompt_length:
+            self._send("", "length")
+            return
+        self.tokens.append(choice.token)
+        if choice.logprob is not None:
+            self._logprobs.append(choice.logprob)
+        self._held.append(choice.token)
+        text = "" if choice.token in self._stop_tokens else self._text.push(choice.token)
+        if self.sampler.ended or self._text.stopped:
+            self._send(text + self._text.finish(), "stop")
+        elif len(self.tokens) >= self.longest:
+            text += self._text.finish()
+            self._send(text, "stop" if self._text.stopped else "length")
+        elif text:
+            self._send(text, None)
+
+    def finish(self, reason: Finish, error: str | None = None, fault: Fault = "engine") -> None:
+        """End before the answer is complete."""
+        if self.ended:
+            return
+        text = ""
+        with suppress(BaseException):  # the end is told whatever becomes of the rest
+            text = self._text.finish()
+        self._send(text, reason, error, fault)
+
+    def _send(self, text: str, finish: Finish | None, error: str | None = None, fault: Fault = "engine") -> None:
+        self.ended = finish is not None
+        scores = () if self.scores is None or self.scoring else self.scores.found
+        delta = Delta(text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens, fault, scores)
+        self._held, self._logprobs = [], []
+        self.scores = self.scores if self.scoring else None
+        self._deliver(delta)

@@ -1,0 +1,1 @@
+"""The small steps of decoding, in torch and in C."""

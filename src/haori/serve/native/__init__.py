@@ -1,1 +1,0 @@
-"""Decoding kernels in C, compiled on the machine they run on; see `kernels.c`."""

@@ -1,0 +1,1 @@
+"""From logits to the next token: filters, penalties, constraints, log-probabilities."""

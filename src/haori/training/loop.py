@@ -1,0 +1,364 @@
+"""The one training loop: optimizer steps, validation, early stopping, checkpoints, exact resume.
+
+It runs on Accelerate, so one process or many, CPU or GPU, fp32 or mixed precision. A task supplies batches and
+summed losses (see causal_lm.py); nothing else in the package calls `backward`. The loop knows nothing about
+where data or adapters are kept.
+
+Gradient of a step: sum of token losses of all its micro-batches on all processes, divided by the number of
+labelled tokens among them.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from haori.adapters.behaviour import Behaviour
+from haori.adapters.methods import behaviour_of
+from haori.core.errors import TrainingError
+from haori.core.free_memory import release_free_memory
+from haori.core.recipe import Recipe
+from haori.training.batches import Step, count_steps, epoch_steps, fixed_batches, share_of_process
+from haori.training.causal_lm import Batch, CausalLM
+from haori.training.checkpoint import (
+    Position,
+    load_behaviour,
+    load_checkpoint,
+    load_trained,
+    prune,
+    random_states,
+    save_checkpoint,
+)
+from haori.training.lanes import Lanes, lanes_for
+from haori.training.measurements import Measurements
+from haori.training.memory import peak_memory_bytes
+from haori.training.schedule import rate_at
+from haori.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Loop", "Progress"]
+
+_NO_LABEL = -100
+_STEPS_BETWEEN_RELEASES = (
+    8  # what is given back must be asked for again, page by page: after each step that takes a tenth
+)
+
+
+class Progress(NamedTuple):
+    """What a progress display shows after a step or validation."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float | None
+    validation_loss: float | None
+    tokens_per_s: float
+    peak_memory_bytes: int
+
+
+class Loop:
+    """Trains one adapter, or a whole model; `run` returns where it ended, with the best weights in the model."""
+
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        model: torch.nn.Module,
+        train: CausalLM,
+        validation: CausalLM | None,
+        recipe: Recipe,
+        run_folder: Path,
+        measurements: Measurements,
+        base_name: str,
+        show: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.total_steps = count_steps(train.lengths, recipe.training)
+        self.behaviour = behaviour_of(model, recipe.method, self.total_steps)
+        self.optimizer = build_optimizer(self.behaviour, recipe)
+        self.trainable_parameters = sum(
+            p.numel() for p in self._parameters()
+        )  # a method may cut or add some at the end
+        self.wrapped: Any
+        self.wrapped, self.prepared_optimizer = accelerator.prepare(model, self.optimizer)
+        self.train, self.validation = train, validation
+        self.recipe, self.run_folder, self.measurements = recipe, run_folder, measurements
+        self.base_name, self.show = base_name, show
+        self.position = Position()
+        self.stopped_early = False
+        self.stopped_by: int | None = None
+        self._plan: tuple[int, list[Step]] = (-1, [])
+        self._found_lanes: Lanes | None = None
+        self._lanes_decided = False
+        settings = recipe.training
+        assert settings.epochs != "auto"
+        self.epochs = settings.epochs
+
+    def plan(self, epoch: int) -> list[Step]:
+        """Return the steps of an epoch (the last one asked for is remembered)."""
+        if self._plan[0] != epoch:
+            self._plan = (epoch, epoch_steps(self.train.lengths, self.recipe.training, epoch))
+        return self._plan[1]
+
+    def restore(self, checkpoint: Path) -> Position:
+        """Bring model, optimizer, method and random state to those of a checkpoint, and return its position."""
+        accelerator = self.accelerator
+        return load_checkpoint(
+            checkpoint, self.model, self.optimizer, self.behaviour,
+            process=accelerator.process_index, scaler=accelerator.scaler,
+        )  # fmt: skip
+
+    def run(self, stop: StopRequest, position: Position | None = None) -> Position:
+        """Train from `position` (already restored into model and optimizer) or from the start.
+
+        Raises:
+            TrainingError: Loss or gradient is not finite; the rows are named.
+        """
+        if position is None:
+            self.validate(first=True)
+        else:
+            self.position = position
+        while not self._stops(stop) and not self._finished():
+            steps = self.plan(self.position.epoch)
+            marks = self._validation_marks(len(steps))
+            for index in range(self.position.step_in_epoch, len(steps)):
+                self.step(steps[index], last_of_epoch=index + 1 == len(steps))
+                stops = self._stops(stop)
+                if index + 1 in marks or self.position.step == self.total_steps:
+                    self.validate()
+                    self.save()
+                elif stops or self._due():
+                    self.save()
+                if stops or self._finished():
+                    break
+        if self.stopped_by is None:
+            self._restore_best()
+            self.behaviour.finish()
+        return self.position
+
+    def step(self, step: Step, *, last_of_epoch: bool) -> None:
+        """Do one optimizer step and move the position."""
+        started = time.perf_counter()
+        before = self.position
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate_of(group)
+        loss, trained, tokens, penalty = self._forward_backward(step)
+        norm = float(self.accelerator.clip_grad_norm_(self._parameters(), self.recipe.optimizer.max_grad_norm))
+        if not math.isfinite(norm) and self.accelerator.mixed_precision != "fp16":
+            rows = [row for micro in step for row in micro]
+            raise TrainingError(self._not_finite("gradient norm", norm, rows))
+        self.prepared_optimizer.step()
+        self.behaviour.after_step(before.step + 1)
+        self.prepared_optimizer.zero_grad()
+        if self.accelerator.device.type == "cpu" and self.position.step % _STEPS_BETWEEN_RELEASES == 0:
+            release_free_memory()
+        seconds = time.perf_counter() - started
+        self.position = before.with_fields(
+            step=before.step + 1,
+            epoch=before.epoch + last_of_epoch,
+            step_in_epoch=0 if last_of_epoch else before.step_in_epoch + 1,
+            tokens=before.tokens + tokens,
+            seconds=before.seconds + seconds,
+            epoch_loss=before.epoch_loss + loss,
+            epoch_tokens=before.epoch_tokens + trained,
+        )
+        mean = loss / max(1, trained)
+        rate = rate_at(before.step, self.total_steps, self._peak_rate(), self.recipe.schedule)
+        self.measurements.add(
+            "train", self.position.step, epoch=self.epochs_done(), loss=mean, lr=rate, grad_norm=norm, tokens=tokens,
+            trained_tokens=trained, seconds=seconds, **({} if penalty is None else {"penalty": penalty}),
+        )  # fmt: skip
+        self._report(mean, None, tokens / seconds)
+
+    def validate(self, *, first: bool = False) -> None:
+        """Measure validation loss, note whether it is the best so far, and reset the stretch's training loss."""
+        before = self.position
+        train_loss = before.epoch_loss / before.epoch_tokens if before.epoch_tokens else None
+        changes: dict[str, Any] = {"epoch_loss": 0.0, "epoch_tokens": 0}
+        loss = self._validation_loss()
+        if loss is None:
+            changes |= {"best_step": before.step, "best_epoch": math.ceil(self.epochs_done())}
+        else:
+            figures = {} if train_loss is None else {"train_loss": train_loss}
+            self.measurements.add("validation", before.step, epoch=self.epochs_done(), loss=loss, **figures)
+            counts = not first and self.behaviour.settled(before.step)
+            if counts and (before.best_loss is None or loss < before.best_loss):
+                changes |= {"best_loss": loss, "best_step": before.step, "bad_validations": 0}
+                changes |= {"best_epoch": math.ceil(self.epochs_done())}
+            elif counts:
+                changes |= {"bad_validations": before.bad_validations + 1}
+            self._report(None, loss, 0.0)
+        self.position = before.with_fields(**changes)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present position."""
+        random = random_states(self.accelerator)
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.run_folder / "checkpoints", self.model, self.optimizer, self.behaviour, self.position,
+                self.base_name, random, self.accelerator.scaler,
+            )  # fmt: skip
+            prune(self.run_folder, self.recipe.training.keep_checkpoints, self.position.best_step)
+        self.accelerator.wait_for_everyone()
+
+    def epochs_done(self) -> float:
+        """Return epochs completed, with the fraction of the present one."""
+        position = self.position
+        return position.epoch + position.step_in_epoch / max(1, len(self.plan(position.epoch)))
+
+    def _forward_backward(self, step: Step) -> tuple[float, int, int, float | None]:
+        """Accumulate the gradient of a step; return its summed loss, labelled tokens, tokens and penalty.
+
+        Every process computes the same penalty, and exchanging gradients takes their mean: it counts once.
+        """
+        accelerator = self.accelerator
+        turns = share_of_process(step, accelerator.process_index, accelerator.num_processes)
+        batches = [self._batch(turn, step) for turn in turns]
+        counts = torch.tensor(
+            [[int((b.labels[:, 1:] != _NO_LABEL).sum()), int(b.attention_mask.sum())] for b in batches],
+            device=accelerator.device,
+        ).sum(0)
+        trained, tokens = (int(n) for n in accelerator.reduce(counts, "sum"))
+        self.wrapped.train()
+        summed = torch.zeros((), device=accelerator.device)
+        penalty: torch.Tensor | None = None
+        bad: list[int] = []
+        lanes = self._lanes()
+        for index, batch in enumerate(batches):
+            last = index + 1 == len(batches)
+            context = nullcontext() if last else accelerator.no_sync(self.wrapped)
+            with context:
+                share = accelerator.num_processes / max(1, trained)
+                if lanes is not None and len(batch.rows) > 1:
+                    loss = lanes.backward(self.wrapped, batch, share)
+                else:
+                    loss = CausalLM.loss(self.wrapped, batch)
+                if not torch.isfinite(loss.each).all():
+                    bad += [batch.rows[i] for i in set(loss.row_of[~torch.isfinite(loss.each)].tolist())]
+                goals = [loss.total * share] if loss.total.requires_grad else []
+                if index == 0 and (penalty := self.behaviour.penalty()) is not None:
+                    goals.append(penalty)
+                if goals:
+                    accelerator.backward(sum(goals[1:], goals[0]))
+            summed += loss.total.detach()
+        total = float(accelerator.reduce(summed, "sum"))
+        if bad or not math.isfinite(total):  # all processes see it in the sum, and stop together
+            raise TrainingError(self._not_finite("loss", total, sorted(bad)))
+        extra = None if penalty is None else float(penalty.detach())
+        return total, trained, tokens, extra
+
+    def _lanes(self) -> Lanes | None:
+        """Return the lanes of this run; decided at its first step, when the model is on the path it trains on."""
+        if not self._lanes_decided:
+            recomputes = self.recipe.training.gradient_checkpointing
+            self._found_lanes = lanes_for(self.accelerator, self.model, recomputes=recomputes)
+            self._lanes_decided = True
+        return self._found_lanes
+
+    def _batch(self, rows: list[int] | None, step: Step) -> Batch:
+        batch = self.train.batch(rows or step[0], self.accelerator.device)
+        return batch if rows is not None else batch._replace(labels=torch.full_like(batch.labels, _NO_LABEL))
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float | None:
+        if self.validation is None or not len(self.validation.data):
+            return None
+        self.wrapped.eval()
+        budget = self.recipe.training.micro_batch_tokens
+        assert budget != "auto"
+        batches = fixed_batches(self.validation.lengths, budget)
+        sums = torch.zeros(2, dtype=torch.float64)
+        for rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
+            loss = CausalLM.loss(self.wrapped, self.validation.batch(rows, self.accelerator.device))
+            sums += torch.tensor([float(loss.total), loss.tokens], dtype=torch.float64)
+        total, tokens = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").tolist()
+        if not math.isfinite(total):
+            raise TrainingError(f"The validation loss became {total} at step {self.position.step}; lower optimizer.lr.")
+        return float(total / tokens)
+
+    def _validation_marks(self, steps: int) -> set[int]:
+        wanted = self.recipe.training.evaluations_per_epoch
+        assert wanted != "auto"
+        count = min(steps, wanted)
+        return {math.ceil(steps * (k + 1) / count) for k in range(count)}
+
+    def _stops(self, stop: StopRequest) -> bool:
+        """Say whether to stop; a signal may reach one of several processes only, and all stop at the same step."""
+        asked = (stop.signal or signal.SIGTERM) if stop else 0
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor([asked], device=self.accelerator.device)
+            asked = int(self.accelerator.gather(mine).max())
+        self.stopped_by = self.stopped_by or asked or None
+        return self.stopped_by is not None
+
+    def _finished(self) -> bool:
+        position = self.position
+        over = position.step >= self.total_steps or position.epoch >= self.epochs
+        self.stopped_early = not over and position.bad_validations >= self.recipe.training.patience
+        return over or self.stopped_early
+
+    def _due(self) -> bool:
+        every = self.recipe.training.save_every
+        return every is not None and self.position.step % every == 0
+
+    def _restore_best(self) -> None:
+        best = self.position.best_step
+        if best is not None and best != self.position.step:
+            folder = self.run_folder / "checkpoints" / f"step-{best:08d}"
+            load_trained(folder, self.model)
+            load_behaviour(folder, self.behaviour)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _rate_of(self, group: dict[str, Any]) -> float:
+        """Return a group's learning rate: of its own peak, or of a factor on the recipe's."""
+        peak = group["lr_peak"] if "lr_peak" in group else self._peak_rate() * group["rate"]
+        return rate_at(self.position.step, self.total_steps, peak, self.recipe.schedule)
+
+    def _peak_rate(self) -> float:
+        rate = self.recipe.optimizer.lr
+        assert rate != "auto"
+        return rate
+
+    def _not_finite(self, what: str, value: float, rows: list[int]) -> str:
+        where = ", ".join(self.train.origins(rows[:5])) if rows else "rows of another process"
+        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        return (
+            f"The {what} became {value} at step {self.position.step + 1} in {where}{more}; "
+            f"look at these rows or lower optimizer.lr (now {self._peak_rate():g})."
+        )
+
+    def _report(self, loss: float | None, validation_loss: float | None, tokens_per_s: float) -> None:
+        memory = peak_memory_bytes(self.accelerator.device.type)
+        self.show(
+            Progress(
+                self.position.step,
+                self.total_steps,
+                self.epochs_done(),
+                loss,
+                validation_loss,
+                tokens_per_s,
+                memory,
+            )
+        )
+
+
+def build_optimizer(behaviour: Behaviour, recipe: Recipe) -> torch.optim.AdamW:
+    """Return AdamW over the parameter groups of a method."""
+    section = recipe.optimizer
+    assert section.lr != "auto"
+    return torch.optim.AdamW(
+        behaviour.parameter_groups(section.weight_decay),
+        lr=section.lr,
+        betas=(section.beta1, section.beta2),
+        eps=section.eps,
+        weight_decay=section.weight_decay,
+    )

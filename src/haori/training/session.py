@@ -1,0 +1,195 @@
+"""The part of a run that holds a model: load, train, save what was trained, and leave only figures behind."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from haori.adapters.rank_map import draw_ranks
+from haori.core.records import RunRecord, now
+from haori.training.advice import advise, outcome_of
+from haori.training.checkpoint import Position
+from haori.training.diagnosis import Validation, diagnose
+from haori.training.fast_path import fast_path
+from haori.training.finish import LiveProbes, save_final
+from haori.training.loop import Loop, Progress
+from haori.training.measurements import Measurements, draw_losses
+from haori.training.memory import peak_memory_bytes
+from haori.training.out_of_memory import explaining_memory
+from haori.training.preparation import Prepared, adapted_model, total_parameters
+from haori.training.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+__all__ = ["Trained", "opened_loop", "train_prepared"]
+
+_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class Trained(NamedTuple):
+    """The end of training, without the live model."""
+
+    record: RunRecord
+    live: LiveProbes | None
+    signal: int | None
+
+
+def train_prepared(
+    prepared: Prepared,
+    folder: Path,
+    checkpoint: Path | None,
+    started: str,
+    say: Callable[[str], None],
+    show: Callable[[Progress], None],
+) -> Trained:
+    """Train from a checkpoint or from the start, and write `adapter/` or `model/` unless a signal stopped it.
+
+    Raises:
+        TrainingError: It could not go on; where memory ran out, the sentence says what would help.
+    """
+    with explaining_memory(prepared) as watched:
+        accelerator = _accelerator(prepared, folder)
+        model = _seeded_model(prepared, accelerator)
+        loop = _loop(accelerator, model, prepared, folder, checkpoint, show)
+        watched.model, watched.loop = model, loop
+        with stop_on_signals() as stop, fast_path(model, mixed=accelerator.mixed_precision != "no", say=say):
+            # Last of all, since it sets the random state, and trying the fast path may use up random numbers.
+            position = loop.restore(checkpoint) if checkpoint else None
+            if position is not None:
+                say(f"Resuming after step {position.step} of {loop.total_steps}.")
+            ended = loop.run(stop, position)
+        stopped_by = loop.stopped_by or stop.signal  # the latter came after the last step; resuming ends the run
+        record = _record(prepared, loop, ended, started, "stopped" if stopped_by else "finished")
+        live = None
+        if accelerator.is_main_process and stopped_by is None:
+            draw_losses(loop.measurements, folder / "loss.png", ended.best_step, f"{prepared.recipe.name}: loss")
+            start = getattr(prepared.recipe.method, "rank", None)
+            if record.ranks and isinstance(start, int):
+                draw_ranks(record.ranks, start, folder / "ranks.png", f"{prepared.recipe.name}: ranks")
+            live = save_final(accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False), prepared, folder)
+            found = outcome_of(prepared.recipe, len(prepared.data.train), loop.measurements, folder / "adapter")
+            record = record.with_fields(advice=advise(found))
+        accelerator.end_training()
+        accelerator.free_memory()
+        watched.forget()
+        return Trained(record, live, stopped_by)
+
+
+@contextmanager
+def opened_loop(prepared: Prepared, folder: Path) -> Iterator[Loop]:
+    """Yield the loop of a fresh run before its first step, for tests of a recipe that keep nothing but figures."""
+    with explaining_memory(prepared) as watched:
+        accelerator = _accelerator(prepared, folder)
+        model = _seeded_model(prepared, accelerator)
+        loop = _loop(accelerator, model, prepared, folder, None, lambda _: None)
+        watched.model, watched.loop = model, loop
+        with fast_path(model, mixed=accelerator.mixed_precision != "no"):
+            yield loop
+    accelerator.free_memory()
+
+
+def _accelerator(prepared: Prepared, folder: Path) -> "Accelerator":
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    training = prepared.recipe.training
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    accelerator = Accelerator(
+        cpu=prepared.device == "cpu",
+        mixed_precision=_PRECISION[training.dtype],
+        log_with=list(training.trackers) or None,
+        project_dir=str(folder),
+    )
+    if training.trackers:
+        accelerator.init_trackers(
+            "haori", {"name": prepared.recipe.name, **_flat(prepared.recipe.model_dump(mode="json"))}
+        )
+    return accelerator
+
+
+def _seeded_model(prepared: Prepared, accelerator: "Accelerator") -> "nn.Module":
+    from accelerate.utils import set_seed
+
+    model = adapted_model(prepared, str(accelerator.device))
+    set_seed(prepared.recipe.training.seed + accelerator.process_index)
+    return model
+
+
+def _loop(
+    accelerator: "Accelerator",
+    model: "nn.Module",
+    prepared: Prepared,
+    folder: Path,
+    checkpoint: Path | None,
+    show: Callable[[Progress], None],
+) -> Loop:
+    from haori.training.causal_lm import CausalLM
+
+    pad = prepared.tokenizer.pad_token_id
+    done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+    measurements = Measurements(
+        folder / "metrics.jsonl",
+        accelerator if prepared.recipe.training.trackers else None,
+        done,
+        write=accelerator.is_main_process,
+    )
+    return Loop(
+        accelerator,
+        model,
+        CausalLM(prepared.data.train, pad),
+        CausalLM(prepared.data.validation, pad) if len(prepared.data.validation) else None,
+        prepared.recipe,
+        folder,
+        measurements,
+        prepared.base.name,
+        show,
+    )
+
+
+def _record(prepared: Prepared, loop: Loop, ended: Position, started: str, status: str) -> RunRecord:
+    validations = loop.measurements.series("validation")
+    steps = loop.measurements.series("train")
+    limit = prepared.recipe.optimizer.max_grad_norm
+    initial = validations[0]["loss"] if validations else None
+    diagnosis = diagnose(
+        initial if initial is not None else float("nan"),
+        [Validation(v["epoch"], v["loss"], v.get("train_loss", v["loss"])) for v in validations[1:]],
+        [line["loss"] for line in steps],
+        sum(line["grad_norm"] > limit for line in steps) / max(1, len(steps)),
+    )
+    trainable = loop.trainable_parameters
+    return RunRecord.model_validate(
+        {
+            "name": prepared.recipe.name,
+            "status": status,
+            "started": started,
+            "ended": now(),
+            "steps": ended.step,
+            "epochs": loop.epochs_done(),
+            "best_step": ended.best_step,
+            "best_epoch": ended.best_epoch,
+            "train_loss": sum(line["loss"] for line in steps[-10:]) / max(1, len(steps[-10:])) if steps else None,
+            "validation_loss": ended.best_loss,
+            "initial_validation_loss": initial,
+            "tokens": ended.tokens,
+            "seconds": ended.seconds,
+            "peak_memory_bytes": peak_memory_bytes(prepared.device),
+            "processes": loop.accelerator.num_processes,
+            "trainable_parameters": trainable,
+            "total_parameters": total_parameters(prepared, trainable),
+            "ranks": loop.behaviour.ranks() if status == "finished" else {},
+            "diagnosis": diagnosis if status == "finished" else (),
+        }
+    )
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
