@@ -81,8 +81,8 @@ def open_engine_on(device: str, base: "Base", root: Path, in_flight: int) -> "Te
     from haori.library import inspect_adapter
     from haori.serve import EngineLimits
     from haori.serve.adapters.weights import read_adapter_weights
-    from haori.serve.models.base_files import BaseFiles
     from haori.serve.engine.engine import TextEngine
+    from haori.serve.models.base_files import BaseFiles
     from haori.serve.models.llama_plan import plan_llama
     from haori.serve.models.llama_runner import LlamaRunner
     from haori.serve.models.llama_weights import lay_out_llama

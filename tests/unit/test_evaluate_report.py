@@ -15,7 +15,6 @@ from rich.console import Console
 from haori.core.errors import StorageError
 from haori.core.records import BaseReference, DataReference, Fingerprint, Metric
 from haori.evaluation import plots
-from haori.evaluation.metrics import KINDS
 from haori.evaluation.report import render_html, write_report
 from haori.evaluation.result import (
     Answer,
@@ -28,6 +27,7 @@ from haori.evaluation.result import (
     metric_lines,
 )
 from haori.evaluation.show import show_result
+from haori.metrics.kinds import KINDS
 
 EVIL = "<script>alert('x')</script> [bold]& \"q\""
 

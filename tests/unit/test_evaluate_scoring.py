@@ -9,7 +9,7 @@ import torch
 from haori.core.errors import VerificationError
 from haori.data import Conversation, render_prompt, render_row
 from haori.evaluation import scoring
-from haori.evaluation.metrics import perplexity
+from haori.metrics.likelihood import perplexity
 
 QUESTIONS = [
     "Good?",

@@ -32,7 +32,9 @@ def test_every_exported_name_exists(name: str):
         _ = package.no_such_name
 
 
-@pytest.mark.parametrize("name", ["haori", "haori.core.recipe", "haori.core.records", "haori.cli.app", *PACKAGES])
+@pytest.mark.parametrize(
+    "name", ["haori", "haori.core.recipe", "haori.core.records", "haori.metrics.kinds", "haori.cli.app", *PACKAGES]
+)
 def test_importing_loads_nothing_heavy(name: str):
     heavy = "torch,transformers,peft,datasets,numpy,pandas,matplotlib,sklearn,sqlalchemy,accelerate,fastapi"
     code = f"import sys, {name}; sys.exit(','.join(m for m in '{heavy}'.split(',') if m in sys.modules))"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from haori.evaluation.sums import Array, Sums
+from haori.metrics.statistics import Array, Sums
 
 __all__ = ["RESAMPLES", "Interval", "Intervals", "McNemar", "intervals", "mcnemar"]
 

@@ -18,7 +18,8 @@ from haori.core.records import Record
 from haori.data import read_conversations
 from haori.evaluation.bootstrap import intervals
 from haori.evaluation.examples import context_length
-from haori.evaluation.sums import loss_sums, mean_of
+from haori.metrics.likelihood import loss_sums
+from haori.metrics.statistics import mean_of
 
 __all__ = [
     "Change",

@@ -13,7 +13,6 @@ from torch import nn
 
 from haori.bases import generate
 from haori.core.records import Metric
-from haori.evaluation import metrics, sums
 from haori.evaluation.bootstrap import RESAMPLES, intervals, mcnemar
 from haori.evaluation.examples import Example, context_length
 from haori.evaluation.labels import label_tokens
@@ -21,6 +20,10 @@ from haori.evaluation.progress import progress_bar
 from haori.evaluation.result import Confusion
 from haori.evaluation.scoring import batches, default_budget, score_labels, score_rows
 from haori.evaluation.systems import Both, Systems
+from haori.metrics.labels import accuracy, confusion_matrix, f1, f1_sums
+from haori.metrics.likelihood import perplexity, perplexity_sums
+from haori.metrics.statistics import Array, Sums, mean_sums
+from haori.metrics.text import NORMALISATION, bleu, bleu_sums, chrf, chrf_sums, exact_match
 
 __all__ = ["Group", "Part", "Writer", "measure_generation", "measure_labels", "measure_perplexity"]
 
@@ -45,7 +48,7 @@ class Group:
     notes: list[str] = field(default_factory=list)
     confusion: Confusion | None = None
 
-    def add(self, name: str, values: Both[float], rows: Both[sums.Sums], seed: int) -> None:
+    def add(self, name: str, values: Both[float], rows: Both[Sums], seed: int) -> None:
         """Add a metric: its values as the libraries give them, its intervals by bootstrap over `rows`."""
         found = intervals(rows.adapter, rows.base, resamples=RESAMPLES, seed=seed)
         low, high = found.value if found else (None, None)
@@ -117,13 +120,13 @@ def measure_labels(
     references = [str(example.reference) for example in examples]
     group = Group(answers)
     right = _both(answers, lambda given: np.array(given) == np.array(references))
-    accuracies = _both(answers, lambda given: metrics.accuracy(given, references))
-    group.add("accuracy", accuracies, _both(right, sums.mean_sums), seed)
-    macro = _both(answers, lambda given: metrics.f1(given, references, labels, "macro"))
-    group.add("macro_f1", macro, _both(answers, lambda given: sums.f1_sums(given, references, labels)), seed)
-    micro = _both(answers, lambda given: metrics.f1(given, references, labels, "micro"))
-    group.add("micro_f1", micro, _both(right, sums.mean_sums), seed)
-    matrices = _both(answers, lambda given: metrics.confusion_matrix(given, references, labels))
+    accuracies = _both(answers, lambda given: accuracy(given, references))
+    group.add("accuracy", accuracies, _both(right, mean_sums), seed)
+    macro = _both(answers, lambda given: f1(given, references, labels, "macro"))
+    group.add("macro_f1", macro, _both(answers, lambda given: f1_sums(given, references, labels)), seed)
+    micro = _both(answers, lambda given: f1(given, references, labels, "micro"))
+    group.add("micro_f1", micro, _both(right, mean_sums), seed)
+    matrices = _both(answers, lambda given: confusion_matrix(given, references, labels))
     group.confusion = Confusion(matrices.adapter, matrices.base)
     group.notes = _label_notes(labels, tokens.with_end, right)
     return group
@@ -136,8 +139,8 @@ def measure_perplexity(systems: Systems, examples: Sequence[Example], seed: int)
     group = Group(_both(scores, lambda found: found.nll.tolist()))
     group.add(
         "perplexity",
-        _both(scores, lambda found: metrics.perplexity(found.nll, found.tokens)),
-        _both(scores, lambda found: sums.perplexity_sums(found.nll, found.tokens)),
+        _both(scores, lambda found: perplexity(found.nll, found.tokens)),
+        _both(scores, lambda found: perplexity_sums(found.nll, found.tokens)),
         seed,
     )
     tokens = int(scores.adapter.tokens.sum())
@@ -152,19 +155,19 @@ def measure_generation(writer: Writer, examples: Sequence[Example], seed: int) -
     references = [str(example.reference) for example in examples]
     answers = writer.write(examples, "Answers")
     group = Group(answers)
-    equal = _both(answers, lambda given: metrics.exact_match(given, references))
-    group.add("exact_match", _both(equal, lambda row: float(row.mean())), _both(equal, sums.mean_sums), seed)
-    bleu = _both(answers, lambda given: metrics.bleu(given, references))
-    bleu_rows = _both(answers, lambda given: sums.bleu_sums(given, references))
-    group.add("bleu", _both(bleu, lambda score: score.value), bleu_rows, seed)
-    chrf = _both(answers, lambda given: metrics.chrf(given, references))
-    chrf_rows = _both(answers, lambda given: sums.chrf_sums(given, references))
-    group.add("chrf", _both(chrf, lambda score: score.value), chrf_rows, seed)
+    equal = _both(answers, lambda given: exact_match(given, references))
+    group.add("exact_match", _both(equal, lambda row: float(row.mean())), _both(equal, mean_sums), seed)
+    bleu_scores = _both(answers, lambda given: bleu(given, references))
+    bleu_rows = _both(answers, lambda given: bleu_sums(given, references))
+    group.add("bleu", _both(bleu_scores, lambda score: score.value), bleu_rows, seed)
+    chrf_scores = _both(answers, lambda given: chrf(given, references))
+    chrf_rows = _both(answers, lambda given: chrf_sums(given, references))
+    group.add("chrf", _both(chrf_scores, lambda score: score.value), chrf_rows, seed)
     group.notes = [
         f"Generated answers are greedy, at most {writer.max_new_tokens} tokens long, and cut there.",
-        f"Exact match compares after normalisation: {metrics.NORMALISATION}.",
-        f"BLEU by sacrebleu: {bleu.adapter.signature}. It is 0 where no answer is four words long.",
-        f"chrF by sacrebleu: {chrf.adapter.signature}.",
+        f"Exact match compares after normalisation: {NORMALISATION}.",
+        f"BLEU by sacrebleu: {bleu_scores.adapter.signature}. It is 0 where no answer is four words long.",
+        f"chrF by sacrebleu: {chrf_scores.adapter.signature}.",
         *_no_width_notes("exact match", equal.adapter),
     ]
     return group
@@ -190,7 +193,7 @@ def _label_notes(labels: Sequence[str], with_end: bool, right: Both[Any]) -> lis
     return notes + _no_width_notes("accuracy", right.adapter)
 
 
-def _no_width_notes(title: str, right: sums.Array) -> list[str]:
+def _no_width_notes(title: str, right: Array) -> list[str]:
     """Warn where all rows came out alike: a bootstrap then knows no uncertainty."""
     if right.any() and not right.all():
         return []

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from haori.core.hashing import short
 from haori.core.records import Metric
 from haori.core.storage import make_folder, write_text
-from haori.evaluation.metrics import KINDS, Kind
 from haori.evaluation.plots import Dot, DotRow, difference_histogram, dot_plot
 from haori.evaluation.result import EvaluationResult, headline, metric_lines
+from haori.metrics.kinds import KINDS, Kind
 
 __all__ = ["render_html", "write_report"]
 

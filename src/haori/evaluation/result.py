@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from haori.core.records import BaseReference, DataReference, Evaluation, Metric, now
-from haori.evaluation.metrics import KINDS, Kind
+from haori.metrics.kinds import KINDS, Kind
 
 __all__ = [
     "Answer",
@@ -89,7 +89,7 @@ class EvaluationResult:
         against: Name of the base it was compared with, if it was.
         base: Identity of the base, if the caller gave it.
         data: The dataset.
-        metrics: Metrics by name; `metrics.KINDS` says how each is read.
+        metrics: Metrics by name; `haori.metrics.kinds.KINDS` says how each is read.
         base_intervals: 95% interval of the base's own figure, where it was compared.
         labels: The label set of a label task, else empty.
         confusion: Confusion matrices of a label task.

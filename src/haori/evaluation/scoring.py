@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from haori.core.errors import VerificationError
 from haori.evaluation.progress import progress_bar
-from haori.evaluation.sums import Array
+from haori.metrics.statistics import Array
 
 __all__ = [
     "RowScores",

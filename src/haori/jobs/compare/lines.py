@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from haori.evaluation.metrics import KINDS
 from haori.evaluation.result import figure, interval_of
 from haori.jobs.compare.recipes import BASE
 from haori.jobs.compare.records import Comparison, Cost, MethodResult, Score
 from haori.jobs.compare.scores import main_metric
+from haori.metrics.kinds import KINDS
 
 __all__ = ["TITLES", "CostLine", "ScoreLine", "cost_lines", "forgetting_cell", "headline", "metrics_of", "score_lines"]
 

@@ -8,11 +8,11 @@ from importlib.resources import files
 from markupsafe import Markup
 
 from haori.core.hashing import short
-from haori.evaluation.metrics import KINDS, Kind
 from haori.jobs.compare.lines import TITLES, cost_lines, forgetting_cell, headline, metrics_of, score_lines
 from haori.jobs.compare.plots import Bar, Curve, Place, bars, curves, scatter
 from haori.jobs.compare.recipes import BASE
 from haori.jobs.compare.records import Comparison, MethodResult
+from haori.metrics.kinds import KINDS, Kind
 
 __all__ = ["render_comparison"]
 

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 
 from haori.core.errors import MismatchError
 from haori.evaluation.bootstrap import intervals
-from haori.evaluation.sums import Sums, bleu_sums, chrf_sums, f1_sums, mean_of, mean_sums, perplexity_sums
 from haori.jobs.compare.records import Difference, Measured, Score
+from haori.metrics.labels import f1_sums
+from haori.metrics.likelihood import perplexity_sums
+from haori.metrics.statistics import Sums, mean_of, mean_sums
+from haori.metrics.text import bleu_sums, chrf_sums
 
 __all__ = ["main_metric", "scores_of"]
 

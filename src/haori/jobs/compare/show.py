@@ -5,9 +5,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from haori.evaluation.metrics import KINDS
 from haori.jobs.compare.lines import TITLES, cost_lines, headline, metrics_of, score_lines
 from haori.jobs.compare.records import Comparison
+from haori.metrics.kinds import KINDS
 
 __all__ = ["show_comparison"]
 
