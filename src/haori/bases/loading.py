@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from haori.bases.base import Base
 from haori.bases.dtype import choose_dtype, default_device, torch_dtype
+from haori.bases.heads import begin_head, head_class, head_modules, labelled_configuration, own_head
 from haori.bases.quiet import quiet_transformers
 from haori.core.errors import BaseError, InputError
 from haori.core.out_of_memory import is_out_of_memory
 from haori.core.quantization import Quantization, require_bitsandbytes
+from haori.core.records import Head
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +26,13 @@ _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportEr
 
 
 def load_model(
-    base: Base, *, dtype: str = "auto", device: str | None = None, quantization: Quantization | None = None
+    base: Base,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    quantization: Quantization | None = None,
+    head: Head | None = None,
+    head_seed: int = 0,
 ) -> "PreTrainedModel":
     """Load `base` in evaluation mode with every weight frozen.
 
@@ -32,32 +40,33 @@ def load_model(
         base: The base, from `find_base`.
         dtype: `auto`, `fp32`, `bf16` or `fp16`; see `choose_dtype`.
         device: `cpu`, `cuda`, `cuda:1`; None takes the GPU where there is one.
-        quantization: Quantise the linear layers to this while loading.
+        quantization: Quantise the linear layers to this while loading; those of a head stay as they are.
+        head: Load it as a classifier with this head: its own where it has one of these labels, else a fresh one.
+        head_seed: Of the weights that a fresh head begins with.
 
     Raises:
-        BaseError: transformers does not know the architecture, weights are missing or of another shape, the base does
-            not fit into memory, or it is stored quantised and asked to be quantised again.
+        BaseError: transformers knows no such architecture, or no such head for it, weights are missing or of another
+            shape, the base does not fit into memory, or it is stored quantised and asked to be quantised again.
         InputError: The dtype is unknown, or the device is not there.
         MissingExtraError: Quantisation is asked for without bitsandbytes.
     """
-    import torch
-
     place = device or default_device()
-    try:
-        target = torch.device(place)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError):
-        raise InputError(f"The device {place!r} is not available on this machine; try 'cpu'.") from None
+    _check_device(place)
     number_format = torch_dtype(choose_dtype(dtype, place).name)
-    model_class = _model_class(base)
-    options: dict[str, Any] = {} if target.type == "cpu" else {"device_map": {"": place}}
-    if quantization is not None:
-        options = {"device_map": {"": place}, "quantization_config": _bitsandbytes(base, quantization, number_format)}
+    model_class = _model_class(base) if head is None else head_class(base, head)
+    begins = head is not None and own_head(base) != head
+    on_cpu = place == "cpu" and quantization is None
+    options: dict[str, Any] = {"dtype": number_format} | ({} if on_cpu else {"device_map": {"": place}})
     try:
         with quiet_transformers():
+            if quantization is not None:
+                whole = () if head is None else head_modules(load_skeleton(base, head=head))
+                options["quantization_config"] = _bitsandbytes(base, quantization, number_format, whole)
+            if head is not None:
+                options |= {"config": labelled_configuration(base, head), "ignore_mismatched_sizes": begins}
             model, report = model_class.from_pretrained(
-                base.path, dtype=number_format, local_files_only=True, trust_remote_code=False,
-                use_safetensors=True, output_loading_info=True, **options,
+                base.path, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+                output_loading_info=True, **options,
             )  # fmt: skip
     except (MemoryError, *_LOAD_ERRORS) as error:
         if is_out_of_memory(error):
@@ -66,18 +75,15 @@ def load_model(
                 f"{base.size_bytes / 1e9:.2f} GB; free memory or take a smaller base."
             ) from None
         raise BaseError(f"The base {base.name!r} cannot be loaded: {_first_line(error)}.") from error
-    # A pooler is a head that many encoder checkpoints leave out; nothing here uses it.
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise BaseError(
-            f"The weight files of {base.name!r} lack {len(missing)} of the model's weights, such as {missing[0]!r}; "
-            "config.json and the weights do not belong together."
-        )
-    model.requires_grad_(False)
-    model.eval()
+    # A pooler is a head that many encoder checkpoints leave out; only a classifier uses it.
+    fresh = ("pooler",) if head is None else head_modules(model) if begins else ()
+    _check_complete(base, report, fresh)
+    if begins:
+        begin_head(model, _lacking(base, report, fresh), head_seed)
     if quantization is not None:
         _compute_alike(model)
-    return model
+    frozen: PreTrainedModel = model.requires_grad_(False).eval()
+    return frozen
 
 
 def weight_bytes(model: "torch.nn.Module") -> int:
@@ -94,7 +100,34 @@ def weight_bytes(model: "torch.nn.Module") -> int:
     return total
 
 
-def _bitsandbytes(base: Base, wanted: Quantization, compute: "torch.dtype") -> Any:
+def _check_device(place: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=torch.device(place))
+    except (RuntimeError, AssertionError):
+        raise InputError(f"The device {place!r} is not available on this machine; try 'cpu'.") from None
+
+
+def _check_complete(base: Base, report: dict[str, Any], fresh: tuple[str, ...]) -> None:
+    """Refuse weight files that lack a weight outside the modules `fresh`, or hold one of another shape."""
+    lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    missing = sorted(key for key in lacking if not any(f".{name}." in f".{key}" for name in fresh))
+    if missing:
+        raise BaseError(
+            f"The weight files of {base.name!r} lack {len(missing)} of the model's weights, such as {missing[0]!r}; "
+            "config.json and the weights do not belong together."
+        )
+
+
+def _lacking(base: Base, report: dict[str, Any], head: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modules of a head to begin: all where it was made for other labels, else what the files lack."""
+    if base.fingerprint.architecture.endswith("Classification"):
+        return head
+    return tuple(sorted({key.rpartition(".")[0] for key in report["missing_keys"]}))
+
+
+def _bitsandbytes(base: Base, wanted: Quantization, compute: "torch.dtype", whole: tuple[str, ...] = ()) -> Any:
     from transformers import BitsAndBytesConfig
 
     if base.quantization is not None:
@@ -105,9 +138,10 @@ def _bitsandbytes(base: Base, wanted: Quantization, compute: "torch.dtype") -> A
     # It warns of kernels that are not used here, and at every 8-bit product of the cast that the method consists of.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if wanted.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(whole) or None)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=list(whole) or None,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=wanted.double,
         bnb_4bit_compute_dtype=compute,
@@ -125,18 +159,24 @@ def _compute_alike(model: "torch.nn.Module") -> None:
             vars(module)["support_avx512bf16_for_cpu"] = False
 
 
-def load_skeleton(base: Base) -> "PreTrainedModel":
+def load_skeleton(base: Base, *, head: Head | None = None) -> "PreTrainedModel":
     """Build the modules of `base` without weights or memory, to look at their names and shapes.
 
+    Args:
+        base: The base.
+        head: Build it as a classifier with this head.
+
     Raises:
-        BaseError: transformers does not know the architecture.
+        BaseError: transformers does not know the architecture, or has no head of this kind for it.
     """
     import torch
     from transformers import AutoConfig
 
-    model_class = _model_class(base)
+    model_class = _model_class(base) if head is None else head_class(base, head)
     try:
         with quiet_transformers(), torch.device("meta"):
+            if head is not None:
+                return model_class.from_config(labelled_configuration(base, head), trust_remote_code=False)
             config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
             return model_class.from_config(config, trust_remote_code=False)
     except _LOAD_ERRORS as error:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from haori.bases.heads import head_modules
 from haori.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -30,15 +31,17 @@ _QUANTISED = ("QuantLinear", "WQLinear", "AqlmQuantizedLinear", "HQQLinear", "Ee
 
 
 def linear_modules(model: "nn.Module") -> list[str]:
-    """Return the full names of the linear modules except the output head, in the model's order.
+    """Return the full names of the linear modules except the head, in the model's order.
 
+    The head is what computes the logits of tokens, or all that a classifier has behind its last hidden states.
     `Conv1D` of GPT-2 and quantised linears count as linear. Those of Mamba whose weights its kernels read, past any
     adapter, do not.
     """
-    head = _output_head(model)
+    head, classifier = _output_head(model), tuple(f"{name}." for name in head_modules(model))
     return [
         name for name, module in model.named_modules()
-        if module is not head and _is_linear(module) and not _is_read_by_kernel(model, name)
+        if module is not head and not f"{name}.".startswith(classifier or ("?",))
+        and _is_linear(module) and not _is_read_by_kernel(model, name)
     ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from haori.core.errors import RecipeError
 from haori.core.hashing import hash_data, short
@@ -22,6 +22,7 @@ __all__ = [
     "DataReference",
     "Evaluation",
     "Fingerprint",
+    "Head",
     "Metric",
     "Record",
     "RunRecord",
@@ -76,6 +77,24 @@ class BaseReference(Record):
     licence: str | None = None
     size_bytes: int = 0
     quantization: str | None = Field(default=None, description="None for a base loaded in 16 or 32 bits.")
+
+
+class Head(Record):
+    """The head of a classifier: what it gives a score to, and the labels it chooses among."""
+
+    kind: Literal["sequence_classification", "token_classification"] = Field(
+        description="One score per label for a whole text, or for each of its tokens."
+    )
+    labels: tuple[str, ...] = Field(description="Names of the labels, in the order of the head's outputs.")
+    multi_label: bool = Field(default=False, description="Each label holds or does not, apart from the others.")
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        if len(self.labels) < (1 if self.multi_label else 2):
+            raise ValueError("a head needs two labels to choose between, or one that holds or does not")
+        if len(set(self.labels)) < len(self.labels) or not all(label.strip() for label in self.labels):
+            raise ValueError("the labels of a head are different names, none of them blank")
+        return self
 
 
 class DataReference(Record):
@@ -198,6 +217,8 @@ class AdapterCard(Record):
     origin: Literal["trained", "added"]
     created: str
     base: BaseReference
+    task: str = Field(default="causal_lm", description="What was learnt, as the recipe calls it.")
+    head: Head | None = Field(default=None, description="The head of a classifier, with its labels.")
     method: str = Field(description="lora, dora, ... as PEFT spells it, in lower case.")
     rank: int | None = None
     alpha: float | None = None
