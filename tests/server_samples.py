@@ -20,7 +20,7 @@ from haori.bases import Base
 from haori.core.errors import InputError, LibraryError, OverloadedError
 from haori.core.records import Fingerprint
 from haori.data import PromptFormat
-from haori.serve.request import AdapterMix, Deliver, Delta, Embedded, TextRequest, TokenLogprob
+from haori.serve.request import AdapterMix, Deliver, Embedded, StreamChunk, TextRequest, TokenLogprob
 from haori.server import (
     Access,
     AccessLog,
@@ -149,12 +149,12 @@ class RepeatingEngine:
     def _advance(self, job: _Job) -> None:
         if job.cancelled or self.fail_with:
             finish = "cancelled" if job.cancelled else "error"
-            return self._finish(job, Delta(finish=finish, error=self.fail_with))
+            return self._finish(job, StreamChunk(finish=finish, error=self.fail_with))
         wanted = job.request.sampling.prompt_logprobs
         scored = job.request.prompt[1:] if wanted is not None and not job.sent else ()
         scores = tuple(TokenLogprob(token, -0.25, ((3, -0.125),)[:wanted], 2) for token in scored)
         if not job.left:
-            return self._finish(job, Delta(finish="length", prompt_logprobs=scores))
+            return self._finish(job, StreamChunk(finish="length", prompt_logprobs=scores))
         token = job.left.popleft()
         job.sent += 1
         logprobs = ()
@@ -163,15 +163,15 @@ class RepeatingEngine:
             logprobs = (TokenLogprob(token, -0.5 if job.sent > 1 else -math.inf, top),)
         text = self.tokenizer.decode([token], skip_special_tokens=True)
         if not job.left:
-            end = Delta(text, (token,), logprobs, "length", cached_tokens=2, prompt_logprobs=scores)
+            end = StreamChunk(text, (token,), logprobs, "length", cached_tokens=2, prompt_logprobs=scores)
             return self._finish(job, end)
-        return job.deliver(Delta(text, (token,), logprobs, prompt_logprobs=scores))
+        return job.deliver(StreamChunk(text, (token,), logprobs, prompt_logprobs=scores))
 
-    def _finish(self, job: _Job, delta: Delta) -> None:
+    def _finish(self, job: _Job, chunk: StreamChunk) -> None:
         with self._changed:
             del self._jobs[job.request.id]
             self._changed.notify_all()
-        job.deliver(delta)
+        job.deliver(chunk)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from workload import Request, adapter_folder
 
 if TYPE_CHECKING:
     from haori.library import AdapterFiles
-    from haori.serve import Delta, TextEngine
+    from haori.serve import StreamChunk, TextEngine
 
 warnings.filterwarnings("ignore")
 CACHE_BYTES = 1 << 30
@@ -102,13 +102,13 @@ class Load:
         answer = Answer(group, f"request-{next(Load.names)}", time.perf_counter())
         self.open[answer.id] = answer
 
-        def deliver(delta: "Delta") -> None:
+        def deliver(chunk: "StreamChunk") -> None:
             now = time.perf_counter()
-            if delta.tokens and not answer.tokens:
-                answer.first, answer.first_tokens = now, len(delta.tokens)
-            answer.tokens += delta.tokens
-            if delta.finish is not None:
-                answer.last, answer.finish = now, delta.error or delta.finish
+            if chunk.tokens and not answer.tokens:
+                answer.first, answer.first_tokens = now, len(chunk.tokens)
+            answer.tokens += chunk.tokens
+            if chunk.finish is not None:
+                answer.last, answer.finish = now, chunk.error or chunk.finish
                 self.ended.put(answer)
 
         self.engine.submit(

@@ -34,9 +34,9 @@ class Answers:
     def of(self, name):
         self.pieces[name] = []
 
-        def deliver(delta):
+        def deliver(chunk):
             with self.told:
-                self.pieces[name].append(delta)
+                self.pieces[name].append(chunk)
                 self.told.notify_all()
 
         return deliver
@@ -47,7 +47,7 @@ class Answers:
         return self.pieces[name]
 
     def tokens(self, name):
-        return [token for delta in self.wait(name) for token in delta.tokens]
+        return [token for chunk in self.wait(name) for token in chunk.tokens]
 
     def end(self, name):
         return self.wait(name)[-1]

@@ -67,16 +67,16 @@ def wanted(library, limits):
         for prompt in PROMPTS:
             pieces, done = [], threading.Event()
 
-            def deliver(delta, pieces=pieces, done=done):
-                pieces.append(delta)
-                if delta.finish:
+            def deliver(chunk, pieces=pieces, done=done):
+                pieces.append(chunk)
+                if chunk.finish:
                     done.set()
 
             ids = tuple(engine.tokenizer(prompt)["input_ids"])
             sampling = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
             engine.submit(TextRequest(f"{model} {prompt}", ids, directory.resolve(model).mix, sampling), deliver)
             assert done.wait(60)
-            answers[model, prompt] = "".join(delta.text for delta in pieces)
+            answers[model, prompt] = "".join(chunk.text for chunk in pieces)
     engine.close()
     assert len(set(answers.values())) == len(answers)
     return answers
@@ -213,7 +213,7 @@ def test_a_request_that_is_not_wanted_any_more_is_freed_in_its_replica(engine, s
         engine.submit(request, endings.append)
         engine.cancel(request.id)
     until(lambda: engine.drain(0), 20)
-    assert [delta.finish for delta in endings if delta.finish] == ["cancelled"] * 5
+    assert [chunk.finish for chunk in endings if chunk.finish] == ["cancelled"] * 5
     assert all(status.kv_used_bytes == 0 for status in settled(engine).values())
 
 

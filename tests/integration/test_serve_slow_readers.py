@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from haori.serve.request import Delta, TokenLogprob
+from haori.serve.request import StreamChunk, TokenLogprob
 from haori.server import answers, flow, listen
-from haori.server.mailroom import Inbox, Piece
+from haori.server.answer_streams import ChoiceChunk, ChunkQueue
 from tests import server_samples
 from tests.server_samples import RepeatingEngine, served, until
 
@@ -72,30 +72,30 @@ def small_buffers(monkeypatch):
 
 
 @pytest.fixture
-def inboxes(monkeypatch):
+def queues(monkeypatch):
     made = []
 
-    class Noted(Inbox):
+    class Noted(ChunkQueue):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(answers, "Inbox", Noted)
+    monkeypatch.setattr(answers, "ChunkQueue", Noted)
     return made
 
 
-def test_slow_readers_hold_their_answers_up_and_lose_nothing(tiny_tokenizer, tmp_path, inboxes):
+def test_slow_readers_hold_their_answers_up_and_lose_nothing(tiny_tokenizer, tmp_path, queues):
     with served(RepeatingEngine(tiny_tokenizer, step_s=0.0005), home=tmp_path) as server:
         whole = read(send(server.url, max_tokens=1500))
         assert (len(whole[1]), whole[2:]) == (1500, ("length", []))
         slow = [send(server.url, max_tokens=1500) for _ in range(4)]
         until(lambda: sum(job.paused for job in list(server.engine._jobs.values())) == 4, 60)
-        assert max(inbox.tokens for inbox in inboxes) < 2 * flow._WAITING
+        assert max(queue.tokens for queue in queues) < 2 * flow._WAITING
         assert read(send(server.url, max_tokens=50))[2] == "length"  # who reads is answered meanwhile
         for connection in slow:
             assert read(connection) == whole
         assert server.until_idle()
-        assert sum(inbox.tokens for inbox in inboxes) == 0
+        assert sum(queue.tokens for queue in queues) == 0
 
 
 def test_what_cannot_be_paused_is_ended_when_far_too_much_waits(tiny_tokenizer, tmp_path):
@@ -113,7 +113,7 @@ def test_what_cannot_be_paused_is_ended_when_far_too_much_waits(tiny_tokenizer, 
 def test_who_reads_nothing_for_long_is_given_up(tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "_PATIENCE_S", 0.3)
     monkeypatch.setattr(flow, "_FAR_TOO_MUCH", 1000)
-    monkeypatch.setattr(flow, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(flow, "_CHECK_EVERY_S", 0.1)
     with served(RepeatingEngine(tiny_tokenizer), home=tmp_path) as server:
         connection = send(server.url, max_tokens=3000)
         time.sleep(3)  # a paused request is none of the engine's, so its being idle says nothing
@@ -122,29 +122,30 @@ def test_who_reads_nothing_for_long_is_given_up(tiny_tokenizer, tmp_path, monkey
 
 def test_pieces_that_wait_become_one_and_say_the_same():
     async def play():
-        inbox, told = Inbox(), []
+        queue, told = ChunkQueue(), []
         for number in range(1000):
             top = tuple((i, -float(i * number)) for i in range(20))
-            inbox.put(Piece(number % 2, Delta(f"{number} ", (number,), (TokenLogprob(number, -1.0 / 3, top),))))
-        inbox.put(Piece(0, Delta("end", finish="stop", cached_tokens=3)))
-        inbox.put(Piece(1, Delta(finish="error", error="no")))
-        assert inbox.tokens == 1000
-        while len([piece for piece in told if piece.delta.finish]) < 2:
-            told.append(await inbox.get())
-        assert inbox.tokens == 0
+            chunk = StreamChunk(f"{number} ", (number,), (TokenLogprob(number, -1.0 / 3, top),))
+            queue.put(ChoiceChunk(number % 2, chunk))
+        queue.put(ChoiceChunk(0, StreamChunk("end", finish="stop", cached_tokens=3)))
+        queue.put(ChoiceChunk(1, StreamChunk(finish="error", error="no")))
+        assert queue.tokens == 1000
+        while len([piece for piece in told if piece.chunk.finish]) < 2:
+            told.append(await queue.get())
+        assert queue.tokens == 0
         return told
 
     told = asyncio.run(play())
     assert len(told) < 60
-    assert max(len(piece.delta.tokens) for piece in told) <= 64
+    assert max(len(piece.chunk.tokens) for piece in told) <= 64
     for choice in (0, 1):
-        own = [piece.delta for piece in told if piece.choice == choice]
-        assert "".join(delta.text for delta in own[:-1]) == "".join(f"{n} " for n in range(choice, 1000, 2))
-        assert [token for delta in own for token in delta.tokens] == list(range(choice, 1000, 2))
-        logprobs = [found for delta in own for found in delta.logprobs]
+        own = [piece.chunk for piece in told if piece.choice == choice]
+        assert "".join(chunk.text for chunk in own[:-1]) == "".join(f"{n} " for n in range(choice, 1000, 2))
+        assert [token for chunk in own for token in chunk.tokens] == list(range(choice, 1000, 2))
+        logprobs = [found for chunk in own for found in chunk.logprobs]
         assert [found.token for found in logprobs] == list(range(choice, 1000, 2))
         assert all(found.top == tuple((i, -float(i * found.token)) for i in range(20)) for found in logprobs)
-    assert [piece.delta.finish for piece in told if piece.delta.finish] == ["stop", "error"]
+    assert [piece.chunk.finish for piece in told if piece.chunk.finish] == ["stop", "error"]
 
 
 SERVER = """

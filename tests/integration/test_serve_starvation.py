@@ -65,11 +65,11 @@ class Load:
                 self.ask(mix, f"{mix}-{number}-0")
 
     def ask(self, mix, name, again=0):
-        def deliver(delta):
-            if delta.tokens:
+        def deliver(chunk):
+            if chunk.tokens:
                 self.told[mix].append(time.monotonic())
-            assert delta.error is None
-            if delta.finish:
+            assert chunk.error is None
+            if chunk.finish:
                 self.ended[mix] += 1
                 if not self.stopping.is_set():
                     self.ask(mix, f"{name.rpartition('-')[0]}-{again + 1}", again + 1)
@@ -90,7 +90,7 @@ def first_token_s(engine, wanted, timeout_s=60.0):
     began = time.monotonic()
     sampling = Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
     request = TextRequest(f"cold-{wanted}-{began}", PROMPT, wanted, sampling, queue=str(wanted))
-    engine.submit(request, lambda delta: told.set() if delta.tokens else None)
+    engine.submit(request, lambda chunk: told.set() if chunk.tokens else None)
     assert told.wait(timeout_s), "no token"
     return time.monotonic() - began
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from haori.bases import find_base
-from haori.serve.request import Delta
+from haori.serve.request import StreamChunk
 from tests.integration.test_serve_openai import client_of
 from tests.server_samples import RepeatingEngine, served
 from tests.tool_bases import TEMPLATES, build_tool_base
@@ -198,7 +198,7 @@ class Scripted(RepeatingEngine):
         sampling = request.sampling.model_copy(update={"max_tokens": len(tokens), "seed": None})
         super().submit(replace(request, prompt=tokens, sampling=sampling), deliver)
 
-    def _finish(self, job, delta: Delta):
+    def _finish(self, job, delta: StreamChunk):
         super()._finish(job, replace(delta, finish="stop") if delta.finish == "length" else delta)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from haori.serve.adapters.multi_lora import _Part, _places
+from haori.serve.adapters.multi_lora import _group_rows, _Span
 from haori.serve.adapters.packed import Layouts, Site, SpareMemory, pack_adapter
 from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
 from haori.serve.kernels.native import compiled, native_kernels
@@ -31,7 +31,7 @@ def test_updates_of_many_adapters_on_many_rows(ranks, width, outputs):
         adapters.append((weights, pack_adapter(weights, [site], layouts, torch.bfloat16, SpareMemory())))
     assert len(layouts) == 1
     chosen = [(3, 1.0, 0, 1), (0, 1.0, 1, 10), (2, 0.5, 2, 4), (1, -2.0, 10, 12), (3, 0.25, 12, 13), (0, 0.7, 12, 13)]
-    places = _places([_Part(adapters[n][1], *rest) for n, *rest in chosen], torch.device("cpu"))
+    groups = _group_rows([_Span(adapters[n][1], *rest) for n, *rest in chosen], torch.device("cpu"))
     x = torch.randn(15, width).bfloat16()  # rows 13 and 14 are the base's
     y = torch.randn(15, sum(outputs)).bfloat16()
     exact = y.float()
@@ -44,7 +44,7 @@ def test_updates_of_many_adapters_on_many_rows(ranks, width, outputs):
             left += out
     for kernels in (native_kernels(), TorchKernels()):
         found = y.clone()
-        kernels.update(places, 0, adapters[0][1].layout.sites[0], x, found)
+        kernels.update(groups, 0, adapters[0][1].layout.sites[0], x, found)
         torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.03)
         assert torch.equal(found[13:], y[13:])
 

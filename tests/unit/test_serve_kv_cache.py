@@ -40,7 +40,7 @@ def test_what_a_sequence_wrote_is_there_whatever_others_do():
         for sequence, (length, value) in held.items():
             assert (cache.take(sequence, 0, length) == value).all()
         for shelf in cache.shelves:
-            assert all(cache.place(name) == (shelf, row) for row, name in enumerate(shelf.order))
+            assert all(cache.locate(name) == (shelf, row) for row, name in enumerate(shelf.order))
     for sequence in held:
         cache.close(sequence)
     assert cache.used_bytes == 0
@@ -105,7 +105,7 @@ def test_rows_that_are_empty_stay_until_others_need_the_memory():
 def test_a_row_is_never_longer_than_the_context():
     shape = CacheShape(2, 2, 4, 100, torch.float32, torch.device("cpu"))
     cache = KVCache(shape, shape.token_bytes * 1000)
-    shelf, _ = cache.place(cache.open(70))
+    shelf, _ = cache.locate(cache.open(70))
     assert shelf.capacity == 100
 
 
@@ -127,7 +127,7 @@ def test_a_shelf_that_gets_no_memory_in_the_middle_is_as_it_was(fails_at, monkey
     with pytest.raises(MemoryError):
         cache.open(100)
     monkeypatch.undo()
-    shelf, _ = cache.place(held[0])
+    shelf, _ = cache.locate(held[0])
     for number, sequence in enumerate(held):
         assert (cache.take(sequence, 0, 100) == number).all()
     own = [[tensor.data_ptr() for tensor in tensors] for tensors in (shelf.keys, shelf.values)]

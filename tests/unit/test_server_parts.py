@@ -9,32 +9,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haori.core.errors import InputError
-from haori.serve.request import Delta, TokenLogprob
+from haori.serve.request import StreamChunk, TokenLogprob
 from haori.server import parse_size
 from haori.server.access import is_loopback, part_names
+from haori.server.answer_streams import ChunkQueue, StreamBridge
 from haori.server.answers import _other_seed
 from haori.server.errors import without_folders
-from haori.server.mailroom import Inbox, Mailroom
 from haori.server.openai.token_texts import TokenTexts
 
 
 def test_pieces_from_several_threads_arrive_whole_and_in_order():
     async def collect() -> dict[int, list[str]]:
-        room = Mailroom(asyncio.get_running_loop())
-        inbox = Inbox()
+        room = StreamBridge(asyncio.get_running_loop())
+        queue = ChunkQueue()
 
         def send(number: int) -> None:
-            deliver = room.sender(inbox, number)
+            deliver = room.sender(queue, number)
             for i in range(500):
-                deliver(Delta(text=str(i)))
+                deliver(StreamChunk(text=str(i)))
 
         threads = [threading.Thread(target=send, args=(number,)) for number in range(4)]
         for thread in threads:
             thread.start()
         found: dict[int, list[str]] = {number: [] for number in range(4)}
         for _ in range(2000):
-            piece = await asyncio.wait_for(inbox.get(), 5)
-            found[piece.choice].append(piece.delta.text)
+            piece = await asyncio.wait_for(queue.get(), 5)
+            found[piece.choice].append(piece.chunk.text)
         return found
 
     found = asyncio.run(collect())
@@ -42,11 +42,11 @@ def test_pieces_from_several_threads_arrive_whole_and_in_order():
 
 
 def test_a_piece_for_a_loop_that_has_ended_is_dropped():
-    async def make() -> Mailroom:
-        return Mailroom(asyncio.get_running_loop())
+    async def make() -> StreamBridge:
+        return StreamBridge(asyncio.get_running_loop())
 
     room = asyncio.run(make())
-    room.sender(Inbox(), 0)(Delta(text="late"))
+    room.sender(ChunkQueue(), 0)(StreamChunk(text="late"))
 
 
 @given(text=st.text(max_size=20))

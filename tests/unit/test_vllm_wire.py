@@ -20,7 +20,7 @@ from haori.serve.vllm.registry import LoadedAdapters
 from haori.serve.vllm.routing import Server, choose_server
 from haori.serve.vllm.servers import VllmServers
 from haori.serve.vllm.upstream import ServedModel, Upstream
-from haori.serve.vllm.wire import Chunk, completion_body, read_chunk
+from haori.serve.vllm.wire import VllmChunk, completion_body, read_chunk
 from tests.server_samples import sample_base, until
 
 
@@ -78,9 +78,9 @@ def test_what_vllm_does_not_send_is_an_error_with_a_sentence(given):
 
 def test_figures_and_errors_are_told_apart():
     usage = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 7}}
-    assert read_chunk({"choices": [], "usage": usage}, tops=None) == Chunk(cached_tokens=7)
-    assert read_chunk({"choices": [], "usage": {"prompt_tokens": 9}}, tops=None) == Chunk(cached_tokens=0)
-    assert read_chunk({"error": {"message": "no", "code": 500}}, tops=None) == Chunk(error="no")
+    assert read_chunk({"choices": [], "usage": usage}, tops=None) == VllmChunk(cached_tokens=7)
+    assert read_chunk({"choices": [], "usage": {"prompt_tokens": 9}}, tops=None) == VllmChunk(cached_tokens=0)
+    assert read_chunk({"error": {"message": "no", "code": 500}}, tops=None) == VllmChunk(error="no")
     assert read_chunk({"error": {"message": "no", "code": 400}}, tops=None).error_status == 400
 
 
@@ -94,38 +94,38 @@ def test_text_waits_for_whole_characters_and_the_last_piece_for_the_figures(tiny
     tokens = tiny_tokenizer("né?")["input_ids"]
     answer, said = answer_of(tiny_tokenizer)
     for token in tokens:
-        answer.take(Chunk((token,)))
-    answer.take(Chunk((tiny_tokenizer.eos_token_id,), finish="stop"))
-    assert "".join(delta.text for delta in said) == "né?"
+        answer.take(VllmChunk((token,)))
+    answer.take(VllmChunk((tiny_tokenizer.eos_token_id,), finish="stop"))
+    assert "".join(chunk.text for chunk in said) == "né?"
     assert not answer.complete
-    answer.take(Chunk(cached_tokens=4))
+    answer.take(VllmChunk(cached_tokens=4))
     answer.end()
     assert (said[-1].finish, said[-1].cached_tokens, said[-1].tokens) == ("stop", 4, (tiny_tokenizer.eos_token_id,))
-    assert [token for delta in said for token in delta.tokens] == [*tokens, tiny_tokenizer.eos_token_id]
-    assert all(delta.text for delta in said[:-1])  # bytes of a character are no piece of their own
+    assert [token for chunk in said for token in chunk.tokens] == [*tokens, tiny_tokenizer.eos_token_id]
+    assert all(chunk.text for chunk in said[:-1])  # bytes of a character are no piece of their own
 
 
 def test_a_stop_string_ends_the_answer_inside_a_chunk(tiny_tokenizer):
     tokens = tiny_tokenizer("abcdef")["input_ids"]
     answer, said = answer_of(tiny_tokenizer, stop=("cd",), logprobs=0)
-    answer.take(Chunk(tuple(tokens), tuple(TokenLogprob(token, -1.0) for token in tokens)))
+    answer.take(VllmChunk(tuple(tokens), tuple(TokenLogprob(token, -1.0) for token in tokens)))
     assert answer.stopped
     answer.end()
-    assert "".join(delta.text for delta in said) == "ab"
+    assert "".join(chunk.text for chunk in said) == "ab"
     assert said[-1].finish == "stop"
     assert len(said[-1].tokens) == len(said[-1].logprobs) < len(tokens)
 
 
 def test_an_answer_without_an_end_is_an_outage(tiny_tokenizer):
     answer, said = answer_of(tiny_tokenizer)
-    answer.take(Chunk(tuple(tiny_tokenizer("a")["input_ids"])))
+    answer.take(VllmChunk(tuple(tiny_tokenizer("a")["input_ids"])))
     with pytest.raises(UnavailableError, match="before the answer was complete"):
         answer.end()
     with pytest.raises(UnavailableError, match="gave the answer up"):
-        answer.take(Chunk(finish="abort"))
+        answer.take(VllmChunk(finish="abort"))
     answer.fail("error", "gone", "outage")
     answer.fail("cancelled")
-    assert [(delta.finish, delta.fault) for delta in said[1:]] == [("error", "outage")]
+    assert [(chunk.finish, chunk.fault) for chunk in said[1:]] == [("error", "outage")]
 
 
 def test_names_are_by_content_and_long_enough_not_to_be_hit_on_purpose():

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from haori.serve.engine.engine import EngineStatus, TextEngine
     from haori.serve.engine.scheduler import EngineLimits
     from haori.serve.opening import open_engine
-    from haori.serve.request import BASE, AdapterMix, Delta, Sampling, TextRequest, TokenLogprob
+    from haori.serve.request import BASE, AdapterMix, Sampling, StreamChunk, TextRequest, TokenLogprob
 
 __all__ = [
     "BASE",
     "AdapterDirectory",
     "AdapterMix",
-    "Delta",
     "EmbedderLimits",
     "EngineLimits",
     "EngineStatus",
     "Sampling",
+    "StreamChunk",
     "TextEmbedder",
     "TextEngine",
     "TextRequest",
@@ -45,6 +45,6 @@ __getattr__ = lazy_exports(
         "engine.engine": ("EngineStatus", "TextEngine"),
         "engine.scheduler": ("EngineLimits",),
         "opening": ("open_engine",),
-        "request": ("BASE", "AdapterMix", "Delta", "Sampling", "TextRequest", "TokenLogprob"),
+        "request": ("BASE", "AdapterMix", "StreamChunk", "Sampling", "TextRequest", "TokenLogprob"),
     },
 )

@@ -14,11 +14,11 @@ __all__ = [
     "BASE",
     "AdapterMix",
     "Deliver",
-    "Delta",
     "Embedded",
     "Fault",
     "Finish",
     "Sampling",
+    "StreamChunk",
     "TextRequest",
     "TokenLogprob",
 ]
@@ -97,20 +97,20 @@ class TextRequest:
 
     @property
     def turn(self) -> tuple[str, str]:
-        """Return its place among those that take turns: its owner's, and among those its queue's."""
+        """Return the queue that it waits in: its owner's, and of those the one with its name."""
         return self.owner, self.queue
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class TokenLogprob:
-    """Log-probability (nats, before temperature and filters) of a token, and of the likeliest ones at its place.
+    """Log-probability (nats, before temperature and filters) of a token, and of the likeliest ones at its position.
 
     Args:
         token: Its id.
         logprob: Of the token.
         top: Ids and log-probabilities of the likeliest. They are kept as bytes: twenty pairs of Python's numbers take
             ten times the memory, and many of these may wait for a slow client.
-        rank: The token's place among all, 1 for the likeliest; None where it was not asked for.
+        rank: The token's rank among all, 1 for the likeliest; None where it was not asked for.
     """
 
     token: int
@@ -134,8 +134,8 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class Delta:
-    """A further piece of an answer; the last one has `finish` set.
+class StreamChunk:
+    """A further part of an answer; the last one has `finish` set.
 
     Attributes:
         text: New text; may be empty while bytes of a character or a possible stop string are held back.
@@ -144,8 +144,8 @@ class Delta:
         finish: Why the answer ended: an end token or stop string, its length, cancelled, or an error.
         error: A sentence, when `finish` is `error`.
         fault: What the error comes from.
-        cached_tokens: Prompt tokens that were taken from the prefix cache; on the last piece.
-        prompt_logprobs: One for each token of the prompt from the second on, where asked for; on the first piece.
+        cached_tokens: Prompt tokens that were taken from the prefix cache; on the last chunk.
+        prompt_logprobs: One for each token of the prompt from the second on, where asked for; on the first chunk.
     """
 
     text: str = ""
@@ -165,5 +165,5 @@ class Embedded(NamedTuple):
     tokens: Sequence[int]
 
 
-Deliver = Callable[[Delta], None]
-"""Takes pieces as they are made, on the engine's thread: it must return at once."""
+Deliver = Callable[[StreamChunk], None]
+"""Takes stream chunks as they are made, on the engine's thread: it must return at once."""

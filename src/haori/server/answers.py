@@ -1,4 +1,4 @@
-"""The answers to one HTTP request: from its prompts to submitted engine requests to pieces that arrive.
+"""The answers to one HTTP request: from its prompts to submitted engine requests to the chunks that arrive.
 
 One request may want several answers (`n`, several prompts). They begin together or not at all, and whatever ends the
 HTTP request (an error, a client that leaves) ends those that still run, at once.
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from haori.data import PromptFormat
-from haori.serve.request import Delta, Finish, Sampling, TextRequest, TokenLogprob
+from haori.serve.request import Finish, Sampling, StreamChunk, TextRequest, TokenLogprob
 from haori.server.access import Caller
+from haori.server.answer_streams import ChoiceChunk, ChunkQueue
 from haori.server.contracts import Backend, Resolved
 from haori.server.errors import ApiError, without_folders
 from haori.server.flow import Flow
 from haori.server.lifecycle import Service
-from haori.server.mailroom import Inbox, Piece
 from haori.server.metrics import AnswerMeter
 from haori.server.request_note import RequestNote
 from haori.server.token_records import TokenRecords
@@ -78,7 +78,7 @@ class Answers:
         self._backend = backend
         self._question = question
         self._note = note
-        self._inbox = Inbox(lambda: self._flow.regulate(self._inbox.tokens))
+        self._queue = ChunkQueue(lambda: self._flow.regulate(self._queue.tokens))
         self._flow = Flow(backend.engine, lambda: list(self._running.values()), self._give_up)
         self._running: dict[int, str] = {}
         self._meters: list[AnswerMeter] = []
@@ -111,32 +111,32 @@ class Answers:
             raise
         self._flow.begin(self.count)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """Yield the pieces of all answers as they come, until each has ended.
+    async def chunks(self) -> AsyncIterator[ChoiceChunk]:
+        """Yield the chunks of all answers as they come, until each has ended.
 
         Raises:
             ApiError: The engine failed (500), refuses what was asked for (400), or is closed or out of reach (503).
         """
         while self._running:
-            piece = await self._inbox.get()
-            self._take(piece)
-            yield piece
+            entry = await self._queue.get()
+            self._record(entry)
+            yield entry
 
     async def whole(self) -> list[Answer]:
         """Wait for all answers.
 
         Raises:
-            ApiError: As for `pieces`.
+            ApiError: As for `chunks`.
         """
         answers = [Answer() for _ in range(self.count)]
         texts: list[list[str]] = [[] for _ in answers]
-        async for index, delta in self.pieces():
+        async for index, chunk in self.chunks():
             answer = answers[index]
-            texts[index].append(delta.text)
-            answer.tokens += delta.tokens
-            answer.logprobs.extend(delta.logprobs)
-            answer.prompt_logprobs += delta.prompt_logprobs
-            answer.finish = delta.finish
+            texts[index].append(chunk.text)
+            answer.tokens += chunk.tokens
+            answer.logprobs.extend(chunk.logprobs)
+            answer.prompt_logprobs += chunk.prompt_logprobs
+            answer.finish = chunk.finish
         for answer, parts in zip(answers, texts, strict=True):
             answer.text = "".join(parts)
         return answers
@@ -146,7 +146,7 @@ class Answers:
         running, self._running = dict(self._running), {}
         for index, identity in running.items():
             self._backend.engine.cancel(identity)
-            self._meters[index].piece(Delta(finish="cancelled"))
+            self._meters[index].observe(StreamChunk(finish="cancelled"))
             self._note.finish = self._note.finish or "cancelled"
         self._grant.close()
         self._flow.close()
@@ -154,13 +154,13 @@ class Answers:
             self._service.memory.used(self.generated_tokens)
 
     def _give_up(self, sentence: str) -> None:
-        """End what still runs with an error, which is the next piece that is read."""
+        """End what still runs with an error, which is the next chunk that is read."""
         running = dict(self._running)
         for identity in running.values():
             self._backend.engine.cancel(identity)
-        self._inbox.clear()
+        self._queue.clear()
         for index in running:
-            self._inbox.put(Piece(index, Delta(finish="error", error=sentence, fault="request")))
+            self._queue.put(ChoiceChunk(index, StreamChunk(finish="error", error=sentence, fault="request")))
 
     def _submit(self, caller: Caller) -> None:
         """Run on a preparing thread."""
@@ -197,7 +197,7 @@ class Answers:
         identity = f"{question.id}-{index}"
         # Who varies strengths has many queues, and one turn all the same where there are keys: turns go by key first.
         request = TextRequest(identity, tuple(prompt), resolved.mix, sampling, question.model, caller.owner)
-        engine.submit(request, self._service.mail.sender(self._inbox, index))
+        engine.submit(request, self._service.streams.sender(self._queue, index))
         self._meters.append(self._service.meters.begin(resolved.names, len(prompt)))
         self._running[index] = identity
 
@@ -215,30 +215,30 @@ class Answers:
             message = f"The prompt has {longest} tokens; at most {allowed} are allowed. Shorten it."
             raise ApiError(400, message, code="context_length_exceeded")
 
-    def _take(self, piece: Piece) -> None:
-        """Count a piece; an answer that went wrong ends them all."""
-        delta = piece.delta
-        self._meters[piece.choice].piece(delta)
-        if delta.tokens:
+    def _record(self, entry: ChoiceChunk) -> None:
+        """Count a chunk; an answer that failed ends them all."""
+        chunk = entry.chunk
+        self._meters[entry.choice].observe(chunk)
+        if chunk.tokens:
             if self._note.first_token_s is None:
                 self._note.first_token_s = time.perf_counter()
-            self._grant.spend(len(delta.tokens))
-            self.generated_tokens += len(delta.tokens)
+            self._grant.spend(len(chunk.tokens))
+            self.generated_tokens += len(chunk.tokens)
             self._note.generated_tokens = self.generated_tokens
-        if delta.finish is None:
+        if chunk.finish is None:
             return
-        del self._running[piece.choice]
+        del self._running[entry.choice]
         if not self._running:
             self._grant.close()
-        self.cached_tokens += delta.cached_tokens
+        self.cached_tokens += chunk.cached_tokens
         self._note.cached_tokens = self.cached_tokens
-        self._note.finish = delta.finish
-        if delta.finish == "error":
-            error = _error(delta)
-            if error.message != delta.error:
-                self._note.error = delta.error
+        self._note.finish = chunk.finish
+        if chunk.finish == "error":
+            error = _error(chunk)
+            if error.message != chunk.error:
+                self._note.error = chunk.error
             raise error
-        if delta.finish == "cancelled":
+        if chunk.finish == "cancelled":
             raise ApiError(503, _STOPPED, code="draining", retry_after_s=1.0)
 
     def _abandon(self, job: "asyncio.Future[None]") -> None:
@@ -247,12 +247,12 @@ class Answers:
         self.close()
 
 
-def _error(delta: Delta) -> ApiError:
+def _error(chunk: StreamChunk) -> ApiError:
     """Return the reply to an answer that went wrong."""
-    sentence = without_folders(delta.error or "The engine failed.")
-    if delta.fault == "request":
+    sentence = without_folders(chunk.error or "The engine failed.")
+    if chunk.fault == "request":
         return ApiError(400, sentence, code="not_served")
-    if delta.fault == "outage":
+    if chunk.fault == "outage":
         return ApiError(503, sentence, code="engine_unavailable", retry_after_s=1.0)
     return ApiError(500, sentence, code="engine_error")
 

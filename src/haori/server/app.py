@@ -33,7 +33,7 @@ def create_app(service: Service, access: Access) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.open_mail()
+        service.open_streams()
         yield
 
     app = FastAPI(

@@ -173,40 +173,42 @@ def describe_problem(problems: Sequence[Mapping[str, Any]], body: Any = None) ->
     problem = max(problems, key=lambda found: len(found["loc"]))
     context = problem.get("ctx") or {}
     parts = problem["loc"][1:]
-    place = _place(_in_body(parts, body, lacks_last=problem["type"] == "missing") if isinstance(body, dict) else parts)
+    if isinstance(body, dict):
+        parts = _in_body(parts, body, lacks_last=problem["type"] == "missing")
+    path = _field_path(parts)
     if problem["type"] == "json_invalid":
         return f"The body is not JSON: {context.get('error', 'it cannot be read')}.", None, None
     if problem["type"] in {"unknown_field", "unsupported_field", "invalid_text", "misplaced_field"}:
-        name = ".".join(filter(None, (place, str(context["name"]))))
-        return str(problem["msg"]).replace("{place}", name), name, problem["type"]
-    if place is None and problem["type"] in _NO_OBJECT:
+        name = ".".join(filter(None, (path, str(context["name"]))))
+        return str(problem["msg"]).replace("{field}", name), name, problem["type"]
+    if path is None and problem["type"] in _NO_OBJECT:
         return "The body must be a JSON object, sent with the content type application/json.", None, None
-    if place is None:
+    if path is None:
         return (
             f"The request cannot be used: {str(problem['msg']).removeprefix('Value error, ')}.",
             None,
             "invalid_value",
         )
     if problem["type"] == "missing":
-        return f"{place!r} is missing; give it.", place, "missing_field"
+        return f"{path!r} is missing; give it.", path, "missing_field"
     what = str(problem["msg"])
     given = reprlib.repr(problem.get("input"))
-    return f"{place!r} cannot be {given}: {what[:1].lower()}{what[1:]}.", place, "invalid_value"
+    return f"{path!r} cannot be {given}: {what[:1].lower()}{what[1:]}.", path, "invalid_value"
 
 
-def _place(parts: Sequence[str | int]) -> str | None:
-    """Return a field's place as `messages[0].content`; the tags of unions' alternatives are left out."""
-    place = ""
+def _field_path(parts: Sequence[str | int]) -> str | None:
+    """Return the path of a field, such as `messages[0].content`; the tags of unions' alternatives are left out."""
+    path = ""
     for part in parts:
         if isinstance(part, int):
-            place += f"[{part}]"
+            path += f"[{part}]"
         elif _FIELD.fullmatch(part) and part not in _UNION_TAGS:
-            place += f".{part}" if place else part
-    return place or None
+            path += f".{part}" if path else part
+    return path or None
 
 
 def _in_body(parts: Sequence[str | int], body: Any, *, lacks_last: bool) -> list[str | int]:
-    """Return the parts of a place that the client's JSON has; pydantic also puts alternatives' tags between them.
+    """Return the parts of a path that the client's JSON has; pydantic also puts alternatives' tags between them.
 
     Args:
         parts: All of them.

@@ -17,7 +17,7 @@ _WAITING = 512  # tokens that may wait for a client
 _EACH = 64  # or so many for each of its answers, if that is more
 _FAR_TOO_MUCH = 8  # times as many end the answers
 _PATIENCE_S = 300.0
-_LOOK_EVERY_S = 1.0
+_CHECK_EVERY_S = 1.0
 
 
 class Flow:
@@ -67,19 +67,19 @@ class Flow:
         for identity in self._paused:
             self._engine.pause(identity)
         self._read_s = time.monotonic()
-        self._look_again()
+        self._schedule_check()
 
-    def _look_again(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
+    def _schedule_check(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_CHECK_EVERY_S, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         """End the answers if there is no end of waiting."""
         if self._waiting > _FAR_TOO_MUCH * self._most:
             sentence = f"{self._waiting:,} tokens of the answer wait to be read, and no more can; read faster."
         elif time.monotonic() - self._read_s > _PATIENCE_S:
             sentence = f"Nothing of the answer was read for {_PATIENCE_S:.0f} seconds, so it was ended."
         else:
-            self._look_again()
+            self._schedule_check()
             return
         self._timer = None
         self._give_up(sentence)

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from haori.bases import Base
 from haori.core.errors import HaoriError
 from haori.server.access_log import AccessLog
+from haori.server.answer_streams import StreamBridge
 from haori.server.contracts import Backend
 from haori.server.errors import ApiError
-from haori.server.mailroom import Mailroom
 from haori.server.metrics import Meters
 from haori.server.preparation import Preparation
 from haori.server.quotas import Quotas
@@ -36,13 +36,13 @@ class Service:
         meters: Figures for `/metrics`.
         state: Where the server is in its life.
         failure: Why loading failed, if it did.
-        mail: Brings pieces of answers from the engine's thread; there once the app runs.
+        streams: Carries stream chunks from the engine's thread to the event loop; set once the app runs.
         quotas: What each API key uses.
         memory: Gives memory back after answers that took much.
         preparation: The threads that render, tokenise, compile and submit.
     """
 
-    mail: Mailroom
+    streams: StreamBridge
 
     def __init__(self, base: Base, settings: ServerSettings, log: AccessLog) -> None:
         self.base = base
@@ -123,9 +123,9 @@ class Service:
             backend.engine.close()
         self.preparation.close()
 
-    def open_mail(self) -> None:
-        """Prepare to carry answers to the running event loop."""
-        self.mail = Mailroom(asyncio.get_running_loop())
+    def open_streams(self) -> None:
+        """Prepare to carry stream chunks to the running event loop."""
+        self.streams = StreamBridge(asyncio.get_running_loop())
 
 
 def service_of(request: Request) -> Service:

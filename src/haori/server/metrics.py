@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from haori.serve.request import Delta, Finish
+from haori.serve.request import Finish, StreamChunk
 from haori.server.contracts import Backend
 
 __all__ = ["AnswerMeter", "Meters"]
@@ -88,7 +88,7 @@ class Meters:
 
 
 class AnswerMeter:
-    """Times one answer as its pieces come."""
+    """Times one answer, chunk by chunk."""
 
     def __init__(self, meters: Meters, series: Sequence[str]) -> None:
         self._meters = meters
@@ -96,22 +96,22 @@ class AnswerMeter:
         self._began = time.perf_counter()
         self._last: float | None = None
 
-    def piece(self, delta: Delta) -> None:
-        """Count a piece."""
+    def observe(self, chunk: StreamChunk) -> None:
+        """Record a chunk."""
         meters = self._meters
         at = time.perf_counter()
-        if delta.tokens:
+        if chunk.tokens:
             if self._last is None:
                 meters.first_token.observe(at - self._began)
             else:
-                meters.between_tokens.observe((at - self._last) / len(delta.tokens))
+                meters.between_tokens.observe((at - self._last) / len(chunk.tokens))
             self._last = at
-            meters.generated.inc(len(delta.tokens))
+            meters.generated.inc(len(chunk.tokens))
             for counter in self._tokens:
-                counter.inc(len(delta.tokens))
-        if delta.finish is not None:
+                counter.inc(len(chunk.tokens))
+        if chunk.finish is not None:
             meters.whole.observe(at - self._began)
-            meters.ended(delta.finish)
+            meters.ended(chunk.finish)
 
 
 class _EngineFigures(Collector):

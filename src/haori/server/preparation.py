@@ -61,13 +61,13 @@ class _Lane:
     def __init__(self, name: str, waiting: int) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"haori-{name}")
         self._lock = threading.Lock()
-        self._places = waiting
+        self._capacity = waiting
         self._waiting: Counter[str] = Counter()
 
     def submit(self, owner: str, job: Callable[[], _T]) -> "Future[_T]":
         with self._lock:
             own, waiting = self._waiting[owner], self._waiting.total()
-            check_share(owner, own, waiting, self._places, retry_after_s=_RETRY_S, why="to be prepared")
+            check_share(owner, own, waiting, self._capacity, retry_after_s=_RETRY_S, why="to be prepared")
             self._waiting[owner] += 1
         future = self._pool.submit(job)
         future.add_done_callback(lambda _: self._leave(owner))

@@ -15,7 +15,7 @@ class TokenRecords:
     """Log-probabilities of tokens one after the other."""
 
     def __init__(self) -> None:
-        self._ids = array("i")  # each token, followed by the likeliest ones at its place
+        self._ids = array("i")  # each token, followed by the likeliest ones at its position
         self._values = array("d")
         self._ends = array("q")
 

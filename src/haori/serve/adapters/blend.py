@@ -35,16 +35,16 @@ def parse_blend(model: str) -> tuple[BlendPart, ...]:
         InputError: It is no name and no blend of names, or a strength is out of bounds.
     """
     parts = []
-    place = 0
+    position = 0
     is_short = len(model) <= _MOST_CHARACTERS
-    while is_short and (match := _PART.match(model, place)):
+    while is_short and (match := _PART.match(model, position)):
         strength = float(match["strength"] or 1.0)
         check_strength(match["spec"], strength)
         parts.append(BlendPart(match["spec"], strength))
-        place = match.end() + 1
+        position = match.end() + 1
         if not model.startswith("+", match.end()):
             break
-    if place != len(model) + 1:
+    if position != len(model) + 1:
         raise InputError(
             f"{model[:120]!r} is no model name; give a name such as 'support' or 'support@2', with a strength "
             "'support:0.7', or a blend 'support:0.4+poet:0.6'."

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from haori.serve.adapters.packed import Layout, PackedAdapter, SiteFactors, SitePlace
-from haori.serve.kernels.torch_kernels import ROWS_TOGETHER, AdapterRows, Kernels, Places
+from haori.serve.adapters.packed import Layout, PackedAdapter, SiteFactors, SiteLayout
+from haori.serve.kernels.torch_kernels import ROWS_TOGETHER, AdapterRows, Kernels, RowGroups
 from haori.serve.models.weight import Weight
 from haori.serve.request import AdapterMix
 
 __all__ = ["StepPlan", "plan_step"]
 
 
-class _Part(NamedTuple):
+class _Span(NamedTuple):
     """One adapter acting on one row, or on a range of rows."""
 
     adapter: PackedAdapter
@@ -33,27 +33,27 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _LayoutPlan:
-    """How the rows of a step meet the adapters of one layout: few by `places`, long chunks of prompts as they are."""
+    """How the rows of a step meet the adapters of one layout: few by `groups`, long chunks of prompts as they are."""
 
     layout: Layout
-    places: Places | None
-    chunks: tuple[_Part, ...]
-    parts: tuple[_Part, ...]
+    groups: RowGroups | None
+    chunks: tuple[_Span, ...]
+    parts: tuple[_Span, ...]
 
-    def update(self, kernels: Kernels, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
+    def update(self, kernels: Kernels, site: int, layout: SiteLayout, x: Tensor, y: Tensor) -> None:
         """Add the updates of these adapters to y (N out), for x (N D)."""
-        if place.a is not None:
-            if self.places is not None:
-                kernels.update(self.places, site, place, x, y)
+        if layout.a is not None:
+            if self.groups is not None:
+                kernels.update(self.groups, site, layout, x, y)
             for adapter, strength, start, stop in self.chunks:
                 factors = _factors(adapter, site)
                 assert factors.a is not None
                 t = x[start:stop] @ factors.a  # rows R
                 if strength != 1.0:
                     t *= strength
-                for module, b in zip(place.modules, factors.b, strict=True):
+                for module, b in zip(layout.modules, factors.b, strict=True):
                     y[start:stop, module.left : module.right].addmm_(t[:, module.low : module.high], b)
-        if place.bias is not None:
+        if layout.bias is not None:
             for adapter, strength, start, stop in self.parts:
                 bias = _factors(adapter, site).bias
                 assert bias is not None
@@ -85,17 +85,17 @@ class StepPlan:
         y = weight(x)
         if not self.layouts:
             return y if bias is None else y + bias
-        used = [(plan, place) for plan in self.layouts if (place := plan.layout.sites[site]) is not None]
-        if any(place.scale is not None for _, place in used):
+        used = [(plan, layout) for plan in self.layouts if (layout := plan.layout.sites[site]) is not None]
+        if any(layout.scale is not None for _, layout in used):
             factor = torch.ones_like(y, dtype=torch.float32)
-            for plan, place in used:
-                if place.scale is not None:
+            for plan, layout in used:
+                if layout.scale is not None:
                     plan.rescale(site, factor)
             y = (y * factor).to(y.dtype)
         if bias is not None:
             y += bias
-        for plan, place in used:
-            plan.update(self.kernels, site, place, x, y)
+        for plan, layout in used:
+            plan.update(self.kernels, site, layout, x, y)
         return y
 
     def vector(self, name: str, base: Tensor, rows: int) -> Tensor:
@@ -125,30 +125,30 @@ def plan_step(
         kernels: Compute the updates of few rows.
         device: Where indices are needed.
     """
-    parts: dict[int, list[_Part]] = {}
+    parts: dict[int, list[_Span]] = {}
     start = 0
     for mix, length in zip(mixes, lengths, strict=True):
         for name, strength in mix:
             adapter = adapters[name]
-            parts.setdefault(id(adapter.layout), []).append(_Part(adapter, strength, start, start + length))
+            parts.setdefault(id(adapter.layout), []).append(_Span(adapter, strength, start, start + length))
         start += length
     return StepPlan(kernels, tuple(_plan_layout(found, kernels.longest, device) for found in parts.values()))
 
 
-def _plan_layout(parts: Sequence[_Part], longest: int, device: torch.device) -> _LayoutPlan:
+def _plan_layout(parts: Sequence[_Span], longest: int, device: torch.device) -> _LayoutPlan:
     short = [part for part in parts if part.stop - part.start <= longest]
     return _LayoutPlan(
         layout=parts[0].adapter.layout,
-        places=_places(short, device) if short else None,
+        groups=_group_rows(short, device) if short else None,
         chunks=tuple(part for part in parts if part.stop - part.start > longest),
         parts=tuple(parts),
     )
 
 
-def _places(parts: Sequence[_Part], device: torch.device) -> Places:
+def _group_rows(parts: Sequence[_Span], device: torch.device) -> RowGroups:
     """Arrange rows by adapter, and by row."""
-    by_row: dict[int, list[_Part]] = {}
-    by_adapter: dict[int, list[tuple[_Part, int]]] = {}
+    by_row: dict[int, list[_Span]] = {}
+    by_adapter: dict[int, list[tuple[_Span, int]]] = {}
     for part in parts:
         for row in range(part.start, part.stop):
             by_row.setdefault(row, []).append(part)
@@ -170,7 +170,7 @@ def _places(parts: Sequence[_Part], device: torch.device) -> Places:
                 strengths.append([by_row[row][number].strength for row in group] + [0.0] * (ROWS_TOGETHER - len(group)))
             groups.append(len(rows))
             first.append(len(addresses))
-    return Places(
+    return RowGroups(
         by_adapter=tuple(_adapter_rows(found, device) for found in by_adapter.values()),
         rows=torch.tensor(rows, device=device),
         groups=torch.tensor(groups, device=device),
@@ -180,7 +180,7 @@ def _places(parts: Sequence[_Part], device: torch.device) -> Places:
     )
 
 
-def _adapter_rows(found: Sequence[tuple[_Part, int]], device: torch.device) -> AdapterRows:
+def _adapter_rows(found: Sequence[tuple[_Span, int]], device: torch.device) -> AdapterRows:
     adapter = found[0][0].adapter
     strengths = [part.strength for part, _ in found]
     plain = all(strength == 1.0 for strength in strengths)

@@ -24,11 +24,11 @@ from haori.serve.adapters.weights import AdapterWeights
 __all__ = [
     "Layout",
     "Layouts",
-    "ModulePlace",
+    "ModuleLayout",
     "PackedAdapter",
     "Site",
     "SiteFactors",
-    "SitePlace",
+    "SiteLayout",
     "SpareMemory",
     "memory_bytes",
     "pack_adapter",
@@ -78,7 +78,7 @@ class Site(NamedTuple):
     outputs: tuple[int, ...]
 
 
-class ModulePlace(NamedTuple):
+class ModuleLayout(NamedTuple):
     """B of one module: its ranks from, to, its outputs from, to, and where it begins."""
 
     low: int
@@ -89,7 +89,7 @@ class ModulePlace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SitePlace:
+class SiteLayout:
     """Where an adapter's numbers for one site begin, counted in elements; None for what it does not have.
 
     Attributes:
@@ -106,7 +106,7 @@ class SitePlace:
     rank: int
     outputs: int
     a: int | None
-    modules: tuple[ModulePlace, ...]
+    modules: tuple[ModuleLayout, ...]
     scale: int | None
     bias: int | None
 
@@ -122,7 +122,7 @@ class SitePlace:
 
 
 class SiteFactors(NamedTuple):
-    """An adapter's tensors for one site; see `SitePlace`."""
+    """An adapter's tensors for one site; see `SiteLayout`."""
 
     a: Tensor | None
     b: tuple[Tensor, ...]
@@ -157,7 +157,7 @@ class Layout:
         start, self._end = self._end, self._end + count
         return start
 
-    def _site(self, site: Site, ranks: tuple[int, ...], scaled: bool, biased: bool) -> SitePlace | None:
+    def _site(self, site: Site, ranks: tuple[int, ...], scaled: bool, biased: bool) -> SiteLayout | None:
         if not any(ranks) and not scaled and not biased:
             return None
         total, outputs = sum(ranks), sum(site.outputs)
@@ -165,11 +165,11 @@ class Layout:
         modules, low, left = [], 0, 0
         for rank, width in zip(ranks, site.outputs, strict=True):
             if rank:
-                modules.append(ModulePlace(low, low + rank, left, left + width, self._take(rank * width)))
+                modules.append(ModuleLayout(low, low + rank, left, left + width, self._take(rank * width)))
             low, left = low + rank, left + width
         scale = self._take(outputs) if scaled else None
         bias = self._take(outputs) if biased else None
-        return SitePlace(site.width, total, outputs, a, tuple(modules), scale, bias)
+        return SiteLayout(site.width, total, outputs, a, tuple(modules), scale, bias)
 
 
 class Layouts:
@@ -221,19 +221,19 @@ class PackedAdapter:
     @cached_property
     def factors(self) -> tuple[SiteFactors | None, ...]:
         """Its tensors by site, views of its memory."""
-        return tuple(None if place is None else self._factors(place) for place in self.layout.sites)
+        return tuple(None if layout is None else self._factors(layout) for layout in self.layout.sites)
 
     @cached_property
     def vectors(self) -> dict[str, Tensor]:
         """Differences of norm weights by name, views of its memory."""
         return {name: self._view(start, width) for name, (start, width) in self.layout.vectors.items()}
 
-    def _factors(self, place: SitePlace) -> SiteFactors:
+    def _factors(self, layout: SiteLayout) -> SiteFactors:
         return SiteFactors(
-            None if place.a is None else self._view(place.a, place.width, place.rank),
-            tuple(self._view(m.start, m.high - m.low, m.right - m.left) for m in place.modules),
-            None if place.scale is None else self._view(place.scale, place.outputs),
-            None if place.bias is None else self._view(place.bias, place.outputs),
+            None if layout.a is None else self._view(layout.a, layout.width, layout.rank),
+            tuple(self._view(m.start, m.high - m.low, m.right - m.left) for m in layout.modules),
+            None if layout.scale is None else self._view(layout.scale, layout.outputs),
+            None if layout.bias is None else self._view(layout.bias, layout.outputs),
         )
 
     def _view(self, start: int, *shape: int) -> Tensor:

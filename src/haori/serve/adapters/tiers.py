@@ -96,7 +96,7 @@ class AdapterTiers:
                 self._resident[adapter].used = self._clock
         ready = True
         for adapter, _ in mix:
-            if adapter not in self._resident and not self._arrive(adapter, mix):
+            if adapter not in self._resident and not self._load(adapter, mix):
                 ready = False
         return ready
 
@@ -150,8 +150,8 @@ class AdapterTiers:
         """End the readers."""
         self._readers.shutdown(wait=True, cancel_futures=True)
 
-    def _arrive(self, adapter: str, mix: AdapterMix) -> bool:
-        """Begin to read an adapter, or take in what has been read; True once it is in memory."""
+    def _load(self, adapter: str, mix: AdapterMix) -> bool:
+        """Begin to read an adapter, or keep it once it has been read; True when it is in memory."""
         future = self._coming.get(adapter)
         if future is None:
             if len(self._coming) < 2 * _READERS:
@@ -162,7 +162,7 @@ class AdapterTiers:
             return False
         waits = False
         try:
-            waits = not self._take_in(adapter, future.result(), mix)
+            waits = not self._make_resident(adapter, future.result(), mix)
         except (HaoriError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic in Rust is no Exception
@@ -172,8 +172,8 @@ class AdapterTiers:
                 del self._coming[adapter]
         return not waits
 
-    def _take_in(self, adapter: str, ready: ReadyAdapter, mix: AdapterMix) -> bool:
-        """Keep what has been read; False if there is no room for it now."""
+    def _make_resident(self, adapter: str, ready: ReadyAdapter, mix: AdapterMix) -> bool:
+        """Put an adapter that was read into the bank; False if there is no room for it now."""
         size = ready.size_bytes
         staying = {name for name, _ in mix} | set(self.pinned())
         others = sum(self._resident[name].size_bytes for name in staying if name in self._resident)

@@ -243,13 +243,13 @@ def _read_tensors(files: "AdapterFiles", label: str) -> tuple[dict[str, Tensor],
     """
     length = max(entry.end for entry in files.tensors.values())
     buffer = _scratch.take(length)
-    place = memoryview(buffer)[:length]
+    unread = memoryview(buffer)[:length]
     try:
         with files.weights.open("rb", buffering=0) as file:
             file.seek(files.size_bytes - length)
-            while place and (count := file.readinto(place)):
-                place = place[count:]
-            is_changed = bool(place) or bool(file.read(1))
+            while unread and (count := file.readinto(unread)):
+                unread = unread[count:]
+            is_changed = bool(unread) or bool(file.read(1))
     except OSError as error:
         raise FileFormatError(f"The file of the adapter {label} cannot be read: {error.strerror}.") from None
     if is_changed:

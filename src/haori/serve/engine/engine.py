@@ -110,7 +110,7 @@ class TextEngine:
         self._closing = False
         self._ended = False
         self._failure: str | None = None
-        self._status = self._look()
+        self._status = self._measure()
         self._thread = threading.Thread(target=self._work, name="haori-engine", daemon=True)
         self._thread.start()
 
@@ -151,7 +151,7 @@ class TextEngine:
             if request.id in self._known:
                 raise InputError(f"A request {request.id!r} is under way already; choose another id.")
             waiting, paused = self._waiting, self._scheduler.paused
-            queued = (s for s in self._known.values() if s.place is None and s not in paused)
+            queued = (s for s in self._known.values() if s.slot is None and s not in paused)
             own = sum(sequence.request.owner == request.owner for sequence in queued)
             again = max(1.0, round(waiting / max(self.limits.running, 1)))
             check_share(request.owner, own, waiting, self.limits.waiting, retry_after_s=again, why="--max-queue")
@@ -235,7 +235,7 @@ class TextEngine:
     def _work(self) -> None:
         failures = 0
         try:
-            while self._take_in():
+            while self._receive():
                 try:
                     self._scheduler.step()
                     failures = 0
@@ -266,11 +266,11 @@ class TextEngine:
             self._known.clear()
             self._condition.notify_all()
 
-    def _take_in(self) -> bool:
+    def _receive(self) -> bool:
         """Wait for work if there is none; take new requests and cancellations. False when it is time to end."""
         scheduler = self._scheduler
         with self._condition:
-            self._status, self._paused = self._look(), len(scheduler.paused)
+            self._status, self._paused = self._measure(), len(scheduler.paused)
             if not scheduler.running:
                 # A request whose adapter is being read is looked at again when one has landed; so is an engine that
                 # could not compute.
@@ -298,7 +298,7 @@ class TextEngine:
             if not self._known:
                 self._condition.notify_all()
 
-    def _look(self) -> EngineStatus:
+    def _measure(self) -> EngineStatus:
         """Say how busy the engine is; on its own thread."""
         scheduler, tiers, cache = self._scheduler, self._tiers, self._runner.cache
         counts, prefixes = scheduler.counts, scheduler.prefixes

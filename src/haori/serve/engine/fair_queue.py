@@ -14,14 +14,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
-__all__ = ["FairQueue", "Place"]
+__all__ = ["FairQueue", "QueueKey"]
 
 _T = TypeVar("_T")
 _AGEING = 0.05
 _IN_FULL_TOKENS = 4096.0
 
-Place = tuple[str, str]
-"""An owner and one of its queues."""
+QueueKey = tuple[str, str]
+"""An owner and the name of one of its queues."""
 
 
 class _Counters:
@@ -69,9 +69,9 @@ class FairQueue(Generic[_T]):
     def __iter__(self) -> Iterator[_T]:
         return (item for owner in self._owners.values() for queue in owner.waiting.values() for _, item in queue)
 
-    def add(self, place: Place, item: _T, *, first: bool = False) -> None:
+    def add(self, key: QueueKey, item: _T, *, first: bool = False) -> None:
         """Let an item wait; `first` puts one that was interrupted back in front."""
-        name, queue = place
+        name, queue = key
         owner = self._owners.setdefault(name, _Owner())
         if not owner.waiting:
             self._counters.enter(name, [other for other, held in self._owners.items() if held.waiting])
@@ -84,13 +84,13 @@ class FairQueue(Generic[_T]):
         else:
             owner.waiting[queue].append(entry)
 
-    def in_turn(self) -> list[Place]:
+    def in_turn(self) -> list[QueueKey]:
         """Return the queues with somebody waiting, the one whose turn it is first."""
 
-        def turn(place: Place) -> tuple[float, float]:
-            owner = self._owners[place[0]]
-            waited = self._total - owner.waiting[place[1]][0][0]
-            return of_owner[place[0]], owner.counters.served[place[1]] - min(waited, _IN_FULL_TOKENS) - _AGEING * waited
+        def turn(key: QueueKey) -> tuple[float, float]:
+            owner = self._owners[key[0]]
+            waited = self._total - owner.waiting[key[1]][0][0]
+            return of_owner[key[0]], owner.counters.served[key[1]] - min(waited, _IN_FULL_TOKENS) - _AGEING * waited
 
         waiting = {name: owner for name, owner in self._owners.items() if owner.waiting}
         of_owner = {
@@ -103,13 +103,13 @@ class FairQueue(Generic[_T]):
         """Return the first item of each queue."""
         return [queue[0][1] for owner in self._owners.values() for queue in owner.waiting.values()]
 
-    def peek(self, place: Place) -> _T:
+    def peek(self, key: QueueKey) -> _T:
         """Return the first item of a queue."""
-        return self._owners[place[0]].waiting[place[1]][0][1]
+        return self._owners[key[0]].waiting[key[1]][0][1]
 
-    def take(self, place: Place) -> _T:
+    def take(self, key: QueueKey) -> _T:
         """Take the first item of a queue; it counts as being served until `leave`."""
-        name, queue = place
+        name, queue = key
         owner = self._owners[name]
         _, item = owner.waiting[queue].popleft()
         owner.active[queue] += 1
@@ -119,22 +119,22 @@ class FairQueue(Generic[_T]):
             del owner.waiting[queue]
         return item
 
-    def serve(self, place: Place, tokens: int) -> None:
+    def serve(self, key: QueueKey, tokens: int) -> None:
         """Count tokens that a queue was served while one of its items is."""
-        name, queue = place
+        name, queue = key
         self._total += tokens
         self._counters.served[name] += tokens
         self._owners[name].counters.served[queue] += tokens
 
-    def leave(self, place: Place) -> None:
+    def leave(self, key: QueueKey) -> None:
         """Say that an item that was taken is done with."""
-        self._owners[place[0]].active[place[1]] -= 1
-        self._tidy(place)
+        self._owners[key[0]].active[key[1]] -= 1
+        self._tidy(key)
 
-    def remove(self, place: Place, wanted: _T) -> None:
+    def remove(self, key: QueueKey, wanted: _T) -> None:
         """Take a waiting item out of its queue, if it is there."""
-        owner = self._owners.get(place[0])
-        queue = None if owner is None else owner.waiting.get(place[1])
+        owner = self._owners.get(key[0])
+        queue = None if owner is None else owner.waiting.get(key[1])
         if owner is None or queue is None:
             return
         for entry in queue:
@@ -142,12 +142,12 @@ class FairQueue(Generic[_T]):
                 queue.remove(entry)
                 break
         if not queue:
-            del owner.waiting[place[1]]
-            self._tidy(place)
+            del owner.waiting[key[1]]
+            self._tidy(key)
 
-    def _tidy(self, place: Place) -> None:
+    def _tidy(self, key: QueueKey) -> None:
         """Forget a queue, and an owner, that nothing waits in or is served of: its counter will be set anew."""
-        name, queue = place
+        name, queue = key
         owner = self._owners[name]
         if queue not in owner.waiting and not owner.active[queue]:
             del owner.active[queue]

@@ -74,7 +74,7 @@ class Shelf:
         s, held = self.shape, len(self.order)
         new = []
         for layer in range(s.layers):
-            # Zeros: a masked place must hold a finite number, for zero times NaN is NaN.
+            # Zeros: a masked position must hold a finite number, for zero times NaN is NaN.
             tensor = torch.zeros(rows, s.kv_heads, self.capacity, s.head_width, dtype=s.dtype, device=s.device)
             if held:
                 tensor[:held] = old[layer][:held]
@@ -82,11 +82,11 @@ class Shelf:
             new.append(tensor)
         return new
 
-    def clear_behind(self, places: Tensor) -> None:
-        """Put zeros behind the given place of each of the first rows."""
-        behind = torch.arange(self.capacity, device=places.device) > places[:, None]  # rows T
+    def clear_behind(self, positions: Tensor) -> None:
+        """Put zeros behind the given position in each of the first rows."""
+        behind = torch.arange(self.capacity, device=positions.device) > positions[:, None]  # rows T
         for tensor in (*self.keys, *self.values):
-            tensor[: len(places)].masked_fill_(behind[:, None, :, None], 0.0)
+            tensor[: len(positions)].masked_fill_(behind[:, None, :, None], 0.0)
 
     def copy(self, source: int, target: int) -> None:
         """Copy one row over another."""
@@ -94,7 +94,7 @@ class Shelf:
             tensor[target] = tensor[source]
 
     def swap(self, one: int, other: int) -> None:
-        """Let two rows change places."""
+        """Swap two rows."""
         for tensor in (*self.keys, *self.values):
             held = tensor[one].clone()
             tensor[one] = tensor[other]
@@ -139,7 +139,7 @@ class KVCache:
             return None
         sequence = self._next
         self._next += 1
-        self._place(sequence, shelf)
+        self._append(sequence, shelf)
         return sequence
 
     def extend(self, sequence: int, tokens: int) -> bool:
@@ -156,7 +156,7 @@ class KVCache:
             new.keys[layer][target, :, : old.capacity] = old.keys[layer][row]
             new.values[layer][target, :, : old.capacity] = old.values[layer][row]
         self._remove(sequence)
-        self._place(sequence, new)
+        self._append(sequence, new)
         if was_decoding:
             self.decode(sequence)
         return True
@@ -172,20 +172,20 @@ class KVCache:
             self._exchange(shelf, row, shelf.decoding)
             shelf.decoding += 1
 
-    def place(self, sequence: int) -> tuple[Shelf, int]:
+    def locate(self, sequence: int) -> tuple[Shelf, int]:
         """Return the shelf and the row of a sequence."""
         return self._shelf_of[sequence], self._row_of[sequence]
 
     def take(self, sequence: int, start: int, stop: int) -> Tensor:
         """Copy some tokens' keys and values out: shape [2, layers, Hkv, stop - start, d]."""
-        shelf, row = self.place(sequence)
+        shelf, row = self.locate(sequence)
         return torch.stack(
             [torch.stack([layer[row, :, start:stop] for layer in kind]) for kind in (shelf.keys, shelf.values)]
         )
 
     def put(self, sequence: int, start: int, block: Tensor) -> None:
         """Copy what `take` gave into a sequence, from the token `start` on."""
-        shelf, row = self.place(sequence)
+        shelf, row = self.locate(sequence)
         stop = start + block.shape[3]
         for layer in range(self.shape.layers):
             shelf.keys[layer][row, :, start:stop] = block[0, layer]
@@ -219,7 +219,7 @@ class KVCache:
             other.rows * other.row_bytes for other in self._shelves.values() if other is not shelf
         )
 
-    def _place(self, sequence: int, shelf: Shelf) -> None:
+    def _append(self, sequence: int, shelf: Shelf) -> None:
         self._shelf_of[sequence] = shelf
         self._row_of[sequence] = len(shelf.order)
         shelf.order.append(sequence)

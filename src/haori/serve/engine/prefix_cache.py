@@ -30,7 +30,7 @@ class PrefixCache:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._places: OrderedDict[bytes, int] = OrderedDict()
+        self._slots: OrderedDict[bytes, int] = OrderedDict()
         self._memory: Tensor | None = None
         self.queries = 0
         self.hits = 0
@@ -42,10 +42,10 @@ class PrefixCache:
         """
         found: list[Tensor] = []
         for key in _keys(owner, mix, tokens[: len(tokens) - 1]):
-            if self._memory is None or key not in self._places:
+            if self._memory is None or key not in self._slots:
                 break
-            self._places.move_to_end(key)
-            found.append(self._memory[self._places[key]])
+            self._slots.move_to_end(key)
+            found.append(self._memory[self._slots[key]])
         self.queries += len(tokens)
         self.hits += BLOCK * len(found)
         return found
@@ -55,7 +55,7 @@ class PrefixCache:
         if not self._budget:
             return []
         keys = _keys(owner, mix, tokens)
-        return [(i * BLOCK, key) for i, key in enumerate(keys) if key not in self._places]
+        return [(i * BLOCK, key) for i, key in enumerate(keys) if key not in self._slots]
 
     def keep(self, key: bytes, block: "Tensor") -> None:
         """Keep a copy of a block, in place of another if there is no room. All blocks are of one shape.
@@ -70,11 +70,11 @@ class PrefixCache:
         room = len(self._memory)
         if not room:
             return
-        place = len(self._places)
-        if place == room:
-            _, place = self._places.popitem(last=False)
-        self._memory[place] = block
-        self._places[key] = place
+        slot = len(self._slots)
+        if slot == room:
+            _, slot = self._slots.popitem(last=False)
+        self._memory[slot] = block
+        self._slots[key] = slot
 
 
 def _keys(owner: str, mix: AdapterMix, tokens: Sequence[int]) -> list[bytes]:

@@ -1,6 +1,6 @@
 """How much of a queue is one API key's.
 
-A key may have three times as many requests in a queue as there are places left (dynamic thresholds, Choudhury and
+A key may have three times as many requests in a queue as there are free places (dynamic thresholds, Choudhury and
 Hahne, 1998): alone, three quarters of them; beside another that also takes all it can, three sevenths. So whoever comes
 finds a place. Requests without a key, where there are none, may fill it.
 """
@@ -12,26 +12,26 @@ __all__ = ["check_share"]
 _SHARE = 3
 
 
-def check_share(owner: str, own: int, waiting: int, places: int, *, retry_after_s: float, why: str) -> None:
+def check_share(owner: str, own: int, waiting: int, capacity: int, *, retry_after_s: float, why: str) -> None:
     """Refuse a request for which a queue has no place.
 
     Args:
         owner: Whose it is.
         own: How many of its owner's wait.
         waiting: How many wait.
-        places: Most that may.
+        capacity: Most that may.
         retry_after_s: When to come again.
         why: What to say of the limit.
 
     Raises:
         OverloadedError: The queue is full, or the owner has its share.
     """
-    if waiting >= places:
+    if waiting >= capacity:
         raise OverloadedError(
             f"{waiting} requests are waiting, which is as many as may ({why}); try again later.",
             retry_after_s=retry_after_s,
         )
-    if owner and own >= _SHARE * (places - waiting):
+    if owner and own >= _SHARE * (capacity - waiting):
         raise OverloadedError(
             f"{own} requests of this API key are waiting, which is as many as one key's may while the others leave so "
             f"little room ({why}); try again later.",

@@ -31,8 +31,8 @@ class Run:
         tokens: The new ones: one when decoding, a chunk of the prompt otherwise.
         adapters: Adapters acting on it; all of them are in the bank.
         wants_logits: Whether the logits after the last of them are needed.
-        take_logits: Takes the logits after each of them, a few at a time: the place in the sequence of the first, and
-            logits (N, V) that are gone afterwards. If a step is asked for again, it is called again.
+        take_logits: Takes the logits after each of them, a few at a time: the position of the first in
+            the sequence, and logits (N, V) that are gone afterwards. If a step is asked for again, it is called again.
     """
 
     sequence: int

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from haori.core.errors import InputError
 from haori.serve.adapters.tiers import AdapterTiers
-from haori.serve.engine.fair_queue import FairQueue, Place
+from haori.serve.engine.fair_queue import FairQueue, QueueKey
 from haori.serve.engine.prefix_cache import BLOCK, PrefixCache
 from haori.serve.engine.runner import Run, Runner
 from haori.serve.engine.sequence import Sequence
@@ -92,12 +92,12 @@ class Scheduler:
         """Say why nothing can be computed, not even a token of the bare base; None if it can."""
         self.doubtful = False
         try:
-            place = self._runner.cache.open(1)
-            if place is not None:
+            slot = self._runner.cache.open(1)
+            if slot is not None:
                 try:
-                    self._runner.step([Run(place, 0, [0], ())])
+                    self._runner.step([Run(slot, 0, [0], ())])
                 finally:
-                    self._runner.cache.close(place)
+                    self._runner.cache.close(slot)
         except Exception as error:  # noqa: BLE001 - whatever it was, it is the answer
             self.doubtful = True
             return f"The engine cannot compute ({type(error).__name__}: {error}); it may have to be started again."
@@ -144,7 +144,7 @@ class Scheduler:
         if not len(self.waiting) or len(self.running) >= self._limits.running:
             return
         self._make_way()
-        passed: set[Place] = set()
+        passed: set[QueueKey] = set()
         while len(self.running) < self._limits.running:
             queue = next((name for name in self.waiting.in_turn() if name not in passed), None)
             if queue is None:
@@ -154,9 +154,9 @@ class Scheduler:
                 if not self._tiers.prepare(sequence.request.adapters):
                     passed.add(queue)
                     continue
-                place = self._runner.cache.open(len(sequence.tokens) + 1)
-                if place is not None:
-                    self._join(self.waiting.take(queue), place)
+                slot = self._runner.cache.open(len(sequence.tokens) + 1)
+                if slot is not None:
+                    self._join(self.waiting.take(queue), slot)
                 elif self.running:
                     return
                 else:
@@ -178,16 +178,16 @@ class Scheduler:
                 if any(adapter in leaving for adapter, _ in sequence.request.adapters):
                     self._put_back(sequence)
 
-    def _join(self, sequence: Sequence, place: int) -> None:
-        sequence.place = place
+    def _join(self, sequence: Sequence, slot: int) -> None:
+        sequence.slot = slot
         sequence.read = 0
         self._tiers.acquire(sequence.request.adapters)
         self.running.append(sequence)  # from here on `end` frees all it holds
         request = sequence.request
-        # What is taken from the cache is not computed, so there would be no logits at its places.
+        # What is taken from the cache is not computed, so there would be no logits at its positions.
         blocks = [] if sequence.scoring else self.prefixes.find(request.owner, request.adapters, sequence.tokens)
         for number, block in enumerate(blocks):
-            self._runner.cache.put(place, number * BLOCK, block)
+            self._runner.cache.put(slot, number * BLOCK, block)
         sequence.read = len(blocks) * BLOCK
         if not sequence.generated:
             sequence.cached_tokens = sequence.read
@@ -210,9 +210,9 @@ class Scheduler:
             if not sequence.decoding:
                 budget -= count
             stop = sequence.read + count
-            assert sequence.place is not None
+            assert sequence.slot is not None
             run = Run(
-                sequence.place, sequence.read, sequence.tokens[sequence.read : stop], sequence.request.adapters,
+                sequence.slot, sequence.read, sequence.tokens[sequence.read : stop], sequence.request.adapters,
                 wants_logits=stop == len(sequence.tokens),
                 take_logits=None if sequence.scores is None else sequence.scores.take,
             )  # fmt: skip
@@ -221,8 +221,8 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Have the cache hold so many tokens of a sequence; the one that joined last gives way if need be."""
-        assert sequence.place is not None
-        while not self._runner.cache.extend(sequence.place, tokens):
+        assert sequence.slot is not None
+        while not self._runner.cache.extend(sequence.slot, tokens):
             last = self.running[-1]
             if len(self.running) == 1:
                 self.end(sequence, "error", f"The answer needs more memory {_KV}.", "request")
@@ -289,20 +289,20 @@ class Scheduler:
         if sequence.prefix_kept:
             return
         sequence.prefix_kept = True
-        assert sequence.place is not None
+        assert sequence.slot is not None
         prompt = sequence.tokens[: sequence.prompt_length]
         with suppress(Exception):  # without memory for them, they are not kept
             for start, key in self.prefixes.missing(sequence.request.owner, sequence.request.adapters, prompt):
-                block = self._runner.cache.take(sequence.place, start, start + BLOCK)
+                block = self._runner.cache.take(sequence.slot, start, start + BLOCK)
                 if block is None:
                     return
                 self.prefixes.keep(key, block)
 
     def _free(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        place, sequence.place = sequence.place, None
-        assert place is not None
+        slot, sequence.slot = sequence.slot, None
+        assert slot is not None
         try:
-            self._runner.cache.close(place)
+            self._runner.cache.close(slot)
         finally:
             self._tiers.release(sequence.request.adapters)

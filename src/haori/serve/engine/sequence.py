@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from haori.serve.detokenise import TextStream
-from haori.serve.request import Deliver, Delta, Fault, Finish, TextRequest, TokenLogprob
+from haori.serve.request import Deliver, Fault, Finish, StreamChunk, TextRequest, TokenLogprob
 from haori.serve.sampling.prompt_scores import PromptScores
 from haori.serve.sampling.sampler import Choice, SamplerState
 
@@ -19,7 +19,7 @@ class Sequence:
 
     Args:
         request: What was asked.
-        deliver: Takes the pieces of the answer.
+        deliver: Takes the stream chunks.
         sampler: Chooses its tokens.
         tokenizer: Turns them into text.
         longest: Most tokens of prompt and answer together.
@@ -42,7 +42,7 @@ class Sequence:
         wanted, tops = request.sampling.max_tokens, request.sampling.prompt_logprobs
         self.longest = longest if wanted is None else min(self.prompt_length + wanted, longest)
         self.scores = None if tops is None else PromptScores(request.prompt, tops)  # until they are told
-        self.place: int | None = None  # number in the runner's cache
+        self.slot: int | None = None  # its number in the runner's cache
         self.read = 0  # tokens whose keys and values are in the cache
         self.cached_tokens = 0
         self.waiting_since = 0.0  # by the monotonic clock
@@ -102,7 +102,9 @@ class Sequence:
     def _send(self, text: str, finish: Finish | None, error: str | None = None, fault: Fault = "engine") -> None:
         self.ended = finish is not None
         scores = () if self.scores is None or self.scoring else self.scores.found
-        delta = Delta(text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens, fault, scores)
+        chunk = StreamChunk(
+            text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens, fault, scores
+        )
         self._held, self._logprobs = [], []
         self.scores = self.scores if self.scoring else None
-        self._deliver(delta)
+        self._deliver(chunk)

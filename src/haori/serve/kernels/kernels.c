@@ -237,11 +237,11 @@ INLINE float turned(const bf16 *head, const bf16 *c, const bf16 *s, int64_t j, i
  *
  * Row i is row rows[i] of qkv [N, (heads + 2 kv_heads) width], queries and keys not yet turned by the rotary angles
  * cosines, sines [N, width], and of out [N, heads width]. Its sequence's keys and values [kv_heads, capacities[i],
- * width] begin at keys[i], values[i]; its own are written to places[i], all rows' first of all, and then it attends to
- * places 0 .. places[i]. width divides by LANES.
+ * width] begin at keys[i], values[i]; its own are written to positions[i], all rows' first of all, and then it attends to
+ * positions 0 .. positions[i]. width divides by LANES.
  */
 void haori_attend(const bf16 *qkv, int64_t qkv_stride, const bf16 *cosines, const bf16 *sines, bf16 *const *keys,
-                  bf16 *const *values, const int64_t *rows, const int64_t *capacities, const int64_t *places,
+                  bf16 *const *values, const int64_t *rows, const int64_t *capacities, const int64_t *positions,
                   int64_t count, int64_t kv_heads, int64_t groups, int64_t width, float scale, bf16 *out,
                   int64_t out_stride) {
 #pragma omp parallel
@@ -252,9 +252,9 @@ void haori_attend(const bf16 *qkv, int64_t qkv_stride, const bf16 *cosines, cons
             const bf16 *row = qkv + rows[i] * qkv_stride, *c = cosines + rows[i] * width, *s = sines + rows[i] * width;
             for (int64_t h = 0; h < kv_heads; h++) {
                 const bf16 *key = row + (kv_heads * groups + h) * width, *value = key + kv_heads * width;
-                int64_t place = (h * capacities[i] + places[i]) * width;
-                for (int64_t j = 0; j < width; j++) keys[i][place + j] = narrow(turned(key, c, s, j, width));
-                memcpy(values[i] + place, value, width * sizeof(bf16));
+                int64_t offset = (h * capacities[i] + positions[i]) * width;
+                for (int64_t j = 0; j < width; j++) keys[i][offset + j] = narrow(turned(key, c, s, j, width));
+                memcpy(values[i] + offset, value, width * sizeof(bf16));
             }
         }
 #pragma omp for collapse(2) schedule(dynamic, 4)
@@ -269,7 +269,7 @@ void haori_attend(const bf16 *qkv, int64_t qkv_stride, const bf16 *cosines, cons
                         for (int64_t j = 0; j < width; j++)
                             q[n * width + j] = scale * turned(head + n * width, c, s, j, width);
                     bf16 *target = out + rows[i] * out_stride + (h * groups + g) * width;
-                    FOR_ROWS(heads, attend_heads(target, q, k, v, places[i] + 1, width, R))
+                    FOR_ROWS(heads, attend_heads(target, q, k, v, positions[i] + 1, width, R))
                 }
             }
         }

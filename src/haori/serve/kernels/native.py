@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from haori.core.native_code import NativeCode, native_code
-from haori.serve.adapters.packed import SitePlace
-from haori.serve.kernels.torch_kernels import Angles, AttentionShape, AttentionStep, Places, TorchKernels
+from haori.serve.adapters.packed import SiteLayout
+from haori.serve.kernels.torch_kernels import Angles, AttentionShape, AttentionStep, RowGroups, TorchKernels
 
 __all__ = ["BLOCK", "LANES", "OUTS", "STRIPES", "NativeKernels", "compiled", "native_kernels"]
 
@@ -71,15 +71,15 @@ class NativeKernels(TorchKernels):
             self._c.haori_attend(
                 qkv.data_ptr(), qkv.stride(0), angles.cosines.data_ptr(), angles.sines.data_ptr(),
                 table.keys.data_ptr() + offset, table.values.data_ptr() + offset, table.rows.data_ptr(),
-                table.capacities.data_ptr(), table.places.data_ptr(), count, shape.kv_heads, shape.groups, shape.width,
-                shape.scale, out.data_ptr(), out.stride(0),
+                table.capacities.data_ptr(), table.positions.data_ptr(), count, shape.kv_heads, shape.groups,
+                shape.width, shape.scale, out.data_ptr(), out.stride(0),
             )  # fmt: skip
         for chunk in table.long_chunks:
             self.attend_chunk(chunk, step, layer, qkv, angles, shape, out)
 
-    def update(self, places: Places, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
+    def update(self, groups: RowGroups, site: int, layout: SiteLayout, x: Tensor, y: Tensor) -> None:
         """Add the adapters' updates of some rows to y."""
-        self._c.haori_update(x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), *places.addresses, *place.bounds)
+        self._c.haori_update(x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), *groups.addresses, *layout.bounds)
 
     def int8_product(self, x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
         """Return x W^T for a packed weight in 8 bits with fp32 scales (out); x is contiguous and has few rows."""

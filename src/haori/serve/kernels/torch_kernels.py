@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from haori.serve.adapters.packed import PackedAdapter, SitePlace
+from haori.serve.adapters.packed import PackedAdapter, SiteLayout
 from haori.serve.engine.kv_cache import Shelf
 
 __all__ = [
@@ -22,16 +22,16 @@ __all__ = [
     "Angles",
     "AttentionShape",
     "AttentionStep",
-    "Chunk",
     "Kernels",
-    "Places",
+    "PrefillChunk",
+    "RowGroups",
     "ShelfStep",
     "TorchKernels",
     "norm",
     "rotate",
 ]
 
-HIDDEN = -math.inf  # score of a place that is not looked at; nothing finite that stands there can outweigh it
+HIDDEN = -math.inf  # score of a masked position; no finite score can outweigh it
 _SHORT = 512  # tokens up to which row by row in C beats batched products over whole chunks
 ROWS_TOGETHER = 4  # rows under the same adapters that the kernel in C works on at once
 
@@ -63,18 +63,18 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class ShelfStep:
-    """The decoding rows of one shelf: which rows of the step, and where in their sequences they stand.
+    """The decoding rows of one shelf: which rows of the step, and their positions.
 
     Attributes:
         shelf: The shelf; its first rows are these, in this order.
         rows: Rows of the step.
-        places: Place of each row's new token.
+        positions: Position of each row's new token in its sequence.
         numbers: 0, 1, 2 ... to the number of rows.
     """
 
     shelf: Shelf
     rows: slice
-    places: Tensor
+    positions: Tensor
     numbers: Tensor
 
     @property
@@ -83,8 +83,8 @@ class ShelfStep:
         return int(self.rows.stop - self.rows.start)
 
 
-class Chunk(NamedTuple):
-    """A chunk of one prompt: its rows of the step, the row of its shelf, and its tokens' places from, to."""
+class PrefillChunk(NamedTuple):
+    """A chunk of one prompt: its rows of the step, the row of its shelf, and its tokens' positions from, to."""
 
     shelf: Shelf
     shelf_row: int
@@ -98,7 +98,7 @@ class AttentionStep:
     """What the rows of a step attend to: decoding rows by shelf, and chunks of prompts."""
 
     shelves: tuple[ShelfStep, ...]
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[PrefillChunk, ...]
 
     @cached_property
     def table(self) -> "RowTable":
@@ -117,7 +117,7 @@ class RowTable:
 
     Attributes:
         rows: Rows of the step [n].
-        places: Place of each row's token in its sequence [n].
+        positions: Position of each row's token in its sequence [n].
         capacities: Tokens that the sequence's row of the cache has room for [n].
         keys: Address of its keys at each layer [layers, n].
         values: Address of its values.
@@ -125,11 +125,11 @@ class RowTable:
     """
 
     rows: Tensor
-    places: Tensor
+    positions: Tensor
     capacities: Tensor
     keys: Tensor
     values: Tensor
-    long_chunks: tuple[Chunk, ...]
+    long_chunks: tuple[PrefillChunk, ...]
 
 
 class AdapterRows(NamedTuple):
@@ -141,7 +141,7 @@ class AdapterRows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Places:
+class RowGroups:
     """Which adapters of one layout act on which rows, by adapter and by row.
 
     Attributes:
@@ -190,7 +190,7 @@ class Kernels(Protocol):
         """Let all rows write their keys and values and attend; the result goes to `out` [N, H d]."""
         ...
 
-    def update(self, places: Places, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
+    def update(self, groups: RowGroups, site: int, layout: SiteLayout, x: Tensor, y: Tensor) -> None:
         """Add the adapters' updates of some rows to y."""
         ...
 
@@ -220,7 +220,7 @@ class TorchKernels:
             self.attend_chunk(chunk, step, layer, qkv, angles, shape, out)
 
     def attend_chunk(
-        self, chunk: Chunk, step: AttentionStep, layer: int, qkv: Tensor, angles: Angles, shape: AttentionShape,
+        self, chunk: PrefillChunk, step: AttentionStep, layer: int, qkv: Tensor, angles: Angles, shape: AttentionShape,
         out: Tensor,
     ) -> None:  # fmt: skip
         """Let the rows of a chunk write their keys and values and attend."""
@@ -246,34 +246,34 @@ class TorchKernels:
         split = qkv[step.rows].view(count, -1, shape.width)
         turned = rotate(split[:, : shape.heads + shape.kv_heads], angles, step.rows)
         k_cache, v_cache = step.shelf.keys[layer], step.shelf.values[layer]
-        k_cache[step.numbers, :, step.places] = turned[:, shape.heads :]
-        v_cache[step.numbers, :, step.places] = split[:, shape.heads + shape.kv_heads :]
+        k_cache[step.numbers, :, step.positions] = turned[:, shape.heads :]
+        v_cache[step.numbers, :, step.positions] = split[:, shape.heads + shape.kv_heads :]
         k = k_cache[:count].flatten(0, 1).transpose(1, 2)  # count*Hkv d T
         v = v_cache[:count].flatten(0, 1)  # count*Hkv T d
         q = turned[:, : shape.heads].reshape(-1, groups, shape.width)  # count*Hkv G d
         scores = torch.baddbmm(self._mask(step, shape, qkv.dtype), q, k, alpha=shape.scale)
         out[step.rows] = torch.bmm(torch.softmax(scores, -1), v).view(count, -1)
 
-    def update(self, places: Places, site: int, place: SitePlace, x: Tensor, y: Tensor) -> None:
+    def update(self, groups: RowGroups, site: int, layout: SiteLayout, x: Tensor, y: Tensor) -> None:
         """Add the adapters' updates of some rows to y."""
-        for adapter, rows, strengths in places.by_adapter:
+        for adapter, rows, strengths in groups.by_adapter:
             factors = adapter.factors[site]
             if factors is None or factors.a is None:
                 continue
             t = x.index_select(0, rows) @ factors.a  # n R
             if strengths is not None:
                 t *= strengths
-            for module, b in zip(place.modules, factors.b, strict=True):
+            for module, b in zip(layout.modules, factors.b, strict=True):
                 y[:, module.left : module.right].index_add_(0, rows, t[:, module.low : module.high] @ b)
 
     def _mask(self, step: ShelfStep, shape: AttentionShape, dtype: torch.dtype) -> Tensor:
         capacity = step.shelf.capacity
-        hidden = torch.arange(capacity, device=step.places.device) > step.places[:, None]  # count T
+        hidden = torch.arange(capacity, device=step.positions.device) > step.positions[:, None]  # count T
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, HIDDEN)
         return mask[:, None, None].expand(-1, shape.kv_heads, shape.groups, -1).reshape(-1, shape.groups, capacity)
 
 
-def _chunk_mask(chunk: Chunk, shape: AttentionShape, like: Tensor) -> Tensor:
+def _chunk_mask(chunk: PrefillChunk, shape: AttentionShape, like: Tensor) -> Tensor:
     """Return what is added to the scores of a chunk, [Hkv, G * tokens, stop]."""
     seen = torch.arange(chunk.start, chunk.stop, device=like.device)
     hidden = torch.arange(chunk.stop, device=like.device) > seen[:, None]  # tokens T
@@ -284,16 +284,16 @@ def _chunk_mask(chunk: Chunk, shape: AttentionShape, like: Tensor) -> Tensor:
 def row_table(step: AttentionStep) -> RowTable:
     """Write down decoding rows and short chunks row by row."""
     rows: list[int] = []
-    places: list[int] = []
+    positions: list[int] = []
     owners: list[tuple[Shelf, int, int]] = []  # shelf, row in it, how many rows of the step
     for shelf in step.shelves:
         rows += range(shelf.rows.start, shelf.rows.stop)
-        places += shelf.places.tolist()
+        positions += shelf.positions.tolist()
         owners += [(shelf.shelf, number, 1) for number in range(shelf.count)]
     short = [chunk for chunk in step.chunks if chunk.stop <= _SHORT]
     for chunk in short:
         rows += range(chunk.rows.start, chunk.rows.stop)
-        places += range(chunk.start, chunk.stop)
+        positions += range(chunk.start, chunk.stop)
         owners.append((chunk.shelf, chunk.shelf_row, chunk.stop - chunk.start))
     counts = torch.tensor([count for *_, count in owners], dtype=torch.long)
     begins = torch.empty(2, 0, 0, dtype=torch.long)
@@ -303,7 +303,7 @@ def row_table(step: AttentionStep) -> RowTable:
         begins = begins.repeat_interleave(counts, -1)  # keys or values, layers, n
     return RowTable(
         rows=torch.tensor(rows),
-        places=torch.tensor(places),
+        positions=torch.tensor(positions),
         capacities=torch.tensor([shelf.capacity for shelf, *_ in owners], dtype=torch.long).repeat_interleave(counts),
         keys=begins[0],
         values=begins[1],

@@ -75,15 +75,15 @@ def names_in_files(model: Any, folder: Path) -> dict[str, str]:
     stored = _files(folder).keys()
     prefix = f"{model.base_model_prefix}."
     found: dict[str, str] = {}
-    by_place: dict[int, str] = {}
+    by_address: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         own = next((candidate for candidate in (name, name.removeprefix(prefix)) if candidate in stored), None)
         if own is not None:
             found[name] = own
-            by_place[parameter.data_ptr()] = own
+            by_address[parameter.data_ptr()] = own
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name not in found and parameter.data_ptr() in by_place:
-            found[name] = by_place[parameter.data_ptr()]
+        if name not in found and parameter.data_ptr() in by_address:
+            found[name] = by_address[parameter.data_ptr()]
     return found
 
 

@@ -171,9 +171,9 @@ def _why_not_rotary(rotary: Any, width: int, context: int) -> str | None:
         return "its rotary angles turn a part of each head only"
     early = list(range(0, min(context, 64)))
     late = [int(context * share / 32) for share in range(32)]
-    places = torch.tensor([[*early, *late, context - 1]], device=frequencies.device)
-    found = rotary(torch.zeros(1, device=frequencies.device), places)
-    angles = places[..., None].float() * frequencies
+    positions = torch.tensor([[*early, *late, context - 1]], device=frequencies.device)
+    found = rotary(torch.zeros(1, device=frequencies.device), positions)
+    angles = positions[..., None].float() * frequencies
     for given, ours in zip(found, (angles.cos(), angles.sin()), strict=True):
         expected = torch.cat([ours, ours], -1) * rotary.attention_scaling
         if given.shape != expected.shape or not torch.allclose(given.float(), expected, atol=1e-4):

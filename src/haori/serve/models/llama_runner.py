@@ -20,8 +20,8 @@ from haori.serve.kernels.torch_kernels import (
     Angles,
     AttentionShape,
     AttentionStep,
-    Chunk,
     Kernels,
+    PrefillChunk,
     ShelfStep,
     TorchKernels,
     norm,
@@ -79,26 +79,26 @@ class LlamaRunner:
         wanted = [number for number, run in enumerate(runs) if run.wants_logits]
         return self._logits(step, x, [lasts[number] for number in wanted], [runs[number].adapters for number in wanted])
 
-    def _logits(self, step: _Step, x: Tensor, places: Sequence[int], mixes: Sequence[AdapterMix]) -> Tensor:
+    def _logits(self, step: _Step, x: Tensor, chosen: Sequence[int], mixes: Sequence[AdapterMix]) -> Tensor:
         """Return the logits of some rows of hidden states (N D), given the mix of each."""
-        chosen = torch.tensor(places, dtype=torch.long, device=self._device)
+        index = torch.tensor(chosen, dtype=torch.long, device=self._device)
         name, weight = self._w.final_norm
         weight = step.plan.vector(name, weight, len(x))
-        x = x.index_select(0, chosen)
-        x = norm(x, weight if weight.dim() == 1 else weight.index_select(0, chosen), self._w.epsilon)
+        x = x.index_select(0, index)
+        x = norm(x, weight if weight.dim() == 1 else weight.index_select(0, index), self._w.epsilon)
         logits = self._w.head(x)
         if self.bank.token_rows:
-            for place, mix in enumerate(mixes):
+            for row, mix in enumerate(mixes):
                 for ids, rows, strength in self._head_rows(mix):
-                    logits[place, ids] += strength * (rows @ x[place])
+                    logits[row, ids] += strength * (rows @ x[row])
         return logits
 
     def _give_logits(self, step: _Step, x: Tensor, first: int, run: Run) -> None:
         """Hand over the logits after every token of a run, whose rows begin at `first`; never all at once."""
         assert run.take_logits is not None
         for start in range(0, len(run.tokens), LOGIT_ROWS):
-            places = range(first + start, first + min(start + LOGIT_ROWS, len(run.tokens)))
-            run.take_logits(run.start + start, self._logits(step, x, places, [run.adapters] * len(places)))
+            chosen = range(first + start, first + min(start + LOGIT_ROWS, len(run.tokens)))
+            run.take_logits(run.start + start, self._logits(step, x, chosen, [run.adapters] * len(chosen)))
 
     def _hidden(self, step: _Step, runs: Sequence[Run]) -> Tensor:
         """Return the last hidden states (N D) for runs in the order of the rows.
@@ -109,7 +109,7 @@ class LlamaRunner:
         x = self._layers(step)
         if not math.isfinite(float(x.sum())) and not _no_numbers(x, runs) <= self._spoilt:
             for shelf in step.attention.shelves:
-                shelf.shelf.clear_behind(shelf.places)
+                shelf.shelf.clear_behind(shelf.positions)
             x = self._layers(step)
             self._spoilt = _no_numbers(x, runs)  # of their own doing
         return x
@@ -164,14 +164,14 @@ class LlamaRunner:
         return self._planned[1]
 
     def _shelf_step(self, shelf: Shelf, first: int, lengths: list[int]) -> ShelfStep:
-        places = torch.tensor(lengths, device=self._device)
+        positions = torch.tensor(lengths, device=self._device)
         numbers = torch.arange(len(lengths), device=self._device)
-        return ShelfStep(shelf, slice(first, first + len(lengths)), places, numbers)
+        return ShelfStep(shelf, slice(first, first + len(lengths)), positions, numbers)
 
-    def _chunk(self, run: Run, row: int) -> Chunk:
-        shelf, place = self.cache.place(run.sequence)
+    def _chunk(self, run: Run, row: int) -> PrefillChunk:
+        shelf, shelf_row = self.cache.locate(run.sequence)
         count = len(run.tokens)
-        return Chunk(shelf, place, slice(row, row + count), run.start, run.start + count)
+        return PrefillChunk(shelf, shelf_row, slice(row, row + count), run.start, run.start + count)
 
     def _embed(self, step: _Step) -> Tensor:
         x = functional.embedding(step.ids, self._w.embedding)  # N D

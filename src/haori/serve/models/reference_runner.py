@@ -30,8 +30,8 @@ class _Held:
         self._is_begun = False
         self._waiting: list[int] = []
 
-    def pieces(self, run: Run) -> list[list[int]]:
-        """Return the tokens to compute now, in the pieces that the model takes.
+    def splits(self, run: Run) -> list[list[int]]:
+        """Return the tokens to compute now, in the splits that the model takes.
 
         A recurrent layer starts from nothing when it reads more than one token, and rotary angles that change with
         length are those of the whole prompt: these get the prompt at once, and then token by token.
@@ -178,16 +178,16 @@ class ReferenceRunner:
         try:
             held = self.cache.held[run.sequence]
             logits = torch.empty(1, 0)  # T V
-            pieces = held.pieces(run)
-            place = run.start + len(run.tokens) - sum(map(len, pieces))
-            for tokens in pieces:
+            splits = held.splits(run)
+            position = run.start + len(run.tokens) - sum(map(len, splits))
+            for tokens in splits:
                 ids = torch.tensor([tokens], device=next(self._model.parameters()).device)
                 given = {self._cache_name: held.cache}
                 logits = self._model(input_ids=ids, use_cache=True, **given).logits[0]
                 if run.take_logits is not None:
                     for start in range(0, len(tokens), LOGIT_ROWS):
-                        run.take_logits(place + start, logits[start : start + LOGIT_ROWS])
-                place += len(tokens)
+                        run.take_logits(position + start, logits[start : start + LOGIT_ROWS])
+                position += len(tokens)
         except Exception as error:  # noqa: BLE001 - whatever it was, it is this sequence's alone
             return error
         finally:

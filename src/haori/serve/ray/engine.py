@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.serve.engine.queue_share import check_share
 from haori.serve.prompt_check import check_prompt
-from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
+from haori.serve.ray.plan import ReplicaChunks, ReplicaFacts, ReplicaPlan, ReplicaStatus
 from haori.serve.ray.scale import Scale
 from haori.serve.ray.watch import ReplicaWatch
-from haori.serve.request import AdapterMix, Deliver, Delta, Sampling, TextRequest
+from haori.serve.request import AdapterMix, Deliver, Sampling, StreamChunk, TextRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ class _Call:
 
     Attributes:
         request: What is asked for.
-        deliver: Takes the pieces.
+        deliver: Takes the stream chunks.
         begun: Whether something of the answer has been said.
         given_up: Whether it is cancelled for want of a replica.
         task: Carries the answer.
@@ -68,7 +68,7 @@ class _Call:
     deliver: Deliver
     begun: bool = False
     given_up: bool = False
-    task: "asyncio.Task[Delta] | None" = None
+    task: "asyncio.Task[StreamChunk] | None" = None
 
 
 class RayEngine:
@@ -225,7 +225,7 @@ class RayEngine:
     def _work(self, deployed: Callable[[], Deployed], began: "Future[ReplicaFacts]") -> None:
         try:
             with deployed() as (handle, facts):
-                self._loop.run_until_complete(self._watch.look(handle))
+                self._loop.run_until_complete(self._watch.poll(handle))
                 self._handle = handle.options(stream=True, method_name="answer")
                 began.set_result(facts)
                 self._loop.run_until_complete(self._serve(handle))
@@ -236,7 +236,7 @@ class RayEngine:
             self._loop.close()
 
     async def _serve(self, handle: Any) -> None:
-        watching = asyncio.create_task(self._watch.keep_looking(handle, self._give_up))
+        watching = asyncio.create_task(self._watch.keep_polling(handle, self._give_up))
         await self._stop.wait()
         tasks = [watching, *(call.task for call in self._calls.values() if call.task is not None)]
         for task in tasks:
@@ -247,7 +247,7 @@ class RayEngine:
         call.task = asyncio.create_task(self._answer(call))
         call.task.add_done_callback(lambda task: self._end(call, task))
 
-    def _end(self, call: _Call, task: "asyncio.Task[Delta]") -> None:
+    def _end(self, call: _Call, task: "asyncio.Task[StreamChunk]") -> None:
         """Say the last of an answer; also of one that was cancelled before its task had begun."""
         with self._lock:
             del self._calls[call.request.id]
@@ -255,7 +255,7 @@ class RayEngine:
         if not task.cancelled():
             call.deliver(task.result())
         else:
-            call.deliver(_outage(_GONE) if call.given_up else Delta(finish="cancelled"))
+            call.deliver(_outage(_GONE) if call.given_up else StreamChunk(finish="cancelled"))
 
     def _cancel(self, request_id: str) -> None:
         call = self._calls.get(request_id)
@@ -269,26 +269,26 @@ class RayEngine:
                 call.given_up = True
                 call.task.cancel()
 
-    async def _answer(self, call: _Call) -> Delta:
+    async def _answer(self, call: _Call) -> StreamChunk:
         """Carry an answer from a replica, or from another if the first died before it said anything."""
         try:
             last = await self._carry(call, call.request)
             if last is None and not call.begun:
                 last = await self._carry(call, replace(call.request, id=f"{call.request.id}-again"))
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
-            return Delta(finish="error", error=f"No replica could answer: {_reason(error)}")
+            return StreamChunk(finish="error", error=f"No replica could answer: {_reason(error)}")
         return last or _outage(_DIED if call.begun else _DIED_TWICE)
 
-    async def _carry(self, call: _Call, request: TextRequest) -> Delta | None:
-        """Carry the pieces of an answer; return the last one, or None if the replica died."""
+    async def _carry(self, call: _Call, request: TextRequest) -> StreamChunk | None:
+        """Carry the chunks of an answer; return the last one, or None if the replica died."""
         from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
         from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
         key = "+".join(adapter for adapter, _ in request.adapters)
         response = self._handle.options(multiplexed_model_id=key).remote(request)
         try:
-            async for pieces in response:
-                if (last := self._hand_on(call, pieces)) is not None:
+            async for message in response:
+                if (last := self._deliver(call, message)) is not None:
                     return last
         except (
             RayActorError, WorkerCrashedError, NodeDiedError, DeploymentUnavailableError, ReplicaUnavailableError,
@@ -299,18 +299,18 @@ class RayEngine:
             raise
         return None
 
-    def _hand_on(self, call: _Call, pieces: Pieces) -> Delta | None:
-        """Deliver all pieces but the last of an answer, which is returned."""
-        for delta in pieces.deltas:
-            if delta.finish is not None:
-                return delta
+    def _deliver(self, call: _Call, message: ReplicaChunks) -> StreamChunk | None:
+        """Deliver all chunks but the last of an answer, which is returned."""
+        for chunk in message.chunks:
+            if chunk.finish is not None:
+                return chunk
             call.begun = True
-            call.deliver(delta)
+            call.deliver(chunk)
         return None
 
 
-def _outage(sentence: str) -> Delta:
-    return Delta(finish="error", error=sentence, fault="outage")
+def _outage(sentence: str) -> StreamChunk:
+    return StreamChunk(finish="error", error=sentence, fault="outage")
 
 
 def _reason(error: Exception) -> str:

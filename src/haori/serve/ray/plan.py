@@ -6,9 +6,9 @@ from pathlib import Path
 from haori.bases import Base
 from haori.serve.engine.engine import EngineStatus
 from haori.serve.engine.scheduler import EngineLimits
-from haori.serve.request import Delta
+from haori.serve.request import StreamChunk
 
-__all__ = ["Pieces", "ReplicaFacts", "ReplicaPlan", "ReplicaStatus"]
+__all__ = ["ReplicaChunks", "ReplicaFacts", "ReplicaPlan", "ReplicaStatus"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class ReplicaStatus:
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The pieces of one answer that have gathered since the last time, and the name of the replica that wrote them."""
+class ReplicaChunks:
+    """The stream chunks of one answer that have gathered since the last message, and the replica that wrote them."""
 
     replica: str
-    deltas: tuple[Delta, ...]
+    chunks: tuple[StreamChunk, ...]

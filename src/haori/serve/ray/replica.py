@@ -1,7 +1,7 @@
 """One replica: a process that has the base open, answers requests and says how it is.
 
-Its engine works on a thread of its own; pieces are handed to the replica's event loop, and go out as many at a time
-as have gathered, since each message to the front costs about a millisecond.
+Its engine works on a thread of its own; stream chunks are handed to the replica's event loop, which sends all that
+have gathered in one message, since each message to the front costs about a millisecond.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from ray import serve
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.library.adapter_files import AdapterFiles
-from haori.serve.ray.plan import Pieces, ReplicaFacts, ReplicaPlan, ReplicaStatus
-from haori.serve.request import Delta, TextRequest
+from haori.serve.ray.plan import ReplicaChunks, ReplicaFacts, ReplicaPlan, ReplicaStatus
+from haori.serve.request import StreamChunk, TextRequest
 
 __all__ = ["EngineReplica"]
 
@@ -46,7 +46,7 @@ class EngineReplica:
             pinned=lambda: directory.contents(plan.pinned), say=self._remarks.append,
         )  # fmt: skip
         self._name = serve.get_replica_context().replica_tag
-        self._open: set[asyncio.Queue[Delta]] = set()
+        self._open: set[asyncio.Queue[StreamChunk]] = set()
 
     async def describe(self) -> ReplicaFacts:
         """Return what the front must know of the model."""
@@ -57,34 +57,34 @@ class EngineReplica:
         """Return how busy it is."""
         return ReplicaStatus(self._name, os.getpid(), self._engine.status())
 
-    async def answer(self, request: TextRequest) -> AsyncIterator[Pieces]:
+    async def answer(self, request: TextRequest) -> AsyncIterator[ReplicaChunks]:
         """Answer one request; whoever stops to listen ends it."""
         mix = serve.get_multiplexed_model_id()
         if mix:
             await self._remember(mix)
-        inbox: asyncio.Queue[Delta] = asyncio.Queue()
+        inbox: asyncio.Queue[StreamChunk] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def deliver(delta: Delta) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, delta)
+        def deliver(chunk: StreamChunk) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, chunk)
 
         try:
             self._engine.submit(request, deliver)
         except InputError as error:
-            yield Pieces(self._name, (Delta(finish="error", error=str(error), fault="request"),))
+            yield ReplicaChunks(self._name, (StreamChunk(finish="error", error=str(error), fault="request"),))
             return
         except (OverloadedError, UnavailableError) as error:
-            yield Pieces(self._name, (Delta(finish="error", error=str(error), fault="outage"),))
+            yield ReplicaChunks(self._name, (StreamChunk(finish="error", error=str(error), fault="outage"),))
             return
         self._open.add(inbox)
         ended = False
         try:
             while not ended:
-                deltas = [await inbox.get()]
+                chunks = [await inbox.get()]
                 while not inbox.empty():
-                    deltas.append(inbox.get_nowait())
-                ended = deltas[-1].finish is not None
-                yield Pieces(self._name, tuple(deltas))
+                    chunks.append(inbox.get_nowait())
+                ended = chunks[-1].finish is not None
+                yield ReplicaChunks(self._name, tuple(chunks))
         finally:
             self._open.discard(inbox)
             if not ended:
@@ -107,7 +107,7 @@ class EngineReplica:
         if (failure := self._engine.failure) is not None:
             message = f"A replica cannot go on: {failure}"
             for inbox in self._open:
-                inbox.put_nowait(Delta(finish="error", error=message, fault="outage"))
+                inbox.put_nowait(StreamChunk(finish="error", error=message, fault="outage"))
             raise RuntimeError(message)
 
     def __del__(self) -> None:

@@ -1,4 +1,4 @@
-"""Looks at the replicas every second: which there are, and how busy."""
+"""Polls the replicas every second: which there are, and how busy."""
 
 import asyncio
 import time
@@ -44,26 +44,26 @@ class ReplicaWatch:
         """Return what all replicas that there ever were have done."""
         return _sum([self._ended, *map(_totals, self.latest.values())])
 
-    async def keep_looking(self, handle: Any, give_up: Callable[[], None]) -> None:
-        """Look again and again; calls `give_up` for as long as no replica answers and patience is at its end."""
+    async def keep_polling(self, handle: Any, give_up: Callable[[], None]) -> None:
+        """Poll until cancelled; calls `give_up` for as long as no replica answers and patience is at its end."""
         while True:
-            await self.look(handle)
+            await self.poll(handle)
             self.gone = time.monotonic() - self._seen_s > _PATIENCE_S
             if self.gone:
                 give_up()
             await asyncio.sleep(_PERIOD_S)
 
-    async def look(self, handle: Any) -> None:
+    async def poll(self, handle: Any) -> None:
         """Ask every replica how it is."""
         try:
             replies = await handle.broadcast("status").results_async(timeout_s=_REPLY_S, return_exceptions=True)
         except TimeoutError:
             return  # one that does not reply holds up all; Ray Serve's own checks will replace it
-        except Exception:  # noqa: BLE001 - of whatever kind, it gave no reply; and looking must go on
+        except Exception:  # noqa: BLE001 - of whatever kind, it gave no reply; and polling must go on
             replies = []
-        self._take({reply.replica: reply for reply in replies if isinstance(reply, ReplicaStatus)})
+        self._update({reply.replica: reply for reply in replies if isinstance(reply, ReplicaStatus)})
 
-    def _take(self, found: dict[str, ReplicaStatus]) -> None:
+    def _update(self, found: dict[str, ReplicaStatus]) -> None:
         lost = [_totals(replica) for name, replica in self.latest.items() if name not in found]
         before = set(self.latest)
         self._ended, self.latest = _sum([self._ended, *lost]), found

@@ -78,8 +78,8 @@ def _kth_logit(logits: "Tensor", top_k: Sequence[int]) -> "Tensor":
 
     vocabulary = logits.shape[1]
     counts = [min(k or vocabulary, vocabulary) for k in top_k]
-    place = torch.tensor(counts, device=logits.device)[:, None] - 1
-    return logits.topk(max(counts), dim=1).values.gather(1, place)
+    last = torch.tensor(counts, device=logits.device)[:, None] - 1
+    return logits.topk(max(counts), dim=1).values.gather(1, last)
 
 
 def _nucleus_floor(weights: "Tensor", shares: "Tensor") -> "Tensor":

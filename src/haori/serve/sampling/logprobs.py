@@ -20,7 +20,7 @@ def token_logprobs(
         logits: (N, V), in any floating type.
         tokens: The chosen id of each row.
         tops: How many of the likeliest to name for each row; equally likely ones are named in the order of ids.
-        ranked: Whether each token's place among all is wanted too.
+        ranked: Whether each token's rank among all is wanted too.
     """
     import torch
 

@@ -18,7 +18,7 @@ class PromptScores:
 
     Args:
         prompt: Token ids.
-        top: How many of the likeliest tokens to name at each place.
+        top: How many of the likeliest tokens to name at each position.
     """
 
     def __init__(self, prompt: Sequence[int], top: int) -> None:
@@ -40,7 +40,7 @@ class PromptScores:
         """Take the logits after some tokens; those of tokens that are known already, or of none, are passed by.
 
         Args:
-            start: The first token's place in the prompt.
+            start: The first token's position in the prompt.
             logits: (N, V), in any floating type.
 
         Raises:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import UnavailableError
 from haori.serve.detokenise import TextStream
-from haori.serve.request import Deliver, Delta, Fault, Finish, TextRequest, TokenLogprob
-from haori.serve.vllm.wire import Chunk
+from haori.serve.request import Deliver, Fault, Finish, StreamChunk, TextRequest, TokenLogprob
+from haori.serve.vllm.wire import VllmChunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class VllmAnswer:
         """Say whether nothing that vLLM still writes is wanted."""
         return self._text.stopped
 
-    def take(self, chunk: Chunk) -> None:
+    def take(self, chunk: VllmChunk) -> None:
         """Pass on what a chunk adds. The last piece waits for `end`, as the figures come after it.
 
         Raises:
@@ -61,10 +61,10 @@ class VllmAnswer:
         if chunk.cached_tokens is not None:
             self.cached_tokens = chunk.cached_tokens
         text = ""
-        for place, token in enumerate(chunk.tokens):
+        for index, token in enumerate(chunk.tokens):
             self.begun = True
             self._held.append(token)
-            self._logprobs += chunk.logprobs[place : place + 1]
+            self._logprobs += chunk.logprobs[index : index + 1]
             text += "" if token in self._stop_tokens else self._text.push(token)
             if self._text.stopped:
                 self._rest = text, "stop"
@@ -99,6 +99,6 @@ class VllmAnswer:
 
     def _send(self, text: str, finish: Finish | None = None, error: str | None = None, fault: Fault = "engine") -> None:
         self.complete = finish is not None
-        delta = Delta(text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens, fault)
+        chunk = StreamChunk(text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens, fault)
         self._held, self._logprobs = [], []
-        self._deliver(delta)
+        self._deliver(chunk)

@@ -87,7 +87,7 @@ class VllmCopies:
             LibraryError: An adapter is not here any more.
             StorageError: It cannot be written.
         """
-        folder = self._place(mix)
+        folder = self._folder_for(mix)
         if not self.touch(mix):
             self._write(mix, folder)
         self._check_rank(mix, _rank_of(folder))
@@ -105,7 +105,7 @@ class VllmCopies:
     def touch(self, mix: AdapterMix) -> bool:
         """Mark the folder of a mix as in use, so that it is not swept; False if there is none."""
         try:
-            os.utime(self._place(mix))
+            os.utime(self._folder_for(mix))
         except OSError:
             return False
         return True
@@ -118,7 +118,7 @@ class VllmCopies:
         """Delete what nobody else uses."""
         shutil.rmtree(self.blends, ignore_errors=True)
 
-    def _place(self, mix: AdapterMix) -> Path:
+    def _folder_for(self, mix: AdapterMix) -> Path:
         is_blend = len(mix) > 1 or mix[0][1] != 1.0
         return (self.blends if is_blend else self.root) / vllm_name(mix)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
-from haori.serve.engine.fair_queue import FairQueue, Place
+from haori.serve.engine.fair_queue import FairQueue, QueueKey
 from haori.serve.engine.queue_share import check_share
 from haori.serve.engine.scheduler import EngineLimits
 from haori.serve.engine.unforeseen import unforeseen
@@ -244,7 +244,7 @@ class VllmEngine:
 
     def _pump(self) -> None:
         """Let waiting requests begin while servers have room, in fair turn."""
-        full: set[Place] = set()
+        full: set[QueueKey] = set()
         while len(self._queue):
             queue = next((name for name in self._queue.in_turn() if name not in full), None)
             if queue is None:

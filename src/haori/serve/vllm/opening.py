@@ -182,10 +182,10 @@ def _start(
 def _given(arguments: Sequence[str], name: str) -> str | None:
     """Return the value of an argument, given as `--a=1` or `--a 1`."""
     found = None
-    for place, argument in enumerate(arguments):
+    for index, argument in enumerate(arguments):
         key, equals, value = argument.partition("=")
         if key.replace("_", "-") == name:
-            found = value if equals else next(iter(arguments[place + 1 : place + 2]), None)
+            found = value if equals else next(iter(arguments[index + 1 : index + 2]), None)
     if found is not None and not found.isdigit():
         raise InputError(f"{name} cannot be {found!r}; give a number.")
     return found

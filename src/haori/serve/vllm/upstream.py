@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import HaoriError, InputError, UnavailableError
-from haori.serve.vllm.wire import Chunk, read_chunk
+from haori.serve.vllm.wire import VllmChunk, read_chunk
 
 if TYPE_CHECKING:
     import httpx
@@ -119,7 +119,7 @@ class Upstream:
         await self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
     @asynccontextmanager
-    async def completion(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def completion(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[VllmChunk]]:
         """Begin an answer and yield its chunks; leaving the context closes the connection, which ends it in vLLM.
 
         Raises:
@@ -139,7 +139,7 @@ class Upstream:
                 async with aclosing(self._chunks(reply, body.get("logprobs"))) as chunks:
                     yield chunks
 
-    async def _chunks(self, reply: "httpx.Response", tops: int | None) -> AsyncGenerator[Chunk, None]:
+    async def _chunks(self, reply: "httpx.Response", tops: int | None) -> AsyncGenerator[VllmChunk, None]:
         async for line in reply.aiter_lines():
             if not line.startswith("data:"):
                 continue  # empty lines between events, and comments that keep the connection alive

@@ -11,20 +11,20 @@ from typing import Any
 from haori.core.errors import HaoriError
 from haori.serve.request import TextRequest, TokenLogprob
 
-__all__ = ["Chunk", "completion_body", "read_chunk"]
+__all__ = ["VllmChunk", "completion_body", "read_chunk"]
 
 _TOKEN = "token_id:"  # noqa: S105 - how vLLM writes a token where its text would not do
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A piece of an answer as vLLM sends it.
+class VllmChunk:
+    """A stream chunk as vLLM sends it.
 
     Attributes:
         tokens: New token ids.
         logprobs: One for each, where asked for.
         finish: vLLM's reason, such as `stop`, `length` or `abort`; None while the answer goes on.
-        cached_tokens: Prompt tokens that were taken from its prefix cache, on the piece that says so.
+        cached_tokens: Prompt tokens that were taken from its prefix cache, on the chunk that reports it.
         error: Its own words, if it failed or found out late that it does not take the request.
         error_status: The HTTP status that it would have sent with them.
     """
@@ -85,27 +85,27 @@ def completion_body(request: TextRequest, model: str, *, room: int, stop_tokens:
     return body
 
 
-def read_chunk(data: Mapping[str, Any], *, tops: int | None) -> Chunk:
+def read_chunk(data: Mapping[str, Any], *, tops: int | None) -> VllmChunk:
     """Read one event of a stream.
 
     Args:
         data: The event.
-        tops: Likeliest tokens wanted at each place; None without log-probabilities.
+        tops: Likeliest tokens wanted at each position; None without log-probabilities.
 
     Raises:
         HaoriError: It is not what vLLM sends.
     """
     try:
         if error := data.get("error"):
-            return Chunk(error=str(error["message"]), error_status=int(error.get("code") or 500))
+            return VllmChunk(error=str(error["message"]), error_status=int(error.get("code") or 500))
         details = (data.get("usage") or {}).get("prompt_tokens_details") or {}
         cached = details.get("cached_tokens")
         if not data["choices"]:
-            return Chunk(cached_tokens=int(cached or 0))
+            return VllmChunk(cached_tokens=int(cached or 0))
         choice = data["choices"][0]
         tokens = tuple(int(token) for token in choice["token_ids"] or ())
         logprobs = () if tops is None else _logprobs(choice["logprobs"], tokens, tops)
-        return Chunk(tokens, logprobs, choice["finish_reason"], cached)
+        return VllmChunk(tokens, logprobs, choice["finish_reason"], cached)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise HaoriError(
             f"The vLLM server sent an answer that cannot be read ({error!r}); use vLLM 0.32 or a later one."

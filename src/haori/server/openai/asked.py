@@ -36,9 +36,9 @@ class Asked(BaseModel):
         known = {field.alias or name for name, field in cls.model_fields.items()}
         kept = {}
         for name, value in given.items():
-            context = {"name": ascii(name)[1:-1][:_LONGEST_NAME], "place": "{place}"}
+            context = {"name": ascii(name)[1:-1][:_LONGEST_NAME], "field": "{field}"}
             if not _is_text(value):
-                text = "'{place}' holds half of a character, which is no text; send whole ones."
+                text = "'{field}' holds half of a character, which is no text; send whole ones."
                 raise PydanticCustomError("invalid_text", text, context)
             if name in known:
                 kept[name] = value
@@ -46,11 +46,11 @@ class Asked(BaseModel):
             if name not in cls.unsupported:
                 hint = nearest(context["name"], known) or "take it out."
                 raise PydanticCustomError(
-                    "unknown_field", "There is no field '{place}'; {hint}", {**context, "hint": hint}
+                    "unknown_field", "There is no field '{field}'; {hint}", {**context, "hint": hint}
                 )
             silent = cls.unsupported[name]
             if value not in (*(() if True in silent and value is False else _OFF), *silent):
-                text = "'{place}' is not supported by this server; take it out."
+                text = "'{field}' is not supported by this server; take it out."
                 raise PydanticCustomError("unsupported_field", text, context)
         return kept
 
@@ -147,7 +147,7 @@ class SamplingFields(ChoosingFields):
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> "SamplingFields":
         if self.stream_options is not None and not self.streams:
-            raise misplaced("stream_options", "'{place}' is only for 'stream': true.")
+            raise misplaced("stream_options", "'{field}' is only for 'stream': true.")
         return self
 
     @property
@@ -157,8 +157,8 @@ class SamplingFields(ChoosingFields):
 
 
 def misplaced(field: str, sentence: str) -> PydanticCustomError:
-    """Return what a validator raises when a field does not go with the others; `{place}` stands for where it is."""
-    return PydanticCustomError("misplaced_field", sentence, {"name": field, "place": "{place}"})
+    """Return what a validator raises when a field does not go with the others; `{field}` stands for where it is."""
+    return PydanticCustomError("misplaced_field", sentence, {"name": field, "field": "{field}"})
 
 
 def _is_text(value: Any) -> bool:

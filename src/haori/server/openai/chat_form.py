@@ -5,7 +5,7 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-from haori.serve.request import Delta
+from haori.serve.request import StreamChunk
 from haori.server.answers import Answer, Answers
 from haori.server.errors import ApiError
 from haori.server.openai.replies import (
@@ -69,26 +69,27 @@ class ChatForm:
         return reply
 
     def opening(self, choices: int) -> Iterable[dict[str, Any]]:
-        """Return a chunk with the role for each answer."""
-        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(choices)]
+        """Return an event with the role for each answer."""
+        return [self._event(index, {"role": "assistant", "content": ""}) for index in range(choices)]
 
-    def piece(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
-        """Return the chunks of a piece: one for each stretch of text and each part of a call."""
-        logprobs = self._texts.chat(delta.logprobs).model_dump() if delta.logprobs else None
-        contents = [self._content(event) for event in self._events(index, delta.text, ends=delta.finish is not None)]
-        if not contents and (delta.finish is not None or logprobs is not None):
+    def events(self, index: int, chunk: StreamChunk) -> Iterable[dict[str, Any]]:
+        """Return the events for a stream chunk: one for each stretch of text and each part of a call."""
+        logprobs = self._texts.chat(chunk.logprobs).model_dump() if chunk.logprobs else None
+        parts = self._call_events(index, chunk.text, ends=chunk.finish is not None)
+        contents = [self._content(part) for part in parts]
+        if not contents and (chunk.finish is not None or logprobs is not None):
             contents = [{} if logprobs is None else {"content": ""}]
         last = len(contents) - 1
         return [
-            self._chunk(
-                index, content, logprobs=logprobs if place == 0 else None,
-                finish=self._ending(index, delta) if place == last else None,
+            self._event(
+                index, content, logprobs=logprobs if number == 0 else None,
+                finish=self._ending(index, chunk) if number == last else None,
             )
-            for place, content in enumerate(contents)
+            for number, content in enumerate(contents)
         ]  # fmt: skip
 
     def closing(self, answers: Answers) -> Iterable[dict[str, Any]]:
-        """Return the chunk with the token counts, where it was asked for."""
+        """Return the event with the token counts, where it was asked for."""
         if not self._usage:
             return []
         head = {"object": "chat.completion.chunk", **self._head.fields()}
@@ -98,8 +99,8 @@ class ChatForm:
         """Return the error."""
         return [error.body()]
 
-    def _events(self, index: int, text: str, *, ends: bool) -> list[CallEvent]:
-        """Return what a piece of an answer says and calls."""
+    def _call_events(self, index: int, text: str, *, ends: bool) -> list[CallEvent]:
+        """Return the text and calls in a further part of an answer."""
         if self._plan is None:
             return [Said(text)] if text else []
         if index not in self._readers:
@@ -110,7 +111,7 @@ class ChatForm:
     def _message(self, index: int, answer: Answer) -> ChatMessageReply:
         content: list[str] = []
         calls: list[ToolCallReply] = []
-        for event in self._events(index, answer.text, ends=True):
+        for event in self._call_events(index, answer.text, ends=True):
             match event:
                 case Said(text):
                     content.append(text)
@@ -133,7 +134,7 @@ class ChatForm:
             case Argued(number, text, _):
                 return {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
 
-    def _ending(self, index: int, ended: Delta | Answer) -> ChatEnding | None:
+    def _ending(self, index: int, ended: StreamChunk | Answer) -> ChatEnding | None:
         """Return why an answer ended; one that was cut off within a call did not end for its calls."""
         reader, finish = self._readers.get(index), finish_of(ended)
         return "tool_calls" if finish == "stop" and reader and reader.calls and not reader.cut_off else finish
@@ -141,7 +142,7 @@ class ChatForm:
     def _call_id(self) -> str:
         return call_id(short=self._plan is not None and self._plan.form.short_ids)
 
-    def _chunk(
+    def _event(
         self, index: int, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}

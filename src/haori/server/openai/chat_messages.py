@@ -63,20 +63,20 @@ class ChatMessage(Asked):
     @model_validator(mode="after")
     def _parts_of_its_role(self) -> "ChatMessage":
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise misplaced("content", "'{place}' is missing or None; give text.")
+            raise misplaced("content", "'{field}' is missing or None; give text.")
         if self.role == "tool" and not self.tool_call_id:
-            raise misplaced("tool_call_id", "'{place}' is missing; give the id of the call that this is the result of.")
+            raise misplaced("tool_call_id", "'{field}' is missing; give the id of the call that this is the result of.")
         if self.tool_calls and self.role != "assistant":
-            raise misplaced("tool_calls", "'{place}' is only for the assistant's messages; take it out.")
+            raise misplaced("tool_calls", "'{field}' is only for the assistant's messages; take it out.")
         given = [field for field in REASONING if getattr(self, field)]
         if given and self.role != "assistant":
-            raise misplaced(given[0], "'{place}' is only for the assistant's messages; take it out.")
+            raise misplaced(given[0], "'{field}' is only for the assistant's messages; take it out.")
         if len({getattr(self, field) for field in given}) > 1:
-            raise misplaced(given[1], f"'{{place}}' and {given[0]!r} differ; give one of them.")
+            raise misplaced(given[1], f"'{{field}}' and {given[0]!r} differ; give one of them.")
         for field in ("tool_call_id", "name"):
             if getattr(self, field) and self.role != "tool":
                 raise misplaced(
-                    field, "'{place}' is not supported by this server but in a tool's message; take it out."
+                    field, "'{field}' is not supported by this server but in a tool's message; take it out."
                 )
         return self
 
@@ -101,7 +101,7 @@ def turns_of(messages: Sequence[ChatMessage]) -> list[Turn]:
     """
     turns: list[Turn] = []
     names: dict[str, str] = {}
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         turn: dict[str, Any] = {
             "role": "system" if message.role == "developer" else message.role, "content": message.text,
         }  # fmt: skip
@@ -111,13 +111,13 @@ def turns_of(messages: Sequence[ChatMessage]) -> list[Turn]:
             names |= {call.id: call.function.name for call in message.tool_calls}
             turn["tool_calls"] = [
                 called_turn(call.id, call.function.name, call.function.arguments,
-                            f"messages[{place}].tool_calls[{number}].function.arguments")
+                            f"messages[{index}].tool_calls[{number}].function.arguments")
                 for number, call in enumerate(message.tool_calls)
             ]  # fmt: skip
         if message.role == "tool":
             identity = message.tool_call_id or ""
             if identity not in names:
-                field = f"messages[{place}].tool_call_id"
+                field = f"messages[{index}].tool_call_id"
                 raise ApiError(
                     400, f"{field!r} is {identity[:80]!r}, which is the id of no call before it.", param=field
                 )
@@ -126,11 +126,11 @@ def turns_of(messages: Sequence[ChatMessage]) -> list[Turn]:
     return turns
 
 
-def called_turn(identity: str, name: str, arguments: str, place: str) -> dict[str, Any]:
+def called_turn(identity: str, name: str, arguments: str, path: str) -> dict[str, Any]:
     """Return a call as templates expect it.
 
     Raises:
-        ApiError: The arguments are no JSON object; `place` is where they were given.
+        ApiError: The arguments are no JSON object; `path` is where they were given.
     """
     try:
         found = json.loads(arguments)
@@ -138,6 +138,6 @@ def called_turn(identity: str, name: str, arguments: str, place: str) -> dict[st
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        message = f"{place!r} cannot be {arguments[:80]!r}: it must be the JSON of an object."
-        raise ApiError(400, message, param=place, code="invalid_value")
+        message = f"{path!r} cannot be {arguments[:80]!r}: it must be the JSON of an object."
+        raise ApiError(400, message, param=path, code="invalid_value")
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": found}}

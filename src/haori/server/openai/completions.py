@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
-from haori.serve.request import Delta
+from haori.serve.request import StreamChunk
 from haori.server.answers import Answer, Answers, Question
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
@@ -46,19 +46,19 @@ class CompletionRequest(StructuredFields):
         default=None, description="Whether the tokenizer puts its own tokens around a text; true by default."
     )
     prompt_logprobs: int | None = Field(default=None, ge=0, le=20, description="Report so many likeliest tokens at "
-                                        "each place of the prompt, as vLLM does.")  # fmt: skip
+                                        "each position of the prompt, as vLLM does.")  # fmt: skip
 
     @model_validator(mode="after")
     def _prompts_alone(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
-            raise misplaced("max_tokens", "'{place}' can be 0 only with 'echo' or 'prompt_logprobs'; give 1 or more.")
+            raise misplaced("max_tokens", "'{field}' can be 0 only with 'echo' or 'prompt_logprobs'; give 1 or more.")
         if self.prompt_logprobs is not None and self.streams:
-            raise misplaced("prompt_logprobs", "'{place}' is not for 'stream': true; take one of them out.")
+            raise misplaced("prompt_logprobs", "'{field}' is not for 'stream': true; take one of them out.")
         return self
 
     @property
     def scored(self) -> int | None:
-        """Return how many likeliest tokens are wanted at each place of the prompt; None if it is not scored."""
+        """Return how many likeliest tokens are wanted at each position of the prompt; None if it is not scored."""
         wanted = [self.logprobs if self.echo else None, self.prompt_logprobs]
         return max((count for count in wanted if count is not None), default=None)
 
@@ -122,36 +122,36 @@ class CompletionForm:
         """Return nothing: text comes first."""
         return []
 
-    def piece(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
-        """Return the chunk of a piece."""
-        text = self._text(index, delta.text)
-        found = self._logprobs_of(index, delta)
+    def events(self, index: int, chunk: StreamChunk) -> Iterable[dict[str, Any]]:
+        """Return the event for a stream chunk."""
+        text = self._text(index, chunk.text)
+        found = self._logprobs_of(index, chunk)
         logprobs = found.model_dump() if found and found.tokens else None
-        if not text and delta.finish is None and logprobs is None:
+        if not text and chunk.finish is None and logprobs is None:
             return []
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_of(delta)}
-        chunk = {"object": "text_completion", **self._head.fields(), "choices": [choice]}
-        return [{**chunk, "usage": None} if self._usage else chunk]
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_of(chunk)}
+        event = {"object": "text_completion", **self._head.fields(), "choices": [choice]}
+        return [{**event, "usage": None} if self._usage else event]
 
     def _echoes(self, index: int) -> bool:
         return self._prompts.echoed(index // self._choices) is not None
 
     def _text(self, index: int, text: str) -> str:
-        """Return the text of a piece; before the first one stands the prompt, where it is said again."""
+        """Return a part of the answer's text; an echoed prompt stands before the first one."""
         echoed = None if index in self._offsets else self._prompts.echoed(index // self._choices)
         return text if echoed is None else echoed.text + text
 
-    def _logprobs_of(self, index: int, piece: Answer | Delta) -> CompletionLogprobs | None:
-        """Return the log-probabilities of a piece, where they are wanted; the first one's after those of the prompt."""
+    def _logprobs_of(self, index: int, part: Answer | StreamChunk) -> CompletionLogprobs | None:
+        """Return the log-probabilities of a part of the answer, if wanted; the prompt's stand before the first ones."""
         echoed = None if index in self._offsets else self._prompts.echoed(index // self._choices)
         offset = self._offsets.setdefault(index, 0 if echoed is None else len(echoed.text))
         if self._logprobs is None:
             return None
-        found = self._texts.plain(piece.logprobs, tops=self._logprobs, offset=offset)
+        found = self._texts.plain(part.logprobs, tops=self._logprobs, offset=offset)
         self._offsets[index] = offset + sum(map(len, found.tokens))
         if echoed is None:
             return found
-        prompt = self._texts.echoed(echoed, piece.prompt_logprobs, tops=self._logprobs)
+        prompt = self._texts.echoed(echoed, part.prompt_logprobs, tops=self._logprobs)
         return CompletionLogprobs(
             tokens=prompt.tokens + found.tokens,
             token_logprobs=prompt.token_logprobs + found.token_logprobs,
@@ -166,7 +166,7 @@ class CompletionForm:
         return [error.body()]
 
     def closing(self, answers: Answers) -> Iterable[dict[str, Any]]:
-        """Return the chunk with the token counts, where it was asked for."""
+        """Return the event with the token counts, where it was asked for."""
         if not self._usage:
             return []
         head = {"object": "text_completion", **self._head.fields()}

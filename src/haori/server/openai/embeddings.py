@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from haori.serve.request import Delta
+from haori.serve.request import StreamChunk
 from haori.server.access import caller_of
 from haori.server.disconnect import until_disconnect
 from haori.server.errors import ApiError
@@ -73,7 +73,7 @@ async def embeddings(asked: EmbeddingRequest, request: Request) -> EmbeddingRepl
     finally:
         grant.close()
     service.meters.prompt_tokens.inc(sum(counts))
-    meter.piece(Delta(finish="stop"))
+    meter.observe(StreamChunk(finish="stop"))
     note.prompt_tokens, note.finish = sum(counts), "stop"
     data = [
         EmbeddingItem(index=i, embedding=_written(v, asked.encoding_format)) for i, v in enumerate(embedded.vectors)

@@ -56,7 +56,7 @@ class TopLogprob(BaseModel):
 
 
 class ChatTokenLogprob(TopLogprob):
-    """A token of the answer, with the likeliest ones at its place."""
+    """A token of the answer, with the likeliest ones at its position."""
 
     top_logprobs: list[TopLogprob]
 
@@ -119,16 +119,16 @@ class CompletionLogprobs(BaseModel):
     tokens: list[str]
     token_logprobs: list[float | None] = Field(description="Null for the first token of a prompt.")
     top_logprobs: list[dict[str, float] | None] | None = Field(
-        description="The likeliest tokens at each place, and the one that stands there."
+        description="The likeliest tokens at each position, and the one that stands there."
     )
     text_offset: list[int] = Field(description="The character at which each begins.")
 
 
 class PromptLogprob(BaseModel):
-    """How likely a token is at a place of a prompt, in vLLM's form."""
+    """How likely a token is at a position of a prompt, in vLLM's form."""
 
     logprob: float
-    rank: int | None = Field(description="Its place among all tokens, 1 for the likeliest.")
+    rank: int | None = Field(description="Its rank among all tokens, 1 for the likeliest.")
     decoded_token: str
 
 

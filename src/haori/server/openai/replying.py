@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from haori.serve.request import Delta
+from haori.serve.request import StreamChunk
 from haori.server.access import caller_of
 from haori.server.answers import Answer, Answers, Question
 from haori.server.disconnect import until_disconnect
@@ -17,7 +17,7 @@ from haori.server.errors import ApiError, ErrorReply
 from haori.server.lifecycle import service_of
 from haori.server.openai.asked import SamplingFields
 from haori.server.openai.replies import Usage, usage_of
-from haori.server.openai.streaming import ChunkForm, EventStream
+from haori.server.openai.streaming import EventForm, EventStream
 from haori.server.openai.whole_reply import WholeReply
 from haori.server.request_note import note_of
 
@@ -39,8 +39,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """Error replies, for the OpenAPI document."""
 
 
-class ReplyForm(ChunkForm, Protocol):
-    """How a route writes its reply: whole, or in chunks."""
+class ReplyForm(EventForm, Protocol):
+    """How a route writes its reply: whole, or as a stream."""
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
         """Return the reply with all answers; an iterator in it stands for the list of its items."""
@@ -84,9 +84,9 @@ def choices_of(request: Request, asked: SamplingFields) -> int:
     return choices
 
 
-def finish_of(delta: Delta | Answer) -> Literal["stop", "length"] | None:
+def finish_of(ended: StreamChunk | Answer) -> Literal["stop", "length"] | None:
     """Return why an answer ended, as clients know it; other endings are errors by now."""
-    return delta.finish if delta.finish in {"stop", "length"} else None
+    return ended.finish if ended.finish in {"stop", "length"} else None
 
 
 async def reply(request: Request, question: Question, form: ReplyForm, *, stream: bool) -> Response:

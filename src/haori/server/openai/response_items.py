@@ -45,10 +45,10 @@ class ResponseItems:
         return events + self._say("", left) if left else events
 
     def first_message(self) -> int:
-        """Return the place of the first message, where log-probabilities go; an empty one is begun if there is none."""
-        for place, item in enumerate(self.items):
+        """Return the index of the first message, where log-probabilities go; an empty one is begun if there is none."""
+        for index, item in enumerate(self.items):
             if item["type"] == "message":
-                return place
+                return index
         self._begin_message()
         return len(self.items) - 1
 

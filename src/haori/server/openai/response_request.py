@@ -128,9 +128,9 @@ class ResponseTool(Function):
     @classmethod
     def _only_functions(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("type") != "function":
-            text = "'{place}' is {kind}; only tools of the type 'function' are served."
+            text = "'{field}' is {kind}; only tools of the type 'function' are served."
             kind = repr(given.get("type"))[:80].encode("utf-8", "backslashreplace").decode()
-            raise PydanticCustomError("misplaced_field", text, {"name": "type", "place": "{place}", "kind": kind})
+            raise PydanticCustomError("misplaced_field", text, {"name": "type", "field": "{field}", "kind": kind})
         return given
 
 
@@ -176,11 +176,11 @@ class ResponseRequest(ChoosingFields):
     @model_validator(mode="after")
     def _nothing_is_kept(self) -> "ResponseRequest":
         if self.store:
-            text = "'{place}' is not supported by this server, which stores no responses; take it out, or say false."
-            raise PydanticCustomError("unsupported_field", text, {"name": "store", "place": "{place}"})
+            text = "'{field}' is not supported by this server, which stores no responses; take it out, or say false."
+            raise PydanticCustomError("unsupported_field", text, {"name": "store", "field": "{field}"})
         if wrong := next((name for name in self.include or () if name != _LOGPROBS), None):
-            text = "'{place}' cannot have {wrong}: only '" + _LOGPROBS + "' is supported."
-            context = {"name": "include", "place": "{place}", "wrong": repr(wrong[:80])}
+            text = "'{field}' cannot have {wrong}: only '" + _LOGPROBS + "' is supported."
+            context = {"name": "include", "field": "{field}", "wrong": repr(wrong[:80])}
             raise PydanticCustomError("misplaced_field", text, context)
         return self
 
@@ -232,18 +232,18 @@ class ResponseRequest(ChoosingFields):
         if isinstance(self.input, str):
             return [*turns, {"role": "user", "content": self.input}]
         names: dict[str, str] = {}
-        for place, item in enumerate(self.input):
+        for index, item in enumerate(self.input):
             match item:
                 case MessageItem():
                     role = "system" if item.role == "developer" else item.role
                     _add_message(turns, role, _text(item.content))
                 case CallItem():
                     names[item.call_id] = item.name
-                    call = called_turn(item.call_id, item.name, item.arguments, f"input[{place}].arguments")
+                    call = called_turn(item.call_id, item.name, item.arguments, f"input[{index}].arguments")
                     _add_call(turns, call)
                 case ResultItem():
                     if item.call_id not in names:
-                        field = f"input[{place}].call_id"
+                        field = f"input[{index}].call_id"
                         message = f"{field!r} is {item.call_id[:80]!r}, which is the id of no call before it."
                         raise ApiError(400, message, param=field)
                     result = {"tool_call_id": item.call_id, "name": item.name or names[item.call_id]}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from haori.serve.request import Delta, Sampling
+from haori.serve.request import Sampling, StreamChunk
 from haori.server.answers import Answer, Answers, Question
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
@@ -54,17 +54,17 @@ class ResponseForm:
         self._texts = texts
         self._plan = plan
         self._finish: str | None = None
-        self._events = 0
+        self._sent = 0
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
         """Return the response; log-probabilities are made when they are due."""
         [answer] = answers
-        self.piece(0, Delta(answer.text, tuple(answer.tokens), (), answer.finish))
-        place = self._items.first_message() if answer.logprobs else None
+        self.events(0, StreamChunk(answer.text, tuple(answer.tokens), (), answer.finish))
+        index = self._items.first_message() if answer.logprobs else None
         self._items.close(self._status)
         reply = self._reply(self._status, usage=usage).model_dump()
-        if place is not None:
-            reply["output"][place]["content"][0]["logprobs"] = self._texts.chat_items(answer.logprobs)
+        if index is not None:
+            reply["output"][index]["content"][0]["logprobs"] = self._texts.chat_items(answer.logprobs)
         return reply
 
     def opening(self, choices: int) -> Iterable[dict[str, Any]]:
@@ -74,14 +74,14 @@ class ResponseForm:
             {"type": kind, "response": response} for kind in ("response.created", "response.in_progress")
         )
 
-    def piece(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
-        """Return the events of a piece."""
-        self._finish = finish_of(delta)
-        logprobs = self._texts.chat(delta.logprobs).model_dump()["content"] if delta.logprobs else []
-        return self._numbered(self._items.take(self._found(delta), logprobs))
+    def events(self, index: int, chunk: StreamChunk) -> Iterable[dict[str, Any]]:
+        """Return the events for a stream chunk."""
+        self._finish = finish_of(chunk)
+        logprobs = self._texts.chat(chunk.logprobs).model_dump()["content"] if chunk.logprobs else []
+        return self._numbered(self._items.take(self._found(chunk), logprobs))
 
     def closing(self, answers: Answers) -> Iterable[dict[str, Any]]:
-        """Return the events after the last piece."""
+        """Return the events after the last chunk."""
         events = self._items.close(self._status)
         response = self._reply(self._status, usage=usage_of(answers)).model_dump()
         return self._numbered([*events, {"type": f"response.{self._status}", "response": response}])
@@ -105,15 +105,15 @@ class ResponseForm:
     def _status(self) -> str:
         return "incomplete" if self._finish == "length" else "completed"
 
-    def _found(self, delta: Delta) -> list[CallEvent]:
+    def _found(self, chunk: StreamChunk) -> list[CallEvent]:
         if self._reader is None:
-            return [Said(delta.text)] if delta.text else []
-        return [*self._reader.push(delta.text), *(self._reader.close() if delta.finish is not None else [])]
+            return [Said(chunk.text)] if chunk.text else []
+        return [*self._reader.push(chunk.text), *(self._reader.close() if chunk.finish is not None else [])]
 
     def _numbered(self, events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return events with their places in the stream."""
-        numbered = [{**event, "sequence_number": self._events + place} for place, event in enumerate(events)]
-        self._events += len(numbered)
+        """Return events with their sequence numbers."""
+        numbered = [{**event, "sequence_number": self._sent + number} for number, event in enumerate(events)]
+        self._sent += len(numbered)
         return numbered
 
     def _reply(self, status: str, usage: Usage | None = None) -> ResponseReply:

@@ -1,4 +1,4 @@
-"""Answers as server-sent events: `data: {...}` for each chunk, and what the form ends a stream with."""
+"""Answers as server-sent events: `data: {...}` for each event, and what the form ends a stream with."""
 
 import json
 from collections.abc import AsyncIterator, Iterable
@@ -8,19 +8,19 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from haori.core.errors import HaoriError
-from haori.serve.request import Delta
+from haori.serve.request import StreamChunk
 from haori.server.answers import Answers
 from haori.server.disconnect import until_disconnect
 from haori.server.errors import ApiError, api_error_of
 
-__all__ = ["DONE", "ChunkForm", "EventStream"]
+__all__ = ["DONE", "EventForm", "EventStream"]
 
 DONE = b"data: [DONE]\n\n"
 """How OpenAI's chat and completion streams end."""
 
 
-class ChunkForm(Protocol):
-    """How a route writes its chunks.
+class EventForm(Protocol):
+    """How a route writes the events of a stream.
 
     Attributes:
         named: Whether each event bears its `type` as a name.
@@ -31,24 +31,24 @@ class ChunkForm(Protocol):
     end: ClassVar[bytes]
 
     def opening(self, choices: int) -> Iterable[dict[str, Any]]:
-        """Return the chunks before any text."""
+        """Return the events before any text."""
 
-    def piece(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
-        """Return the chunks of a piece; none where there is nothing to say."""
+    def events(self, index: int, chunk: StreamChunk) -> Iterable[dict[str, Any]]:
+        """Return the events for a stream chunk; none if it adds nothing."""
 
     def closing(self, answers: Answers) -> Iterable[dict[str, Any]]:
-        """Return the chunks after the last piece."""
+        """Return the events after the last chunk."""
 
     def failure(self, error: ApiError) -> Iterable[dict[str, Any]]:
-        """Return the chunks that say that an answer went wrong."""
+        """Return the events that report a failed answer."""
 
 
 class EventStream(Response):
-    """Sends the pieces of answers as they come; a client that leaves ends them."""
+    """Sends the chunks of answers as they come; a client that disconnects ends them."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, answers: Answers, form: ChunkForm) -> None:
+    def __init__(self, answers: Answers, form: EventForm) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._answers = answers
@@ -72,18 +72,18 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncIterator[bytes]:
-        for chunk in self._form.opening(self._answers.count):
-            yield self._event(chunk)
+        for event in self._form.opening(self._answers.count):
+            yield self._event(event)
         try:
-            async for index, delta in self._answers.pieces():
-                for chunk in self._form.piece(index, delta):
-                    yield self._event(chunk)
+            async for index, chunk in self._answers.chunks():
+                for event in self._form.events(index, chunk):
+                    yield self._event(event)
         except (ApiError, HaoriError) as error:  # too late for a status: the clients look for these events
-            for chunk in self._form.failure(error if isinstance(error, ApiError) else api_error_of(error)):
-                yield self._event(chunk)
+            for event in self._form.failure(error if isinstance(error, ApiError) else api_error_of(error)):
+                yield self._event(event)
             return
-        for chunk in self._form.closing(self._answers):
-            yield self._event(chunk)
+        for event in self._form.closing(self._answers):
+            yield self._event(event)
         if self._form.end:
             yield self._form.end
 

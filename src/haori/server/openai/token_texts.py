@@ -77,18 +77,18 @@ class TokenTexts:
 
     def prompt(self, logprobs: Sequence[TokenLogprob], *, tops: int) -> list[dict[str, PromptLogprob] | None]:
         """Return log-probabilities of a prompt in vLLM's form: by token id, the prompt's own token first."""
-        places: list[dict[str, PromptLogprob] | None] = [None]
+        positions: list[dict[str, PromptLogprob] | None] = [None]
         for found in logprobs:
             at = {found.token: (found.logprob, found.rank)}
             for rank, (token, value) in enumerate(found.top[:tops], start=1):
                 at.setdefault(token, (value, rank))
-            places.append({
+            positions.append({
                 str(token): PromptLogprob(
                     logprob=max(value, _LEAST), rank=rank, decoded_token=self.text_of(token)
                 )
                 for token, (value, rank) in at.items()
             })  # fmt: skip
-        return places
+        return positions
 
     def _tops(self, found: TokenLogprob, tops: int) -> dict[str, float]:
         """Return the likeliest tokens by text, and the one that stands there; of equal texts, the likeliest."""

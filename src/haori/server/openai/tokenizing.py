@@ -46,11 +46,11 @@ class TokenizeRequest(Asked):
     @model_validator(mode="after")
     def _one_of_two(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise misplaced("prompt", "Give either '{place}' or 'messages'.")
+            raise misplaced("prompt", "Give either '{field}' or 'messages'.")
         if self.messages is None and self.tools:
-            raise misplaced("tools", "'{place}' is only for 'messages'; take it out.")
+            raise misplaced("tools", "'{field}' is only for 'messages'; take it out.")
         if self.messages is not None and self.add_special_tokens:
-            text = "'{place}' is only for 'prompt': the chat template writes what stands around messages; take it out."
+            text = "'{field}' is only for 'prompt': the chat template writes what stands around messages; take it out."
             raise misplaced("add_special_tokens", text)
         return self
 

@@ -84,7 +84,7 @@ class ToolUse:
             ApiError: A name comes twice, is not given, or a choice has nothing to choose from.
         """
         names = [function.name for function in functions]
-        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        if twice := next((name for index, name in enumerate(names) if name in names[:index]), None):
             raise ApiError(400, f"'tools' has the function {twice!r} twice; names must differ.", param="tools")
         for function in functions:
             if (function.parameters or {}).get("type", "object") != "object":
@@ -186,7 +186,7 @@ def prompt_of(speech: PromptFormat, turns: Sequence[Turn], use: ToolUse) -> list
         ApiError: There is reasoning, and the template shows none.
         DataError: The template refuses the conversation, or leaves a part of it out.
     """
-    thinking = next((place for place, turn in enumerate(turns) if "reasoning_content" in turn), None)
+    thinking = next((index for index, turn in enumerate(turns) if "reasoning_content" in turn), None)
     if thinking is not None and reasoning_field(speech.tokenizer, template_of(speech.tokenizer)) is None:
         message = (
             f"'messages[{thinking}]' has reasoning, of which this model's chat template shows none; take it out, or "

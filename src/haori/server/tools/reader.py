@@ -90,12 +90,12 @@ class CallReader:
 
     def _text(self) -> bool:
         """Say text up to the next mark; hold back what may be the beginning of one, and white space."""
-        found = [(place, marks) for marks in self._form.marks if (place := self._buffer.find(marks.opening)) >= 0]
+        found = [(position, marks) for marks in self._form.marks if (position := self._buffer.find(marks.opening)) >= 0]
         if found:
-            place, marks = min(found, key=lambda one: one[0])
-            text = self._buffer[:place].rstrip()
+            position, marks = min(found, key=lambda one: one[0])
+            text = self._buffer[:position].rstrip()
             self._say(text)
-            begin = place + len(marks.opening)
+            begin = position + len(marks.opening)
             self._enter(self._buffer[len(text) : begin], self._buffer[begin:], marks)
             return True
         sure = len(self._buffer) - max(_overlap(self._buffer, marks.opening) for marks in self._form.marks)
@@ -111,12 +111,12 @@ class CallReader:
             return False
         if self._buffer[begin] not in "{[":
             return self._give_back()
-        for place in range(max(begin, self._scanned), len(self._buffer)):
-            self._json.push(self._buffer[place])
+        for position in range(max(begin, self._scanned), len(self._buffer)):
+            self._json.push(self._buffer[position])
             if self._json.broken:
                 return self._give_back()
             if self._json.complete:
-                return self._take(self._buffer[begin : place + 1], self._buffer[place + 1 :])
+                return self._take(self._buffer[begin : position + 1], self._buffer[position + 1 :])
         self._scanned = len(self._buffer)
         key = _FIRST_KEY.match(self._buffer, begin)
         return self._give_back() if key and key[1] not in _KEYS else False
@@ -135,12 +135,12 @@ class CallReader:
 
     def _arguments(self) -> bool:
         """Send arguments as they come."""
-        for place, letter in enumerate(self._buffer):
+        for position, letter in enumerate(self._buffer):
             self._json.push(letter)
             if self._json.complete:
-                self._events.append(Argued(self.calls - 1, self._buffer[: place + 1], ends=True))
+                self._events.append(Argued(self.calls - 1, self._buffer[: position + 1], ends=True))
                 self.cut_off = False
-                self._buffer = self._buffer[place + 1 :].removeprefix("}")
+                self._buffer = self._buffer[position + 1 :].removeprefix("}")
                 self._end_call()
                 return True
         self._events.append(Argued(self.calls - 1, self._buffer, ends=False))
