@@ -19,6 +19,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_lengths.py
+	$(BIN)/python tools/check_cycles.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/cli_start/run.py

@@ -8,8 +8,9 @@ from haori.serve.adapters.packed import Layouts, Site, SpareMemory, pack_adapter
 from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
 from haori.serve.kernels.native import compiled, native_kernels
 from haori.serve.kernels.native_weights import NativeInt4Weight, NativeInt8Weight
+from haori.serve.kernels.quantisation import to_int4, to_int8
 from haori.serve.kernels.torch_kernels import TorchKernels
-from haori.serve.models.weight import Int4Weight, Int8Weight, pack_weight, to_int4, to_int8
+from haori.serve.models.weight import Int4Weight, Int8Weight, pack_weight
 
 pytestmark = pytest.mark.skipif(native_kernels() is None, reason=compiled().reason)
 

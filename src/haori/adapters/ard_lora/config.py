@@ -6,7 +6,9 @@ from peft import PeftConfig
 
 from haori.core.errors import InputError
 
-__all__ = ["ArdLoraConfig"]
+__all__ = ["PEFT_TYPE", "ArdLoraConfig"]
+
+PEFT_TYPE = "ARD_LORA"
 
 
 @dataclass
@@ -43,8 +45,6 @@ class ArdLoraConfig(PeftConfig):  # type: ignore[misc] # peft has no types
     def __post_init__(self) -> None:
         """Check the numbers and name the method."""
         from peft.utils import PeftType
-
-        from haori.adapters.ard_lora.registration import PEFT_TYPE
 
         super().__post_init__()
         self.peft_type = PeftType(PEFT_TYPE)

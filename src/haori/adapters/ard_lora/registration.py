@@ -6,18 +6,16 @@ way `enum` itself does works on Python 3.11 to 3.13; the rest is PEFT's own regi
 
 from typing import Any
 
-__all__ = ["PEFT_TYPE", "register"]
+from haori.adapters.ard_lora.config import PEFT_TYPE, ArdLoraConfig
+from haori.adapters.ard_lora.tuner import ArdLoraModel
 
-PEFT_TYPE = "ARD_LORA"
+__all__ = ["register"]
 
 
 def register() -> None:
     """Add `ARD_LORA` to PEFT's methods; a second call changes nothing."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import PeftType, register_peft_method
-
-    from haori.adapters.ard_lora.config import ArdLoraConfig
-    from haori.adapters.ard_lora.tuner import ArdLoraModel
 
     if PEFT_TYPE not in PeftType.__members__:
         _add_member(PeftType, PEFT_TYPE)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from haori.serve.kernels.native import BLOCK, LANES, OUTS, STRIPES, NativeKernels
-from haori.serve.models.weight import GROUP, to_int4, to_int8
+from haori.serve.kernels.quantisation import GROUP, to_int4, to_int8
 
 __all__ = ["NativeInt4Weight", "NativeInt8Weight"]
 

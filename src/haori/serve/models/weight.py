@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from haori.serve.kernels.native import OUTS, native_kernels
+from haori.serve.kernels.native_weights import NativeInt4Weight, NativeInt8Weight
+from haori.serve.kernels.quantisation import GROUP, to_int4, to_int8
 
 __all__ = ["DenseWeight", "Int4Weight", "Int8Weight", "PackedWeight", "Weight", "WeightFormat", "pack_weight"]
 
 WeightFormat = Literal["fp32", "bf16", "int8", "int4"]
 
-GROUP = 32
 _FEW_ROWS = 16
 _USUAL_ROWS = 32
 
@@ -85,25 +86,8 @@ class Int4Weight:
         return torch._weight_int4pack_mm_for_cpu(x.contiguous(), self._packed, GROUP, self._steps)
 
 
-def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a weight (out D) to 8 bits; return them and the fp32 scale of each output."""
-    scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127.0  # out
-    return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
-
-
-def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a weight (out D) to levels 0 to 15; return them and, per group of inputs, fp32 step and lowest value."""
-    groups = weight.float().view(len(weight), -1, GROUP)
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    step = ((high - low) / 15.0).clamp(min=1e-8)
-    levels = ((groups - low) / step).round().clamp(0, 15).to(torch.uint8)  # out groups 32
-    return levels.flatten(1), step.squeeze(-1), low.squeeze(-1)
-
-
 def pack_weight(weight: Tensor, form: WeightFormat) -> Weight:
     """Return a weight (out D) in a format; one whose width the 4-bit kernels do not take stays in 8 bits."""
-    from haori.serve.kernels.native_weights import NativeInt4Weight, NativeInt8Weight
-
     if form in {"int8", "int4"}:
         out, width = weight.shape
         kernels = native_kernels() if out % OUTS == 0 else None
