@@ -1,17 +1,21 @@
 """A loop on the tiny base, made without data files or the command line, for tests of what training computes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 
-from haori.adapters.insertion import Start
+from haori.adapters.insertion import Insertion
 from haori.adapters.methods import insert_method
-from haori.core.recipe import Recipe, recipe_from
+from haori.tasks.causal_lm import TASK
+from haori.tasks.causal_lm.objective import CausalLmObjective
+from haori.tasks.recipe import Recipe, recipe_from
+from haori.tasks.task import Choice
+from haori.training.auto import resolve
 from haori.training.batches import count_steps
-from haori.training.causal_lm import CausalLM
 from haori.training.loop import Loop
 from haori.training.measurements import Measurements
 
@@ -40,6 +44,16 @@ def recipe(*overrides: str) -> Recipe:
     return recipe_from({"name": "t", "base": "b", "data": {"path": "p"}}, [*fixed, *overrides])
 
 
+def resolve_all(
+    given: Recipe, lengths: list[int], parameters: int, dtype: tuple[str, str]
+) -> tuple[Recipe, list[Choice]]:
+    """Resolve every `auto`, as preparing a run on a CPU does, for rows of these lengths and a base of 2,048 tokens."""
+    split = SimpleNamespace(train={"length": lengths}, validation={"length": []})
+    with_budgets, of_task = TASK.resolve(given, split, SimpleNamespace(context_length=2048), "cpu")
+    resolved, choices = resolve(with_budgets, len(lengths), parameters, dtype)
+    return resolved, [*choices, *of_task]
+
+
 def make_loop(
     base: Path,
     folder: Path,
@@ -56,13 +70,14 @@ def make_loop(
         AcceleratorState._reset_state()  # another test's precision would be inherited
         accelerator = Accelerator(cpu=True)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    batches = [CausalLM(train, 0).batch(range(len(train)))]
+    batches = [CausalLmObjective(train, 0).batch(range(len(train)))]
     inputs = [{"input_ids": batch.input_ids, "attention_mask": batch.attention_mask} for batch in batches]
-    start = Start(made.training.seed, count_steps(list(train["length"]), made.training), inputs)
+    start = Insertion(made.training.seed, count_steps(list(train["length"]), made.training), inputs, TASK.peft_type)
     adapted = insert_method(model, AutoTokenizer.from_pretrained(base), made.method, TARGETS, start)
     torch.manual_seed(made.training.seed)
     return Loop(
-        accelerator, adapted, CausalLM(train, 0), CausalLM(validation, 0) if validation else None, made,
+        accelerator, adapted, TASK, CausalLmObjective(train, 0),
+        CausalLmObjective(validation, 0) if validation else None, made,
         folder,
         Measurements(folder / "metrics.jsonl", None, done), "tiny",
     )  # fmt: skip

@@ -1,20 +1,21 @@
 """Writes docs/guide/recipe.md from the recipe's JSON schema (`haori schema`); `--check` only compares.
 
-The descriptions stand in src/haori/core/recipe.py and methods.py. A test keeps the committed page up to date.
+The descriptions stand in src/haori/tasks, src/haori/data/section.py and src/haori/core/methods.py. A test keeps the
+committed page up to date.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from haori.core.recipe import recipe_schema
+from haori.tasks.recipe import recipe_schema
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide" / "recipe.md"
 
 INTRODUCTION = """\
 # Recipe reference
 
-<!-- Written by tools/write_recipe_reference.py from `haori schema`; change src/haori/core/recipe.py or methods.py. -->
+<!-- Written by tools/write_recipe_reference.py from `haori schema`; the descriptions stand in src/haori. -->
 
 A recipe is one YAML file with every choice of a training run. Only `name`, `base` and `data.path` are required:
 
@@ -111,10 +112,24 @@ def union(key: str, options: list[dict[str, Any]], definitions: dict[str, Any]) 
     return lines
 
 
+def own_sections(title: str, schema: dict[str, Any], usual: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
+    """Return what a task's recipe has that the usual one has not: keys, and whole sections of its own."""
+    fields = {name: field for name, field in schema["properties"].items() if usual["properties"].get(name) != field}
+    fields = {name: field for name, field in fields.items() if name != "task"}
+    return section(title, {**schema, "properties": fields}, "", definitions)
+
+
 def page() -> str:
     """Return the whole page."""
     schema = recipe_schema()
-    lines = section("The recipe", schema, "", schema["$defs"])
+    definitions = schema["$defs"]
+    if "oneOf" not in schema:
+        return INTRODUCTION + "\n" + "\n".join(section("The recipe", schema, "", definitions)).rstrip() + "\n"
+    by_task = {task: definitions[ref.rpartition("/")[2]] for task, ref in schema["discriminator"]["mapping"].items()}
+    usual = by_task.pop("causal_lm")
+    lines = section("The recipe", usual, "", definitions)
+    for task, own in by_task.items():
+        lines += own_sections(f"Task `{task}`", own, usual, definitions)
     return INTRODUCTION + "\n" + "\n".join(lines).rstrip() + "\n"
 
 

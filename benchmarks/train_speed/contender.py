@@ -30,7 +30,7 @@ def say(seconds: float, tokens: int, loss: float) -> None:
 
 def prepared_of(spec: dict[str, Any]) -> Any:
     """Prepare the recipe of a spec: data, base, targets."""
-    from haori.core.recipe import recipe_from
+    from haori.tasks.recipe import recipe_from
     from haori.training import prepare
 
     return prepare(recipe_from(spec["recipe"]))
@@ -40,7 +40,7 @@ def steps_of(prepared: Any) -> list[list[list[int]]]:
     """Return the optimizer steps of the first epoch."""
     from haori.training.batches import epoch_steps
 
-    return epoch_steps(list(prepared.data.train["length"]), prepared.recipe.training, 0)
+    return epoch_steps(list(prepared.train.costs), prepared.recipe.training, 0)
 
 
 def run_haori(spec: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def run_peft(spec: dict[str, Any]) -> None:
     logging.set_verbosity_error()
     prepared = prepared_of(spec)
     steps = [[row for micro in step for row in micro] for step in steps_of(prepared)]
-    lengths = list(prepared.data.train["length"])
+    lengths = list(prepared.train.costs)
     options = spec["options"]
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -93,7 +93,7 @@ def run_peft(spec: dict[str, Any]) -> None:
     model = get_peft_model(model, config, autocast_adapter_dtype=options["adapter"] == "float32")
     data = [
         {"input_ids": row["input_ids"], "labels": row["labels"], "attention_mask": [1] * row["length"]}
-        for row in prepared.data.train
+        for row in prepared.split.train
     ]
 
     class Told(TrainerCallback):  # type: ignore[misc]
@@ -120,7 +120,7 @@ def run_peft(spec: dict[str, Any]) -> None:
         report_to=[],
         bf16=options["autocast"], save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0,
     )  # fmt: skip
-    collator = DataCollatorForSeq2Seq(prepared.tokenizer, padding=True)
+    collator = DataCollatorForSeq2Seq(prepared.processor, padding=True)
     trainer = Same(model=model, args=arguments, data_collator=collator, train_dataset=data, callbacks=[Told()])
     serve({"steps": len(steps)})
     with disable_input_dtype_casting(model) if not options["cast"] else nullcontext():

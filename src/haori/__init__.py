@@ -20,9 +20,9 @@ from haori.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from haori.bases import Base, find_base
     from haori.core.errors import HaoriError
-    from haori.core.recipe import Recipe, load_recipe
     from haori.evaluation import EvaluationResult
     from haori.library import Library, OpenAdapter, StoredAdapter, import_adapter, open_adapter
+    from haori.tasks.recipe import Recipe, load_recipe
     from haori.training import TrainedRun
 
 __all__ = [
@@ -49,7 +49,7 @@ _load = lazy_exports(
     {
         "bases": ("Base", "find_base"),
         "core.errors": ("HaoriError",),
-        "core.recipe": ("Recipe", "load_recipe"),
+        "tasks.recipe": ("Recipe", "load_recipe"),
         "evaluation": ("EvaluationResult",),
         "library": ("Library", "OpenAdapter", "StoredAdapter", "import_adapter", "open_adapter"),
         "training": ("TrainedRun",),

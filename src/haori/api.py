@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from haori.core.recipe import Recipe
     from haori.evaluation import EvaluationResult
     from haori.jobs import Comparison
+    from haori.tasks.recipe import Recipe
     from haori.training import TrainedRun
 
 __all__ = ["compare", "evaluate", "recipe_of", "resume", "train"]
@@ -20,6 +20,7 @@ def train(
     base: str | None = None,
     data: str | None = None,
     name: str | None = None,
+    task: str | None = None,
     overrides: Sequence[str] = (),
     out: Path | None = None,
     progress: bool = True,
@@ -31,6 +32,7 @@ def train(
         base: Base model: catalogue name, folder, hub id or GGUF file.
         data: File, folder or hub dataset id.
         name: Name of the adapter in the library.
+        task: What is learnt; text generation by default.
         overrides: Recipe keys to set, as `optimizer.lr=1e-4`.
         out: Also write the finished adapter to this new folder.
         progress: Show progress on standard error.
@@ -40,7 +42,7 @@ def train(
     """
     from haori.training import train_run
 
-    found = recipe_of(recipe, base, data, name, overrides)
+    found = recipe_of(recipe, base, data, name, overrides, task=task)
     with _progress(progress) as (say, show):
         return train_run(found, out=out, say=say, show=show)
 
@@ -51,6 +53,8 @@ def recipe_of(
     data: str | None,
     name: str | None,
     overrides: Sequence[str],
+    *,
+    task: str | None = None,
 ) -> "Recipe":
     """Build the recipe that `train` was asked for.
 
@@ -61,9 +65,9 @@ def recipe_of(
     import json
 
     from haori.core.errors import InputError
-    from haori.core.recipe import Recipe, load_recipe, recipe_from
+    from haori.tasks.recipe import Recipe, load_recipe, recipe_from
 
-    flags = {"base": base, "data.path": data, "name": name}
+    flags = {"base": base, "data.path": data, "name": name, "task": task}
     # Quoted, so that a value stays text even where YAML would read a number.
     given = [f"{key}={json.dumps(str(value))}" for key, value in flags.items() if value is not None]
     if isinstance(recipe, Recipe):
@@ -99,10 +103,10 @@ def evaluate(name: str, data: str, *, against_base: bool = True, **settings: Any
     Raises:
         HaoriError: Adapter, base or data cannot be used.
     """
-    from haori.core.recipe import DataSection
+    from haori.data.section import TextSection
     from haori.evaluation import evaluate_stored
 
-    return evaluate_stored(name, DataSection(path=str(data)), against_base=against_base, **settings)
+    return evaluate_stored(name, TextSection(path=str(data)), against_base=against_base, **settings)
 
 
 def compare(

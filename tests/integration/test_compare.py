@@ -88,13 +88,13 @@ def test_scores_are_means_over_seeds_with_paired_differences(compared):
 
 def test_scores_are_those_of_the_evaluation(compared, tiny_base_folder):
     from haori.bases import find_base, load_model, load_tokenizer
-    from haori.core.recipe import DataSection
     from haori.data import read_conversations
+    from haori.data.section import TextSection
     from haori.evaluation import evaluate_adapter
 
     found = read(compared[1])
     base = find_base(str(tiny_base_folder))
-    rows, report = read_conversations(DataSection(path=found.test.source))
+    rows, report = read_conversations(TextSection(path=found.test.source))
     result = evaluate_adapter(
         load_model(base), load_tokenizer(base), rows, data_reference=report.reference(), against_base=False, samples=0
     )

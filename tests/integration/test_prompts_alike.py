@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from haori.bases import find_base
-from haori.core.recipe import DataSection
 from haori.data import template_hash
+from haori.data.section import TextSection
 from haori.evaluation import evaluate_stored
 from haori.library import Library, merge_stored, open_adapter
 from tests.integration.test_serve_prompts import HELLO, OWN, POLITE, stock_ids
@@ -40,7 +40,7 @@ def test_an_evaluation_asks_as_in_training_and_says_so(own: Any, tmp_path: Path)
     rows = [{"messages": [*HELLO, {"role": "assistant", "content": f"answer {i}"}]} for i in range(4)]
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result, _ = evaluate_stored("poet", DataSection(path=str(data)), samples=0, against_base=False, max_new_tokens=2)
+    result, _ = evaluate_stored("poet", TextSection(path=str(data)), samples=0, against_base=False, max_new_tokens=2)
     assert any("Rows without a system message got the one trained with: 4" in note for note in result.notes)
 
 

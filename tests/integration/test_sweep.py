@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from haori.core.recipe import load_recipe
+from haori.tasks.recipe import load_recipe
 from tests.command_line import haori as haori_command
 
 

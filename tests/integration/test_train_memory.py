@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from haori.core.out_of_memory import is_out_of_memory, requested_bytes
-from haori.core.recipe import recipe_from
+from haori.tasks.recipe import recipe_from
 from haori.training import prepare
 from haori.training.memory import current_memory_bytes, peak_memory_bytes, size_in_words
 from haori.training.out_of_memory import Usage, remedies
@@ -151,7 +151,7 @@ def test_remedies_are_those_that_the_run_does_not_use_yet(tiny_base_folder, long
 def test_the_smallest_micro_batch_holds_the_longest_row(tiny_base_folder, long_data):
     document = {"name": "x", "base": str(tiny_base_folder), "data": {"path": str(long_data)}}
     prepared = prepare(recipe_from(document, []))
-    longest = max(prepared.data.train["length"])
+    longest = max(prepared.split.train["length"])
     tight = prepared._replace(
         recipe=prepared.recipe.model_copy(
             update={"training": prepared.recipe.training.model_copy(update={"micro_batch_tokens": longest})}

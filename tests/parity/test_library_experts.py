@@ -10,8 +10,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper
 
 from haori.bases import find_base
-from haori.core.recipe import recipe_from
 from haori.library import compare_logits, merge_adapter, verify_adapter
+from haori.tasks.recipe import recipe_from
 from haori.training.preparation import prepare
 from tests.library_samples import run, save_stock, stock_model
 

@@ -134,7 +134,7 @@ def test_ambiguous_patterns_are_refused_before_training(tiny_base_folder, tiny_t
 def test_the_same_for_other_methods_of_peft(tiny_base_folder, tiny_tokenizer, tmp_path, kind):
     from transformers import AutoModelForCausalLM
 
-    from haori.adapters.insertion import Start
+    from haori.adapters.insertion import Insertion
     from haori.adapters.methods import insert_method
     from haori.core.methods import PeftMethod
 
@@ -143,7 +143,7 @@ def test_the_same_for_other_methods_of_peft(tiny_base_folder, tiny_tokenizer, tm
     def insert(pattern: dict[str, Any]) -> Any:
         model = AutoModelForCausalLM.from_pretrained(tiny_base_folder)
         method = PeftMethod(kind="peft", type=kind, options={"r": 4, "alpha_pattern": pattern}, target=tuple(targets))
-        return insert_method(model, tiny_tokenizer, method, targets, Start(0, 1, []))
+        return insert_method(model, tiny_tokenizer, method, targets, Insertion(0, 1, []))
 
     with pytest.raises(InputError, match=r"of method.options.alpha_pattern both fit"):
         insert({"up_proj": 3, "layers.0.mlp.up_proj": 5})
@@ -184,7 +184,7 @@ def test_exact_patterns_are_peft_s_reading_in_any_order(pattern):
 def test_patterns_are_saved_by_full_names(tiny_base_folder, tiny_tokenizer, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from haori.adapters.insertion import Start
+    from haori.adapters.insertion import Insertion
     from haori.adapters.methods import insert_method
     from haori.core.methods import LoraMethod
 
@@ -193,7 +193,7 @@ def test_patterns_are_saved_by_full_names(tiny_base_folder, tiny_tokenizer, tmp_
     method = LoraMethod(rank=4, alpha=8.0, rank_pattern={"layers.1.self_attn.q_proj": 2}, alpha_pattern={"v_proj": 3.0})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        insert_method(model, tiny_tokenizer, method, targets, Start(0, 1, [])).save_pretrained(tmp_path / "a")
+        insert_method(model, tiny_tokenizer, method, targets, Insertion(0, 1, [])).save_pretrained(tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["rank_pattern"] == {targets[2]: 2}
     assert config["alpha_pattern"] == {targets[1]: 3.0, targets[3]: 3.0}

@@ -13,7 +13,7 @@ from peft import AdaLoraConfig, EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from transformers import AutoModelForCausalLM
 
-from haori.training.causal_lm import CausalLM
+from haori.tasks.causal_lm.objective import CausalLmObjective
 from haori.training.loop import Loop
 from haori.training.schedule import rate_at
 from haori.training.signals import StopRequest
@@ -65,7 +65,7 @@ def plain_loop(name: str, base: Path, loop: Loop) -> Any:
     else:
         optimizer = torch.optim.AdamW(trained, **options)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    batch = loop.train.batch(range(len(loop.train.lengths)))
+    batch = loop.train.batch(range(len(loop.train.costs)))
     for step in range(STEPS):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = rate_at(step, STEPS, peak, loop.recipe.schedule)
@@ -140,7 +140,7 @@ def test_eva_starts_from_the_inputs_of_each_layer(tiny_base_folder: Path, tmp_pa
     config = LoraConfig(r=4, init_lora_weights="eva", eva_config=EvaConfig(), **COMMON)
     with pytest.warns(UserWarning, match="low_cpu_mem_usage"):
         stock = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base_folder, dtype=torch.float32), config)
-    batch = CausalLM(data, 0).batch(range(30))
+    batch = CausalLmObjective(data, 0).batch(range(30))
     inputs = [{"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}]
     initialize_lora_eva_weights(stock, inputs, show_progress_bar=False)
     ours, theirs = weights(loop.model), weights(stock)

@@ -11,7 +11,7 @@ from torch import nn
 from haori.adapters.ard_lora import ArdLoraConfig, ArdLoraLayer, behaviour, check, insert, register, to_lora
 from haori.adapters.ard_lora.gates import amounts, bounds, gates, open_ranks, rho_of_rank, rounded_ranks
 from haori.adapters.ard_lora.heads import head_layout
-from haori.adapters.insertion import Start
+from haori.adapters.insertion import Insertion
 from haori.adapters.methods import behaviour_of, check_method, insert_method
 from haori.bases import find_base, load_skeleton
 from haori.core.errors import FileFormatError, InputError, MismatchError
@@ -33,7 +33,7 @@ def base_model(folder):
 
 
 def inserted(folder, tokenizer, method=None, targets=NAMES):
-    return insert_method(base_model(folder), tokenizer, method or section(), targets, Start(seed=1, steps=10))
+    return insert_method(base_model(folder), tokenizer, method or section(), targets, Insertion(seed=1, steps=10))
 
 
 def train(model, added, steps, optimizer, first=1):
@@ -173,7 +173,7 @@ def test_other_layers_are_refused_by_name(tiny_base_folder, tiny_tokenizer):
 
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=40, n_positions=16))
     with pytest.raises(InputError, match=r"which 'transformer.h.0.attn.c_attn' \(Conv1D\) is not; leave"):
-        insert(gpt2, tiny_tokenizer, section(), ["transformer.h.0.attn.c_attn"], Start(1, 10))
+        insert(gpt2, tiny_tokenizer, section(), ["transformer.h.0.attn.c_attn"], Insertion(1, 10))
     model = base_model(tiny_base_folder)
     bitsandbytes = pytest.importorskip("bitsandbytes")
     model.model.layers[0].self_attn.q_proj = bitsandbytes.nn.Linear4bit(64, 64, bias=False)
@@ -185,7 +185,7 @@ def test_values_that_mean_nothing_are_refused(tiny_base_folder, tiny_tokenizer):
     with pytest.raises(InputError, match="positive rank"):
         ArdLoraConfig(r=0)
     with pytest.raises(InputError, match="must be numbers"):
-        insert(base_model(tiny_base_folder), tiny_tokenizer, section(rank="auto"), NAMES, Start(1, 10))
+        insert(base_model(tiny_base_folder), tiny_tokenizer, section(rank="auto"), NAMES, Insertion(1, 10))
 
 
 def test_a_run_too_short_to_learn_ranks_is_refused(tiny_base_folder, tiny_tokenizer):

@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from haori.adapters.insertion import Start
+from haori.adapters.insertion import Insertion
 from haori.adapters.loading import loading_of
 from haori.adapters.methods import behaviour_of, insert_method
 from haori.bases import find_base
 from haori.core.errors import FileFormatError, InputError, VerificationError
 from haori.core.methods import FullMethod
-from haori.core.recipe import Recipe, recipe_from
 from haori.library import live_probe_logits, verify_model
-from haori.training.auto import DataFacts, resolve
+from haori.tasks.recipe import Recipe, recipe_from
+from haori.training.auto import resolve
 from haori.training.whole_model import load_parameters, save_model_folder, save_parameters
 from tests.conftest import build_tiny_base
 
@@ -28,8 +28,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def resolved(*overrides: str) -> Recipe:
-    facts = DataFacts(rows=100, mean_tokens=20, longest_tokens=40, max_length=256)
-    return resolve(recipe(*overrides), facts, 135_000_000, "cpu", ("bf16", "fast here"))[0]
+    return resolve(recipe(*overrides), 100, 135_000_000, ("bf16", "fast here"))[0]
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32):
@@ -39,7 +38,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32):
 def test_every_weight_is_trained_in_one_group(tiny_base_folder: Path):
     method = resolved().method
     model = load(tiny_base_folder).requires_grad_(False)
-    trained = insert_method(model, AutoTokenizer.from_pretrained(tiny_base_folder), method, (), Start(0, 10))
+    trained = insert_method(model, AutoTokenizer.from_pretrained(tiny_base_folder), method, (), Insertion(0, 10))
     assert trained is model
     assert all(parameter.requires_grad for parameter in trained.parameters())
     (group,) = behaviour_of(trained, method, 10).parameter_groups(0.1)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from haori.adapters.insertion import Start, in_layers, refuse_dead
+from haori.adapters.insertion import Insertion, in_layers, refuse_dead
 from haori.adapters.methods import behaviour_of, check_method, check_plan, insert_method
 from haori.bases import find_base, load_skeleton, resolve_targets
 from haori.core.errors import InputError
 from haori.core.methods import Method
-from haori.core.recipe import recipe_from
+from haori.tasks.recipe import recipe_from
 from haori.training.checkpoint import checkpoints_of
 from haori.training.signals import StopRequest
 from tests.training_samples import make_loop, recipe, rows
@@ -101,7 +101,7 @@ def adapted(base: Path, tokenizer: Any, *overrides: str) -> tuple[Any, Method]:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     made = method("method.rank=4", "method.alpha=8", *[f"method.{override}" for override in overrides])
     targets = in_layers(resolve_targets(model, made.target), made.layers)
-    return insert_method(model, tokenizer, made, targets, Start(0, 10)), made
+    return insert_method(model, tokenizer, made, targets, Insertion(0, 10)), made
 
 
 def trained_names(model: Any) -> set[str]:
@@ -178,7 +178,7 @@ def test_adalora_trains_nothing_that_is_not_saved(tiny_base_folder, tiny_tokeniz
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base_folder, dtype=torch.bfloat16)
     made = method("method.kind=adalora", "method.rank=2", "method.initial_rank=3", "method.alpha=6")
-    model = insert_method(model, tiny_tokenizer, made, resolve_targets(model, "all-linear"), Start(0, 10))
+    model = insert_method(model, tiny_tokenizer, made, resolve_targets(model, "all-linear"), Insertion(0, 10))
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     assert {name.replace(".default", "") for name in trained_names(model)} == set(saved)
 
@@ -192,7 +192,7 @@ def test_adalora_ends_with_the_ranks_it_was_asked_for_and_the_best_of_them(tiny_
     assert loop.behaviour.settled(ended.best_step)
     settled = [line for line in loop.measurements.series("validation") if loop.behaviour.settled(line["step"])]
     assert ended.best_loss == min(line["loss"] for line in settled)
-    assert loop._validation_loss() == pytest.approx(ended.best_loss, rel=1e-5)
+    assert loop._validation_means()["loss"] == pytest.approx(ended.best_loss, rel=1e-5)
     ranks = loop.behaviour.ranks()
     assert set(ranks) == {f"model.layers.{i}.{m}" for i in (0, 1) for m in ("self_attn.q_proj", "mlp.down_proj")}
     assert sum(ranks.values()) == 4 * len(ranks)

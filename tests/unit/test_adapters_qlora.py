@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from haori.adapters.insertion import Start
+from haori.adapters.insertion import Insertion
 from haori.adapters.methods import behaviour_of, check_method, check_plan, insert_method
 from haori.adapters.qlora import base_bytes
 from haori.bases import find_base, linear_modules, load_model, load_skeleton, weight_bytes
@@ -33,7 +33,7 @@ def adapted(folder: Path, wanted: QloraMethod, dtype: str = "fp32"):
     model = quantised(folder, wanted, dtype)
     return insert_method(
         model, AutoTokenizer.from_pretrained(folder), wanted, linear_modules(load_skeleton(find_base(str(folder)))),
-        Start(0, 10),
+        Insertion(0, 10),
     )  # fmt: skip
 
 

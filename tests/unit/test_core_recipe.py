@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from haori.core.errors import RecipeError
 from haori.core.methods import METHODS, LoraMethod
-from haori.core.recipe import Recipe, load_recipe, recipe_from, recipe_schema, recipe_to_yaml
+from haori.tasks.recipe import Recipe, load_recipe, recipe_from, recipe_schema, recipe_to_yaml
 
 MINIMAL = {"name": "support", "base": "smollm2-135m-instruct", "data": {"path": "my.jsonl"}}
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from haori.core.errors import DataError
-from haori.core.recipe import Columns, DataSection
 from haori.data import check_text, load_text, read_conversations
 from haori.data.columns import survey
 from haori.data.readers import RawRow
+from haori.data.section import Columns, TextSection
 
 CLASSIFY = [{"instruction": "Say hello.", "output": "Hello."}] + [
     {"instruction": "Classify the review.", "input": f"Review number {i} was {word}", "output": label}
@@ -41,7 +41,7 @@ def write_kind(folder, rows, kind):
 
 
 def read(folder, rows, kind="jsonl", **section):
-    return read_conversations(DataSection(path=write_kind(folder, rows, kind), **section))
+    return read_conversations(TextSection(path=write_kind(folder, rows, kind), **section))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
@@ -160,7 +160,7 @@ EMPTY = [
 
 
 def test_an_empty_answer_is_reported_and_not_trained(tmp_path, tiny_tokenizer):
-    section = DataSection(path=write_kind(tmp_path, EMPTY, "jsonl"))
+    section = TextSection(path=write_kind(tmp_path, EMPTY, "jsonl"))
     data = check_text(section, tiny_tokenizer, context_length=256)
     assert sum(data.report.rows.values()) == 6
     assert data.report.problems[0].endswith("data.jsonl:1: turn 2, the assistant's, has no text.")

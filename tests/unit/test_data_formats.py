@@ -5,17 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haori.core.errors import DataError
-from haori.core.recipe import Columns, DataSection
 from haori.data.conversation import ROLES, Conversation
 from haori.data.formats import converter_for
 from haori.data.readers import RawRow
+from haori.data.section import Columns, TextSection
 
 QA = [("user", "q"), ("assistant", "a")]
 
 
 def convert(values, **section):
     row = RawRow("f.jsonl:3", "f.jsonl", values)
-    name, _, converter = converter_for(DataSection(path="f.jsonl", **section), values, "f.jsonl")
+    name, _, converter = converter_for(TextSection(path="f.jsonl", **section), values, "f.jsonl")
     return name, converter(row)
 
 

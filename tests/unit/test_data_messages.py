@@ -5,8 +5,8 @@ import json
 import pytest
 
 from haori.core.errors import DataError
-from haori.core.recipe import DataSection
 from haori.data import load_text, read_conversations
+from haori.data.section import TextSection
 from haori.data.template import render_prompt
 
 ASSISTANTS = ["assistant", "Assistant", "gpt", "GPT", "bot", "model", " ai ", "chatbot", "chatgpt"]
@@ -54,7 +54,7 @@ def write(folder, rows, kind="jsonl"):
 
 
 def load(folder, tokenizer, rows, kind="jsonl", **section):
-    return load_text(DataSection(path=write(folder, rows, kind), **section), tokenizer, context_length=256)
+    return load_text(TextSection(path=write(folder, rows, kind), **section), tokenizer, context_length=256)
 
 
 def trained(tokenizer, data):
@@ -107,7 +107,7 @@ def test_flags_in_other_files(tmp_path, tiny_tokenizer, kind):
 def test_flags_that_cannot_be_followed_are_refused(tmp_path, fields, words):
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **fields}]}
     with pytest.raises(DataError) as caught:
-        read_conversations(DataSection(path=write(tmp_path, [row])))
+        read_conversations(TextSection(path=write(tmp_path, [row])))
     assert words in str(caught.value)
     assert "data.jsonl:1:messages[1]" in str(caught.value)
 
@@ -115,7 +115,7 @@ def test_flags_that_cannot_be_followed_are_refused(tmp_path, fields, words):
 def test_flags_that_ask_to_train_the_user_are_reported(tmp_path):
     row = {"messages": [{"role": "user", "content": "q", "train": True, "mask": False},
                         {"role": "assistant", "content": "a", "train": True}]}  # fmt: skip
-    _, report = read_conversations(DataSection(path=write(tmp_path, [row])))
+    _, report = read_conversations(TextSection(path=write(tmp_path, [row])))
     assert report.notes == ("Fields of messages not used: train (asks to train user turns) (1 message).",)
 
 
@@ -123,7 +123,7 @@ def test_flags_that_ask_to_train_the_user_are_reported(tmp_path):
 def test_results_of_tools_are_turns_of_the_tool(tmp_path, role):
     row = {"messages": [{"role": "user", "content": "q"}, {"role": role, "content": "42"},
                         {"role": "assistant", "content": "a"}]}  # fmt: skip
-    found, _ = read_conversations(DataSection(path=write(tmp_path, [row])))
+    found, _ = read_conversations(TextSection(path=write(tmp_path, [row])))
     assert [message["role"] for message in found[0].messages] == ["user", "tool", "assistant"]
 
 
@@ -180,7 +180,7 @@ def test_answers_without_reasoning_before_which_an_empty_block_is_learnt_are_cou
 
 def test_reasoning_of_other_roles_is_reported(tmp_path):
     row = {"messages": [{"role": "user", "content": "q", "thinking": "hm"}, {"role": "assistant", "content": "a"}]}
-    _, report = read_conversations(DataSection(path=write(tmp_path, [row])))
+    _, report = read_conversations(TextSection(path=write(tmp_path, [row])))
     assert report.notes == ("Fields of messages not used: thinking (of user turns) (1 message).",)
 
 
@@ -190,7 +190,7 @@ def test_reasoning_is_cleaned_hashed_and_given_back(tmp_path, thinking):
                       {"role": "assistant", "content": "a", "reasoning": f"so\x00 {i}\r\n"}]}
         for i in range(2)
     ]  # fmt: skip
-    found, report = read_conversations(DataSection(path=write(tmp_path, rows)))
+    found, report = read_conversations(TextSection(path=write(tmp_path, rows)))
     assert (report.duplicates, report.control_characters) == (0, 2)
     assert found[0].messages[1] == {"role": "assistant", "content": "a", "reasoning_content": "so 0\n"}
     tokenizer = thinking("thinking")

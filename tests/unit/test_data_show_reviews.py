@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from haori.core.errors import DataError
-from haori.core.recipe import DataSection
 from haori.data import fetch_reviews, load_text, read_conversations, report_table, sample_panels
 from haori.data import progress as progress_module
 from haori.data.conversation import normalise
 from haori.data.leaks import find_leaks
 from haori.data.progress import tracked
 from haori.data.reviews import _INNER, _TABLE, QUESTION, SUBSET_ROWS, Review, ReviewData, order, read_archive
+from haori.data.section import TextSection
 
 
 def plain(renderable) -> str:
@@ -30,7 +30,7 @@ def small(tmp_path, tiny_tokenizer):
     rows.append(rows[0])
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_text(DataSection(path=str(path), licence="MIT"), tiny_tokenizer, context_length=256)
+    return load_text(TextSection(path=str(path), licence="MIT"), tiny_tokenizer, context_length=256)
 
 
 def test_report_shows_every_figure(small):
@@ -93,11 +93,11 @@ def test_sample_stands_in_when_offline(offline, tmp_path):
     assert len(data.test) == 400
     assert len(data.pool) == 640
     train, test = data.write(tmp_path / "demo")
-    rows, report = read_conversations(DataSection(path=str(train)))
+    rows, report = read_conversations(TextSection(path=str(train)))
     assert (report.read, report.kept, report.format) == (640, 640, "messages")
     assert [row.messages[1]["content"] for row in rows].count("positive") == 320
     assert all(row.messages[0]["content"].startswith(QUESTION) and len(row.messages) == 2 for row in rows)
-    held, _ = read_conversations(DataSection(path=str(test)))
+    held, _ = read_conversations(TextSection(path=str(test)))
     assert len(held) == 400
     leaks = find_leaks(held, rows)
     assert (leaks.exact, leaks.near) == (0, 0)

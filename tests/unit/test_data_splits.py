@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from haori.core.errors import DataError
-from haori.core.recipe import DataSection, recipe_from
 from haori.data import check_text, load_text, read_conversations
+from haori.data.section import TextSection
 from haori.data.splits import kind_of, splits_of_folder
+from haori.tasks.recipe import recipe_from
 
 
 def rows(what: str, count: int = 6) -> list[dict]:
@@ -45,7 +46,7 @@ def said(split) -> set[str]:
 
 
 def load(path: str, tokenizer, **section):
-    return load_text(DataSection(path=path, **section), tokenizer, context_length=256)
+    return load_text(TextSection(path=path, **section), tokenizer, context_length=256)
 
 
 LAYOUTS = [
@@ -69,7 +70,7 @@ def test_layouts_are_read_as_what_they_are(tmp_path, tiny_tokenizer, files):
     taken, left = note.split("; not read: ")
     for name, what in files.items():
         assert name in (left if what == "test" else taken)
-    found, report = read_conversations(DataSection(path=path))
+    found, report = read_conversations(TextSection(path=path))
     assert {row.messages[0]["content"].split()[0] for row in found} == {"test"}
     assert report.notes[0].startswith("Read test (")
 
@@ -103,7 +104,7 @@ def test_testing_rows_are_not_trained_on(tmp_path, tiny_tokenizer):
         with pytest.raises(DataError, match="what is for testing is not trained on"):
             load(path, tiny_tokenizer, split=name)
         with pytest.raises(DataError, match="what is for testing is not trained on"):
-            check_text(DataSection(path=path, split=name), tiny_tokenizer, context_length=256)
+            check_text(TextSection(path=path, split=name), tiny_tokenizer, context_length=256)
 
 
 def test_a_split_can_be_chosen(tmp_path, tiny_tokenizer):
@@ -216,7 +217,7 @@ def test_hub_datasets_are_read_as_what_they_are(hub, tiny_tokenizer):
         "Read the split train as train, the split validation as validation; not read: the split test."
         in data.report.notes
     )
-    found, _ = read_conversations(DataSection(path="org/data"))
+    found, _ = read_conversations(TextSection(path="org/data"))
     assert {row.messages[0]["content"].split()[0] for row in found} == {"test"}
     assert len(load("org/data", tiny_tokenizer, split="train[:4]").train) == 4
     for wanted in ("test", "train+test[:2]"):

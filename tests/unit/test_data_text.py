@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from haori.core.errors import DataError, StorageError
-from haori.core.recipe import DataSection
 from haori.data import check_text, load_text, read_conversations
 from haori.data.conversation import Conversation
+from haori.data.section import TextSection
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -24,7 +24,7 @@ def many(count: int, start: int = 0) -> list[dict]:
 
 
 def load(path, tokenizer, context_length=256, **section):
-    return load_text(DataSection(path=str(path), **section), tokenizer, context_length=context_length)
+    return load_text(TextSection(path=str(path), **section), tokenizer, context_length=context_length)
 
 
 def untouched(home: Path) -> bool:
@@ -133,9 +133,9 @@ def test_max_length(tmp_path, tiny_tokenizer):
 def test_system_message_and_max_rows(tmp_path, tiny_tokenizer):
     rows = [*many(5), {"system": "own", "prompt": "q", "completion": "a"}]
     path = write(tmp_path / "a.jsonl", [{"system": None, **row} for row in rows])
-    found, _ = read_conversations(DataSection(path=path, system="be kind"))
+    found, _ = read_conversations(TextSection(path=path, system="be kind"))
     assert [row.messages[0]["content"] for row in found] == ["be kind"] * 5 + ["own"]
-    assert len(read_conversations(DataSection(path=path, max_rows=3))[0]) == 3
+    assert len(read_conversations(TextSection(path=path, max_rows=3))[0]) == 3
 
 
 def test_folder_of_mixed_formats(tmp_path, tiny_tokenizer):
@@ -211,7 +211,7 @@ def test_empty_csv_has_no_rows(tmp_path, tiny_tokenizer):
     with pytest.raises(DataError, match="has no rows"):
         load(tmp_path / "a.csv", tiny_tokenizer)
     with pytest.raises(DataError, match="has no rows"):
-        read_conversations(DataSection(path=str(tmp_path / "a.csv")))
+        read_conversations(TextSection(path=str(tmp_path / "a.csv")))
 
 
 def test_check_goes_on_after_broken_rows(tmp_path, tiny_tokenizer):
@@ -220,7 +220,7 @@ def test_check_goes_on_after_broken_rows(tmp_path, tiny_tokenizer):
     with path.open("a") as file:
         file.write('{"prompt": "a", "completion": 5}\n{"prompt": \n')
         file.write('{"prompt": [{"role": "assistant", "content": "x"}], "completion": "y"}\n')
-    report = check_text(DataSection(path=str(path)), tiny_tokenizer, context_length=256).report
+    report = check_text(TextSection(path=str(path)), tiny_tokenizer, context_length=256).report
     assert (report.read, report.broken, sum(report.rows.values())) == (11, 3, 8)
     assert [problem.split(" ")[0] for problem in report.problems] == [
         f"{path}:9:completion:", f"{path}:10:", f"{path}:11:"]  # fmt: skip
@@ -230,25 +230,25 @@ def test_check_goes_on_after_broken_rows(tmp_path, tiny_tokenizer):
 
 def test_check_reports_what_training_would_refuse(tmp_path, tiny_tokenizer):
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "a", "completion": "b"}\n\xff\xfe\n')
-    report = check_text(DataSection(path=str(tmp_path / "a.jsonl")), tiny_tokenizer, context_length=256).report
+    report = check_text(TextSection(path=str(tmp_path / "a.jsonl")), tiny_tokenizer, context_length=256).report
     assert report.broken == 1
     assert "UTF-8" in report.problems[0]
     assert "has one row left of 2 read" in report.problems[1]
     assert report.rows == {"train": 1, "validation": 0}
     (tmp_path / "b.jsonl").write_text(json.dumps(MASKED))
-    empty = check_text(DataSection(path=str(tmp_path / "b.jsonl")), tiny_tokenizer, context_length=256)
+    empty = check_text(TextSection(path=str(tmp_path / "b.jsonl")), tiny_tokenizer, context_length=256)
     assert (len(empty.train), len(empty.validation), empty.report.histogram) == (0, 0, ())
 
 
 def test_read_conversations_counts_and_hashes(tmp_path):
     rows = [*many(3), many(1)[0], {"prompt": "", "completion": "x"}]
     path = write(tmp_path / "a.jsonl", rows)
-    found, report = read_conversations(DataSection(path=path, licence="MIT"))
+    found, report = read_conversations(TextSection(path=path, licence="MIT"))
     assert [row.origin for row in found] == [f"{path}:{i}" for i in (1, 2, 3)]
     assert (report.read, report.kept, report.duplicates, report.empty) == (5, 3, 1, 1)
     assert report.reference().rows == {"all": 3}
     assert report.reference().licence == "MIT"
-    again = read_conversations(DataSection(path=write(tmp_path / "b.jsonl", many(3))))[1]
+    again = read_conversations(TextSection(path=write(tmp_path / "b.jsonl", many(3))))[1]
     assert again.hash == report.hash
 
 

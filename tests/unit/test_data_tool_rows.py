@@ -5,8 +5,8 @@ import json
 import pytest
 
 from haori.core.errors import DataError
-from haori.core.recipe import DataSection
 from haori.data import Conversation, PromptFormat, read_conversations, render_row
+from haori.data.section import TextSection
 from tests.tool_bases import MARKS, TEMPLATES
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -134,7 +134,7 @@ SPELT = {
 def test_every_spelling_is_the_same_row(spelling, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(SPELT[spelling]) + "\n", encoding="utf-8")
-    [row], report = read_conversations(DataSection(path=str(path)))
+    [row], report = read_conversations(TextSection(path=str(path)))
     assert list(row.messages) == WHOLE
     assert row.tools == (TOOL,)
     assert not report.notes
@@ -166,7 +166,7 @@ def test_structs_of_parquet_have_no_more_fields_than_they_were_given(tmp_path):
         },
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    (first, second), _ = read_conversations(DataSection(path=str(tmp_path / "rows.parquet")))
+    (first, second), _ = read_conversations(TextSection(path=str(tmp_path / "rows.parquet")))
     assert list(first.messages) == WHOLE
     assert first.tools == (TOOL,)
     assert second.messages[1]["tool_calls"][0]["function"]["arguments"] == {"n": 1}
@@ -192,4 +192,4 @@ def test_what_is_wrong_with_tools_is_said_in_a_sentence(change, sentence, tmp_pa
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": WHOLE, **change}) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=sentence):
-        read_conversations(DataSection(path=str(path)))
+        read_conversations(TextSection(path=str(path)))

@@ -16,7 +16,8 @@ import pytest
 import typer
 
 from haori.core import errors
-from haori.core.recipe import DataSection, recipe_from, recipe_schema
+from haori.data.section import TextSection
+from haori.tasks.recipe import recipe_from, recipe_schema
 
 ROOT = Path(__file__).parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.ja.md")
@@ -226,10 +227,10 @@ def test_exit_codes_are_those_of_the_errors():
 
 
 def resolved(rows: int, parameters: float, *overrides: str) -> Any:
-    from haori.training.auto import DataFacts, resolve
+    from tests.training_samples import resolve_all
 
     recipe = recipe_from({"name": "a", "base": "b", "data": {"path": "c"}}, overrides)
-    return resolve(recipe, DataFacts(rows, 50.0, 80, 2048), int(parameters), "cpu", ("fp32", ""))[0]
+    return resolve_all(recipe, [50] * rows, int(parameters), ("fp32", ""))[0]
 
 
 def steps_of(heading: str) -> Iterator[tuple[float, float]]:
@@ -296,12 +297,12 @@ def test_example_rows_are_of_the_format_they_stand_under(name: str, row: str, tm
 
     path = tmp_path / "rows.jsonl"
     path.write_text(row, encoding="utf-8")
-    rows, report = read_conversations(DataSection(path=str(path)))
+    rows, report = read_conversations(TextSection(path=str(path)))
     assert (report.format, len(rows), report.notes) == (name, 1, ())
 
 
 def test_every_row_format_has_an_example():
-    formats = recipe_schema()["$defs"]["DataSection"]["properties"]["format"]["enum"]
+    formats = recipe_schema()["$defs"]["TextSection"]["properties"]["format"]["enum"]
     assert {name for name, _ in EXAMPLES} == set(formats) - {"auto"}
 
 
@@ -322,7 +323,7 @@ def test_error_messages_are_those_of_the_guide(tmp_path: Path, monkeypatch: pyte
         text = [first if number == 7 else good] * (number - 1) + [rows[number]]
         Path("tickets.jsonl").write_text("\n".join(text), encoding="utf-8")
         with pytest.raises(errors.DataError) as caught:
-            read_conversations(DataSection(path="tickets.jsonl"))
+            read_conversations(TextSection(path="tickets.jsonl"))
         assert str(caught.value).startswith(line.removesuffix("..."))
 
 

@@ -33,7 +33,7 @@ def test_every_exported_name_exists(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["haori", "haori.core.recipe", "haori.core.records", "haori.metrics.kinds", "haori.cli.app", *PACKAGES]
+    "name", ["haori", "haori.tasks.recipe", "haori.core.records", "haori.metrics.kinds", "haori.cli.app", *PACKAGES]
 )
 def test_importing_loads_nothing_heavy(name: str):
     heavy = "torch,transformers,peft,datasets,numpy,pandas,matplotlib,sklearn,sqlalchemy,accelerate,fastapi"

@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from haori.core.errors import MismatchError, RecipeError
-from haori.core.recipe import recipe_from
 from haori.core.records import BaseReference, DataReference, Fingerprint
 from haori.evaluation import Forgetting
 from haori.evaluation.forgetting import Change
@@ -20,6 +19,7 @@ from haori.jobs.compare.recipes import adapt_recipe, check_methods, run_key, wit
 from haori.jobs.compare.records import Cost, Difference, Measured, MeasuredRow, MethodResult, Point, Rate, Score
 from haori.jobs.compare.report import render_comparison
 from haori.jobs.compare.scores import main_metric, scores_of
+from haori.tasks.recipe import recipe_from
 
 EVIL = "<script>alert('x')</script> [bold]&"
 

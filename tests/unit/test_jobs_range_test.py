@@ -72,7 +72,7 @@ def test_a_range_test_suggests_a_rate_that_a_recipe_takes(capsys, haori_home, re
     assert 1e-4 < found["suggested"] < 1e-1
     assert (folder / "range-test.png").stat().st_size > 5000
     assert f"--set optimizer.lr={found['suggested']:g}" in done.out
-    from haori.core.recipe import load_recipe
+    from haori.tasks.recipe import load_recipe
 
     assert load_recipe(out).optimizer.lr == found["suggested"]
     assert not (haori_home / "library").exists()
@@ -88,8 +88,8 @@ def test_the_first_loss_is_not_pulled_towards_zero_and_later_ones_are_averaged()
 
 
 def test_a_loss_that_is_no_number_ends_the_test(haori_home, recipe, monkeypatch):
-    from haori.core.recipe import load_recipe
     from haori.jobs.sweep import range_test as module
+    from haori.tasks.recipe import load_recipe
 
     monkeypatch.setattr(module, "_HIGH", 1e38)  # the weights overflow
     found, _ = module.range_test(load_recipe(recipe), steps=40)

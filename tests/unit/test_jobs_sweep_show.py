@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from haori.core.recipe import load_recipe, recipe_from, recipe_to_yaml
 from haori.core.records import now
 from haori.jobs.sweep.search import SweepPlan, SweepResult
 from haori.jobs.sweep.show import draw_sweep, remarks, trial_table, write_winner
 from haori.jobs.sweep.study import SweepTrial
 from haori.jobs.sweep.trial import TrialOutcome
+from haori.tasks.recipe import load_recipe, recipe_from, recipe_to_yaml
 
 RECIPE = {"name": "a", "base": "b", "data": {"path": "p"}}
 OVER = ("method.rank=4,8,16", "optimizer.lr=log:1e-5:1e-3")

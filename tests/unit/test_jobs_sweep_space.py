@@ -3,8 +3,8 @@
 import pytest
 
 from haori.core.errors import RecipeError
-from haori.core.recipe import recipe_from
 from haori.jobs.sweep.space import Choices, Numbers, grid, overrides_of, parse_space, size
+from haori.tasks.recipe import recipe_from
 
 RECIPE = {"name": "a", "base": "b", "data": {"path": "p"}}
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from haori.core import recipe_history
 from haori.core.errors import LibraryError, RecipeError
-from haori.core.recipe import load_recipe, recipe_from, recipe_to_yaml
 from haori.core.records import AdapterCard, BaseReference, DataReference, RunRecord, Verification
 from haori.library import Library, inspect_adapter, verify_stored
 from haori.library.cards import read_card
+from haori.tasks import recipe_history
+from haori.tasks.recipe import kept_recipe, load_recipe, recipe_from, recipe_to_yaml
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "0.1.0"
 NAMES = ["adalora@1", "also@1", "ard-lora@1", "dora@1", "loha@1", "lora@1", "lora@2", "qlora@1"]
@@ -86,7 +86,7 @@ def test_a_recipe_that_is_not_known_any_more_hides_no_adapter(kept: Path, monkey
     changed = library.update("lora", description="changed").card
     assert changed.recipe_data == json.loads(text)["recipe"]
     with pytest.raises(RecipeError, match=r"kept with the adapter 'lora@1'.*no key 'optimizer.rate'"):
-        _ = stored.card.recipe
+        kept_recipe(stored.card)
 
     def rename(document: dict[str, Any]) -> dict[str, Any]:
         document["schedule"] = document.pop("plan", document.get("schedule", {}))
@@ -123,7 +123,7 @@ def test_what_is_written_today_says_its_version(tmp_path: Path):
     assert load_recipe(tmp_path / "again.yaml") == recipe
     base = BaseReference.model_validate_json(next(FIXTURES.glob("home/runs/lora-*/base.json")).read_bytes())
     card = AdapterCard(id="", origin="trained", created="now", base=base, method="lora", recipe=recipe)
-    assert card.recipe == recipe
+    assert kept_recipe(card) == recipe
     assert json.loads(card.model_dump_json())["recipe"]["schema_version"] == recipe_history.RECIPE_SCHEMA
 
 

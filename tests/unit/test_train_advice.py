@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import haori
-from haori.core.recipe import load_recipe, recipe_from
 from haori.core.records import Advice, RunRecord
+from haori.tasks.recipe import load_recipe, recipe_from
 from haori.training.advice import Outcome, advise
 from haori.training.diagnosis import Validation, diagnose
 from haori.training.spectrum import Spectrum, singular_values, spectrum_of
@@ -131,7 +131,7 @@ def test_a_run_that_went_well_is_told_where_to_search():
 
 @pytest.mark.parametrize("curves", [OVER, UNDER, LEVEL, []])
 def test_every_change_makes_a_recipe_and_is_what_the_command_sets(curves, tmp_path: Path):
-    from haori.core.recipe import recipe_to_yaml
+    from haori.tasks.recipe import recipe_to_yaml
 
     run = tmp_path / "a run"
     run.mkdir()

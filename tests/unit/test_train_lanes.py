@@ -2,12 +2,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 
 from haori.adapters.fused import fuse
-from haori.training.causal_lm import Batch, CausalLM
+from haori.tasks.causal_lm.objective import Batch, CausalLmObjective
 from haori.training.lanes import Lanes
 from tests.parity import test_fused as samples
+
+OBJECTIVE = CausalLmObjective(Dataset.from_dict({"length": []}), 0)
 
 
 @pytest.fixture
@@ -30,14 +33,14 @@ def test_two_lanes_give_the_gradient_and_losses_of_one(lanes: Lanes, rows: int):
     model = samples.adapted()
     fuse(model)
     batch = batch_of(*samples.shared_batch(rows, 20, 9))
-    whole = CausalLM.loss(model, batch)
+    whole = OBJECTIVE.loss(model, batch)
     (whole.total * 0.1).backward()
     expected = gradients(model)
     model.zero_grad()
-    halves = lanes.backward(model, batch, 0.1)
+    halves = lanes.backward(model, OBJECTIVE, batch, 0.1)
     assert samples.worst(gradients(model), expected) < 1e-4
     assert float(halves.total) == pytest.approx(float(whole.total.detach()), rel=1e-5)
-    assert halves.tokens == whole.tokens
+    assert halves.count == whole.count
     by_row = [torch.sort(loss.each[loss.row_of == row]).values for loss in (halves, whole) for row in range(rows)]
     for mine, theirs in zip(by_row[:rows], by_row[rows:], strict=True):
         assert torch.allclose(mine, theirs, atol=1e-5)
@@ -50,10 +53,10 @@ def test_lanes_are_exactly_repeatable_and_add_to_what_is_there(lanes: Lanes):
     found = []
     for _ in range(2):
         model.zero_grad()
-        lanes.backward(model, batch, 1.0)
+        lanes.backward(model, OBJECTIVE, batch, 1.0)
         found.append(gradients(model))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    lanes.backward(model, batch, 1.0)
+    lanes.backward(model, OBJECTIVE, batch, 1.0)
     assert all(torch.allclose(p.grad, 2 * found[0][n]) for n, p in model.named_parameters() if p.grad is not None)
 
 
@@ -62,8 +65,8 @@ def test_a_lane_without_labels_adds_nothing(lanes: Lanes):
     fuse(model)
     ids, mask, labels = samples.shared_batch(2, 20, 9)
     labels[1] = -100
-    loss = lanes.backward(model, batch_of(ids, mask, labels), 1.0)
-    assert loss.tokens == int((labels[:, 1:] != -100).sum())
+    loss = lanes.backward(model, OBJECTIVE, batch_of(ids, mask, labels), 1.0)
+    assert loss.count == int((labels[:, 1:] != -100).sum())
     assert set(loss.row_of.tolist()) == {0}
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from haori.core.errors import FileFormatError, TrainingError
-from haori.training.causal_lm import CausalLM
+from haori.tasks.causal_lm.objective import CausalLmObjective
 from haori.training.checkpoint import checkpoints_of
 from haori.training.loop import Loop
 from haori.training.measurements import draw_losses
@@ -59,7 +59,7 @@ def test_one_step_equals_stock_peft_with_plain_torch(tiny_base_folder: Path, tmp
     optimizer = torch.optim.AdamW(
         [p for p in twin.model.parameters() if p.requires_grad], lr=5e-3, eps=1e-3, weight_decay=0.0
     )
-    batch = CausalLM(data, 0).batch(range(12))
+    batch = CausalLmObjective(data, 0).batch(range(12))
     for line in loop.measurements.series("train"):
         out = twin.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
         assert line["loss"] == pytest.approx(float(out.loss.detach()), rel=1e-5)
@@ -179,7 +179,7 @@ def test_over_fitting_stops_early_and_restores_the_best(tiny_base_folder: Path, 
     assert ended.best_loss == min(losses)
     assert losses[-1] > ended.best_loss
     assert len(losses) < 30
-    assert loop._validation_loss() == pytest.approx(ended.best_loss, rel=1e-6)
+    assert loop._validation_means()["loss"] == pytest.approx(ended.best_loss, rel=1e-6)
     assert {p.name for p in checkpoints_of(tmp_path / "run")} == {
         f"step-{ended.best_step:08d}", f"step-{ended.step:08d}"
     }  # fmt: skip

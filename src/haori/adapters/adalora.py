@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from haori.adapters.behaviour import Behaviour
-from haori.adapters.insertion import Start, check_named, insert_config, saved_modules
+from haori.adapters.insertion import Insertion, check_named, insert_config, saved_modules
 from haori.core.errors import InputError
 from haori.core.methods import AdaloraMethod
 
@@ -152,13 +152,13 @@ def insert(
     tokenizer: "PreTrainedTokenizerBase",
     method: AdaloraMethod,
     targets: Sequence[str],
-    start: Start,
+    insertion: Insertion,
 ) -> "PeftModel":
     """Freeze `model` and insert P, L and Q, with L at zero; see `insert_method`."""
     from peft import AdaLoraConfig
 
-    check_plan(model, method, targets, start.steps)
-    warmup, settle = _schedule(method, start.steps)
+    check_plan(model, method, targets, insertion.steps)
+    warmup, settle = _schedule(method, insertion.steps)
     config = AdaLoraConfig(
         init_r=method.initial_rank,
         target_r=method.rank,
@@ -167,13 +167,13 @@ def insert(
         tinit=warmup,
         tfinal=settle,
         deltaT=method.interval,
-        total_step=start.steps,
+        total_step=insertion.steps,
         orth_reg_weight=method.orthogonality,
         target_modules=list(targets),
         modules_to_save=saved_modules(model, method),
-        task_type="CAUSAL_LM",
+        task_type=insertion.task_type,
     )
-    peft_model = insert_config(model, config, start.seed)
+    peft_model = insert_config(model, config, insertion.seed)
     for name, parameter in peft_model.named_parameters():
         # Over a base in 16 bits PEFT makes the divisor of the scale trainable by mistake, and never saves it.
         if ".ranknum." in name:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haori.adapters.behaviour import Behaviour
-from haori.adapters.insertion import Start, insert_config
+from haori.adapters.insertion import Insertion, insert_config
 from haori.adapters.low_rank import LowRankBehaviour, check_low_rank, low_rank_config
 from haori.core.methods import DoraMethod
 
@@ -31,10 +31,11 @@ def insert(
     tokenizer: "PreTrainedTokenizerBase",
     method: DoraMethod,
     targets: Sequence[str],
-    start: Start,
+    insertion: Insertion,
 ) -> "PeftModel":
     """Freeze `model` and insert fresh adapters with magnitudes; see `insert_method`."""
-    return insert_config(model, low_rank_config(model, tokenizer, method, targets, use_dora=True), start.seed)
+    config = low_rank_config(model, tokenizer, method, targets, insertion.task_type, use_dora=True)
+    return insert_config(model, config, insertion.seed)
 
 
 def behaviour(model: "nn.Module", method: DoraMethod, steps: int) -> Behaviour:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haori.adapters.behaviour import Behaviour
-from haori.adapters.insertion import Start
+from haori.adapters.insertion import Insertion
 from haori.core.methods import FullMethod
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def insert(
     tokenizer: "PreTrainedTokenizerBase",
     method: FullMethod,
     targets: Sequence[str],
-    start: Start,
+    insertion: Insertion,
 ) -> "PreTrainedModel":
     """Make every weight trainable; see `insert_method`."""
     model.requires_grad_(True)

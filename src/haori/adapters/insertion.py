@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from haori.core.methods import AdaptedMethod
 
 __all__ = [
-    "Start",
+    "Insertion",
     "check_named",
     "expert_parameters",
     "in_layers",
@@ -27,19 +27,21 @@ __all__ = [
 ]
 
 
-class Start(NamedTuple):
+class Insertion(NamedTuple):
     """What an insertion may draw on.
 
     Attributes:
         seed: Of the initialisation.
         steps: Planned optimizer steps.
-        batches: `input_ids` and `attention_mask` of training rows, for starts computed from data; may be iterated
+        batches: Arguments of the forward for training rows, for starts computed from data; may be iterated
             more than once.
+        task_type: What PEFT calls the task, such as SEQ_CLS.
     """
 
     seed: int
     steps: int
     batches: "Iterable[Mapping[str, Tensor]]" = ()
+    task_type: str | None = None
 
 
 def check_named(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from haori.adapters.behaviour import Behaviour
-from haori.adapters.insertion import Start, insert_config
+from haori.adapters.insertion import Insertion, insert_config
 from haori.adapters.lora_starts import (
     RESIDUAL_STARTS,
     ResidualBehaviour,
@@ -48,15 +48,16 @@ def insert(
     tokenizer: "PreTrainedTokenizerBase",
     method: LoraMethod,
     targets: Sequence[str],
-    start: Start,
+    insertion: Insertion,
 ) -> "PeftModel":
     """Freeze `model` and insert fresh adapters; see `insert_method`."""
     options: dict[str, Any] = {} if method.init == "default" else {"init_lora_weights": method.init}
     if method.init == "eva":
         options |= eva_options(method)
-    peft_model = insert_config(model, low_rank_config(model, tokenizer, method, targets, **options), start.seed)
+    config = low_rank_config(model, tokenizer, method, targets, insertion.task_type, **options)
+    peft_model = insert_config(model, config, insertion.seed)
     if method.init == "eva":
-        start_from_inputs(peft_model, start.batches, eva_tokens(method))
+        start_from_inputs(peft_model, insertion.batches, eva_tokens(method))
     return peft_model
 
 

@@ -78,6 +78,7 @@ def low_rank_config(
     tokenizer: "PreTrainedTokenizerBase",
     method: LowRankMethod,
     targets: Sequence[str],
+    task_type: str | None,
     **options: Any,
 ) -> "LoraConfig":
     """Build PEFT's configuration from a resolved method.
@@ -87,6 +88,7 @@ def low_rank_config(
         tokenizer: Its tokenizer.
         method: The method with rank and alpha resolved to numbers.
         targets: Full names of the modules to adapt.
+        task_type: What PEFT calls the task.
         options: Further fields of the configuration.
 
     Raises:
@@ -111,7 +113,7 @@ def low_rank_config(
             modules_to_save=saved_modules(model, method),
             trainable_token_indices=token_ids(tokenizer, method.trainable_tokens) or None,
             bias=_BIAS[method.bias],
-            task_type="CAUSAL_LM",
+            task_type=task_type,
             **options,
         )
 

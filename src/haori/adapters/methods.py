@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from haori.adapters.insertion import Start, refuse_dead
+from haori.adapters.insertion import Insertion, refuse_dead
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +47,7 @@ class Home(Protocol):
         tokenizer: "PreTrainedTokenizerBase",
         method: Any,
         targets: Sequence[str],
-        start: Start,
+        insertion: Insertion,
     ) -> "nn.Module":
         """Freeze what is not trained, insert what is, and return the model to train."""
 
@@ -95,7 +95,7 @@ def insert_method(
     tokenizer: "PreTrainedTokenizerBase",
     method: "Method",
     targets: Sequence[str],
-    start: Start,
+    insertion: Insertion,
 ) -> "nn.Module":
     """Turn a loaded base into the model to train: a PeftModel, or for full fine-tuning the base itself.
 
@@ -104,12 +104,12 @@ def insert_method(
         tokenizer: Its tokenizer.
         method: The section with every `auto` resolved.
         targets: Full names of the modules to adapt.
-        start: Seed, planned steps and first batches.
+        insertion: Seed, planned steps, first batches, and what PEFT calls the task.
 
     Raises:
         InputError: The method cannot be inserted, or begins in a state from which nothing can be learnt.
     """
-    trained = _home(method).insert(model, tokenizer, method, targets, start)
+    trained = _home(method).insert(model, tokenizer, method, targets, insertion)
     refuse_dead(trained)
     return trained
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from haori.adapters.behaviour import Behaviour
-from haori.adapters.insertion import Start, check_named, insert_config, norm_modules, saved_modules, token_ids
+from haori.adapters.insertion import Insertion, check_named, insert_config, norm_modules, saved_modules, token_ids
 from haori.adapters.patterns import exact_patterns, refuse_clash
 from haori.core.errors import InputError, nearest
 from haori.core.methods import PeftMethod
@@ -58,7 +58,7 @@ def check(
         InputError: PEFT has no such type, the type no such option, or PEFT refuses to build it for this base.
     """
     check_named(model, tokenizer, method, targets)
-    config = _config(model, tokenizer, method, targets)
+    config = _config(model, tokenizer, method, targets, task_type=None)
     try:
         # A skeleton has no weights to start from, which some methods want and find only later.
         insert_config(copy.deepcopy(model), config, seed=0)
@@ -73,11 +73,11 @@ def insert(
     tokenizer: "PreTrainedTokenizerBase",
     method: PeftMethod,
     targets: Sequence[str],
-    start: Start,
+    insertion: Insertion,
 ) -> "PeftModel":
     """Freeze `model` and insert the method; see `insert_method`."""
     try:
-        return insert_config(model, _config(model, tokenizer, method, targets), start.seed)
+        return insert_config(model, _config(model, tokenizer, method, targets, insertion.task_type), insertion.seed)
     except (*_MISFITS, RuntimeError) as error:
         raise _refusal(method, error) from error
 
@@ -88,7 +88,11 @@ def behaviour(model: "nn.Module", method: PeftMethod, steps: int) -> Behaviour:
 
 
 def _config(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", method: PeftMethod, targets: Sequence[str]
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    method: PeftMethod,
+    targets: Sequence[str],
+    task_type: str | None,
 ) -> "PeftConfig":
     """Build the configuration of the method in PEFT."""
     from dataclasses import fields
@@ -98,7 +102,7 @@ def _config(
     for option in method.options:
         _check_option(method.type, option, known)
     patterns = {key: value for key, value in method.options.items() if key.endswith("_pattern") and value}
-    given: dict[str, Any] = {**method.options, **_exact(patterns, targets), "task_type": "CAUSAL_LM"}
+    given: dict[str, Any] = {**method.options, **_exact(patterns, targets), "task_type": task_type}
     if saved := saved_modules(model, method):
         _refuse_unless("modules_to_save" in known, method, "modules_to_save or train_norms")
         given["modules_to_save"] = saved

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haori.adapters.behaviour import Behaviour
-from haori.adapters.insertion import Start, insert_config
+from haori.adapters.insertion import Insertion, insert_config
 from haori.adapters.loftq import LoftqBehaviour, start_from_error
 from haori.adapters.lora_starts import check_rank
 from haori.adapters.low_rank import LowRankBehaviour, check_low_rank, low_rank_config
@@ -73,10 +73,11 @@ def insert(
     tokenizer: "PreTrainedTokenizerBase",
     method: QloraMethod,
     targets: Sequence[str],
-    start: Start,
+    insertion: Insertion,
 ) -> "PeftModel":
     """Insert fresh adapters over the quantised layers; see `insert_method`."""
-    peft_model = insert_config(model, low_rank_config(model, tokenizer, method, targets), start.seed)
+    config = low_rank_config(model, tokenizer, method, targets, insertion.task_type)
+    peft_model = insert_config(model, config, insertion.seed)
     if method.init == "loftq":
         start_from_error(peft_model)
     return peft_model

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from haori.core.recipe import Recipe
     from haori.jobs import Comparison, Watch
+    from haori.tasks.recipe import Recipe
 
 __all__ = ["compare"]
 

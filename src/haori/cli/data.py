@@ -20,6 +20,7 @@ def check(
     base: Annotated[
         str, typer.Option(help="Base whose tokenizer and chat template are used.")
     ] = "smollm2-135m-instruct",
+    task: Annotated[str, typer.Option(help="What is to be learnt: it decides how rows are read.")] = "causal_lm",
     show: Annotated[int, typer.Option(min=0, help="Render this many rows, trained tokens marked.")] = 0,
     override: Annotated[
         list[str] | None,
@@ -30,22 +31,24 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Report rows, tokens, duplicates, truncations and problems of a dataset.
+    """Report rows, lengths, duplicates, truncations and problems of a dataset.
 
     Ends with 1 when there is nothing in it to train on.
     """
-    from haori.bases import embeddings_of, find_base, load_tokenizer
+    from haori.bases import find_base
     from haori.cli.console import results
-    from haori.core.recipe import recipe_from
-    from haori.data import check_text, report_table, sample_panels
+    from haori.tasks.recipe import recipe_from
+    from haori.tasks.registry import task_of
 
     keys = [item if item.startswith("data.") else f"data.{item}" for item in override or []]
-    section = recipe_from({"name": "check", "base": base, "data": {"path": path}}, keys).data
+    recipe = recipe_from({"name": "check", "base": base, "task": task, "data": {"path": path}}, keys)
     found = find_base(base)
-    tokenizer = load_tokenizer(found)
-    data = check_text(section, tokenizer, context_length=found.context_length, embeddings=embeddings_of(found))
-    results().print(report_table(data.report))
-    for panel in sample_panels(tokenizer, data.train, show):
+    what = task_of(recipe.task)
+    what.check(recipe, found)
+    processor = what.processor(found, recipe)
+    split = what.rows(recipe, found, processor, tolerant=True)
+    results().print(split.table())
+    for panel in what.show(split.train, processor, show):
         results().print(panel)
-    if data.report.refused:
+    if split.refused:
         raise typer.Exit(1)

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from haori.cli.console import results
 from haori.core.errors import VerificationError
-from haori.core.recipe import DataSection, Recipe, recipe_from
 from haori.core.records import DataReference
 from haori.core.settings import settings
+from haori.data.section import TextSection
+from haori.tasks.recipe import Recipe, recipe_from
 
 if TYPE_CHECKING:
     from haori.bases import Base
@@ -56,7 +57,7 @@ def run_demo(rows: int) -> None:
     )
     if reviews.note:
         console.print(f"[yellow]{reviews.note}[/]")
-    section = DataSection(path=str(test), licence=LICENCE, attribution=ATTRIBUTION)
+    section = TextSection(path=str(test), licence=LICENCE, attribution=ATTRIBUTION)
     conversations, report = read_conversations(section)
     console.print(
         f"[dim]{conversations[0].messages[0]['content']}[/]\n[dim]-> {conversations[0].messages[1]['content']}[/]"

@@ -1,7 +1,7 @@
 """`haori evaluate` and `haori demo`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,13 +27,13 @@ def evaluate(
     """Measure an adapter on data, beside its base, with intervals; write a report."""
     from haori.cli.console import results
     from haori.core.errors import InputError
-    from haori.core.recipe import recipe_from
     from haori.evaluation import evaluate_stored, show_result
+    from haori.tasks.recipe import recipe_from
 
     if against not in {"base", "nothing"}:
         raise InputError(f"--against cannot be {against!r}; it is 'base' or 'nothing'.")
     keys = [item if item.startswith("data.") else f"data.{item}" for item in override or []]
-    section = recipe_from({"name": "evaluate", "base": "any", "data": {"path": data}}, keys).data
+    section: Any = recipe_from({"name": "evaluate", "base": "any", "data": {"path": data}}, keys).data
     wanted: Literal["auto", "none"] | list[str]
     wanted = "auto" if labels == "auto" else "none" if labels == "none" else [x.strip() for x in labels.split(",")]
     result, folder = evaluate_stored(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from haori.core.recipe import Recipe
     from haori.jobs.sweep.search import SweepResult
+    from haori.tasks.recipe import Recipe
 
 __all__ = ["sweep"]
 
@@ -39,8 +39,8 @@ def sweep(
 ) -> None:
     """Search recipe keys for the lowest validation loss."""
     from haori.core.errors import InputError
-    from haori.core.recipe import load_recipe
     from haori.jobs.sweep.search import resume_sweep, start_sweep
+    from haori.tasks.recipe import load_recipe
 
     ranges = [*(over or []), *(word for word in words or [] if _is_range(word))]
     files = [word for word in words or [] if not _is_range(word)]
@@ -116,9 +116,9 @@ def _show_range_test(recipe: "Recipe", file: Path, overrides: list[str], out: Pa
 
     from haori.cli.console import results
     from haori.core.errors import TrainingError
-    from haori.core.recipe import recipe_from, recipe_to_yaml
     from haori.core.storage import write_text
     from haori.jobs.sweep.range_test import range_test
+    from haori.tasks.recipe import recipe_from, recipe_to_yaml
 
     test, folder = range_test(recipe, say=_say)
     results().print(f"Plot: {folder / 'range-test.png'}", soft_wrap=True, markup=False)

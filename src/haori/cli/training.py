@@ -21,6 +21,7 @@ def train(
         str | None, typer.Option(help="Data: JSONL, JSON, CSV, Parquet, a folder, or a hub dataset id.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter in the library.")] = None,
+    task: Annotated[str | None, typer.Option(help="What is learnt; causal_lm (text generation) by default.")] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key, e.g. optimizer.lr=1e-4."),
@@ -36,13 +37,13 @@ def train(
     from haori.training import TrainingDisplay, prepare, resume_run, train_run
 
     if resume is not None:
-        if recipe or base or data or name or override or dry_run:
+        if recipe or base or data or name or task or override or dry_run:
             raise InputError("--resume continues a run with its own recipe; give it alone (or with --out).")
         with TrainingDisplay(notes()) as display:
             run = resume_run(resume, out=out, say=notes().print, show=display.update)
         show_run(run)
         return
-    wanted = recipe_of(recipe, base, data, name, override or [])
+    wanted = recipe_of(recipe, base, data, name, override or [], task=task)
     prepared = prepare(wanted)
     show_choices(prepared)
     if dry_run:
@@ -57,7 +58,7 @@ def schema() -> None:
     """Print the JSON schema of a recipe."""
     import json
 
-    from haori.core.recipe import recipe_schema
+    from haori.tasks.recipe import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(), indent=2))
 
@@ -66,13 +67,12 @@ def show_choices(prepared: "Prepared") -> None:
     """Print what will be trained on what, and each automatic choice with its reason."""
     from haori.cli.console import notes
 
-    base, rows = prepared.base, len(prepared.data.train)
+    base, rows = prepared.base, len(prepared.split.train)
     notes().print(
-        f"[bold]{prepared.recipe.name}[/]: {rows:,} training and {len(prepared.data.validation):,} validation rows on "
+        f"[bold]{prepared.recipe.name}[/]: {rows:,} training and {len(prepared.split.validation):,} validation rows on "
         f"{base.name} ({base.parameters / 1e6:,.0f}M parameters, {base.fingerprint.id})"
     )
-    report = prepared.data.report
-    for note in (*([f"Rows dropped: {report.dropped}."] if report.dropped else []), *report.notes):
+    for note in prepared.split.notes:
         notes().print(f"  Note: {note}", markup=False)
     for choice in prepared.choices:
         notes().print(f"  [cyan]{choice.key}[/] = {choice.value}  [dim]{choice.reason}[/]")
@@ -82,7 +82,6 @@ def _show_plan(prepared: "Prepared") -> None:
     from rich.table import Table
 
     from haori.cli.console import results
-    from haori.data import sample_panels
     from haori.training import make_plan
 
     plan = make_plan(prepared)
@@ -93,7 +92,7 @@ def _show_plan(prepared: "Prepared") -> None:
         ("trainable parameters", f"{plan.trainable_parameters:,} of {plan.total_parameters:,} ({share:.2%})"),
         ("adapted modules", f"{plan.target_modules}"),
         ("optimizer steps", f"{plan.steps:,} in at most {plan.epochs} epochs"),
-        ("tokens per epoch", f"{plan.tokens_per_epoch:,}"),
+        (f"{plan.unit} per epoch", f"{plan.cost_per_epoch:,}"),
         (
             "training time, estimated",
             f"{minutes} min {seconds} s (from the largest batch, measured; validation not counted)",
@@ -106,9 +105,8 @@ def _show_plan(prepared: "Prepared") -> None:
         table.add_row(*row)
     results().print(table)
     results().print("First batch; what is trained is marked:")
-    for panel in sample_panels(
-        prepared.tokenizer, prepared.data.train.select(list(plan.first_rows)), len(plan.first_rows)
-    ):
+    first = prepared.split.train.select(list(plan.first_rows))
+    for panel in prepared.task.show(first, prepared.processor, len(plan.first_rows)):
         results().print(panel)
 
 

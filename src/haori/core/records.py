@@ -10,9 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from haori.core.errors import RecipeError
 from haori.core.hashing import hash_data, short
-from haori.core.recipe import Recipe, recipe_from
 
 __all__ = [
     "AdapterCard",
@@ -203,7 +201,7 @@ class RunRecord(Record):
 
 
 def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, Recipe) else value
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 class AdapterCard(Record):
@@ -240,21 +238,6 @@ class AdapterCard(Record):
     description: str | None = None
     tags: tuple[str, ...] = Field(default=(), description="Tags of the author's model card.")
     stated_bases: tuple[str, ...] = Field(default=(), description="Bases that the author's model card names.")
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """Return the recipe in today's keys; a card is read without it, since it may be older than the code.
-
-        Raises:
-            RecipeError: It has a key or value that is not known here.
-        """
-        if self.recipe_data is None:
-            return None
-        try:
-            return recipe_from(self.recipe_data)
-        except RecipeError as error:
-            label = self.names[-1] if self.names else short(self.id)
-            raise RecipeError(f"The recipe kept with the adapter {label!r} cannot be used here: {error}") from None
 
     @property
     def system(self) -> str | None:

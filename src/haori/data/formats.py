@@ -15,11 +15,11 @@ as it should be is a `DataError` that names file, row and field.
 from collections.abc import Callable, Iterable, Mapping
 
 from haori.core.errors import DataError, nearest
-from haori.core.recipe import Columns, DataSection
 from haori.data.conversation import Conversation, Message
 from haori.data.messages import REASONING, MessageReader
 from haori.data.readers import RawRow, shorten
 from haori.data.row_problem import problem, value_of
+from haori.data.section import Columns, TextSection
 from haori.data.tool_rows import link_results, read_tools
 
 __all__ = ["Converter", "converter_for", "fits_another"]
@@ -50,7 +50,7 @@ _KNOWN = (
 
 
 def converter_for(
-    section: DataSection, columns: Iterable[str], file: str, reader: MessageReader | None = None
+    section: TextSection, columns: Iterable[str], file: str, reader: MessageReader | None = None
 ) -> tuple[str, frozenset[str], Converter]:
     """Choose how rows of a file become conversations.
 
@@ -127,7 +127,7 @@ def _first(names: Mapping[str, str], part: str, columns: Iterable[str]) -> dict[
 
 
 def _mapped(
-    section: DataSection, mapping: Columns, present: list[str], file: str, reader: MessageReader
+    section: TextSection, mapping: Columns, present: list[str], file: str, reader: MessageReader
 ) -> tuple[str, frozenset[str], Converter]:
     given = {part: column for part, column in mapping.model_dump().items() if column is not None}
     for part, column in given.items():

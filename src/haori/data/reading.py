@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from haori.core.errors import DataError
 from haori.core.hashing import hash_parts
-from haori.core.recipe import DataSection
 from haori.data.cleaning import clean_row, empty_turns, is_empty, without_loss
 from haori.data.columns import FileColumns, survey
 from haori.data.conversation import Conversation
@@ -21,6 +20,7 @@ from haori.data.progress import tracked
 from haori.data.readers import RawRow
 from haori.data.report import ReadReport
 from haori.data.row_problem import problem
+from haori.data.section import TextSection
 from haori.data.selection import measuring_source
 from haori.data.sources import Source
 
@@ -69,7 +69,7 @@ def _counted(found: Counter[str], what: str) -> str:
 
 
 def stream_rows(
-    section: DataSection, source: Source, tally: Tally, *, tolerant: bool = False, limit: int | None = None
+    section: TextSection, source: Source, tally: Tally, *, tolerant: bool = False, limit: int | None = None
 ) -> Iterator[Conversation]:
     """Yield the clean, distinct rows of a source and count the others in `tally`.
 
@@ -116,7 +116,7 @@ def stream_rows(
         yield row
 
 
-def _converter(section: DataSection, file: str, columns: FileColumns, tally: Tally) -> Converter:
+def _converter(section: TextSection, file: str, columns: FileColumns, tally: Tally) -> Converter:
     """Choose how the rows of a file are converted, and note what will not be used of them."""
     if section.columns is not None:
         name, used, convert = converter_for(section, columns.held, file, tally.reader)
@@ -142,7 +142,7 @@ def _converter(section: DataSection, file: str, columns: FileColumns, tally: Tal
     return converted
 
 
-def _without_empty_turns(row: Conversation, section: DataSection, tally: Tally) -> Conversation:
+def _without_empty_turns(row: Conversation, section: TextSection, tally: Tally) -> Conversation:
     """Count turns without text; a model is not taught to say nothing, unless every token is to be trained."""
     places = empty_turns(row)
     for place in places:
@@ -152,7 +152,7 @@ def _without_empty_turns(row: Conversation, section: DataSection, tally: Tally) 
     return without_loss(row, places) if places and section.train_on == "assistant" else row
 
 
-def read_conversations(section: DataSection) -> tuple[list[Conversation], ReadReport]:
+def read_conversations(section: TextSection) -> tuple[list[Conversation], ReadReport]:
     """Read and clean all rows of `section.path`; for evaluation, so nothing is split and no length is checked.
 
     Raises:

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from haori.core.errors import DataError
 from haori.core.hashing import hash_data, hash_parts, short
-from haori.core.recipe import DataSection
 from haori.core.records import DataReference
 from haori.core.settings import settings
 from haori.core.storage import staged_folder, write_text
@@ -23,6 +22,7 @@ from haori.data.leaks import find_leaks
 from haori.data.progress import tracked
 from haori.data.reading import Tally, explain_nothing, stream_rows
 from haori.data.report import Bucket, DataReport, Leaks
+from haori.data.section import TextSection
 from haori.data.selection import training_sources
 from haori.data.sources import Source
 from haori.data.split import choose_validation
@@ -31,6 +31,7 @@ from haori.data.tokenise import Written, resolve_max_length, write_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from rich.console import RenderableType
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TextData", "check_text", "load_text"]
@@ -51,13 +52,30 @@ class TextData:
     validation: "Dataset"
     report: DataReport
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what a user should know of the reading."""
+        dropped = (f"Rows dropped: {self.report.dropped}.",) if self.report.dropped else ()
+        return (*dropped, *self.report.notes)
+
+    @property
+    def refused(self) -> bool:
+        """Say whether nothing can be trained on these rows."""
+        return self.report.refused
+
     def reference(self) -> DataReference:
         """Return the short form that cards and runs keep."""
         return self.report.reference()
 
+    def table(self) -> "RenderableType":
+        """Return the whole report, for a terminal."""
+        from haori.data.show import report_table
+
+        return report_table(self.report)
+
 
 def load_text(
-    section: DataSection,
+    section: TextSection,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     context_length: int,
@@ -79,7 +97,7 @@ def load_text(
 
 
 def check_text(
-    section: DataSection,
+    section: TextSection,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     context_length: int,
@@ -94,7 +112,7 @@ def check_text(
 
 
 def _load(
-    section: DataSection,
+    section: TextSection,
     tokenizer: "PreTrainedTokenizerBase",
     context_length: int,
     embeddings: int | None,
@@ -147,7 +165,7 @@ def _tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def _build(
     stage: Path,
-    section: DataSection,
+    section: TextSection,
     sources: list[Source],
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
@@ -249,7 +267,7 @@ def _leaks(stage: Path, held: Any) -> Leaks:
     )
 
 
-def _allowed(section: DataSection) -> list[str]:
+def _allowed(section: TextSection) -> list[str]:
     """Return what the hash says of control tokens; nothing where they are text, as if there were no choice."""
     return ["control tokens"] if section.control_tokens == "allow" else []
 

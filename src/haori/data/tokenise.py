@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import DataError
-from haori.core.recipe import DataSection
 from haori.core.token_ids import no_embedding
 from haori.data.control_tokens import special_texts
 from haori.data.conversation import Conversation
 from haori.data.reading import Tally
 from haori.data.reasoning import ReasoningCount
 from haori.data.rendered_row import RenderedRow, count_trained, render_row
+from haori.data.section import TextSection
 from haori.data.split import points
 from haori.data.template import template_of
 
@@ -41,7 +41,7 @@ class Written:
     notes: list[str] = field(default_factory=list)
 
 
-def resolve_max_length(section: DataSection, context_length: int) -> int:
+def resolve_max_length(section: TextSection, context_length: int) -> int:
     """Return the longest row in tokens: as given, or 2048, or the context when that is shorter.
 
     Raises:
@@ -63,7 +63,7 @@ class RowWriter:
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
-        section: DataSection,
+        section: TextSection,
         max_length: int,
         *,
         embeddings: int | None,
@@ -174,7 +174,7 @@ def write_rows(
     splits: Iterable[tuple[Iterable[Conversation], Tally]],
     *,
     tokenizer: "PreTrainedTokenizerBase",
-    section: DataSection,
+    section: TextSection,
     max_length: int,
     embeddings: int | None,
     tolerant: bool,

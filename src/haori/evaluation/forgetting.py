@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from haori.core.errors import DataError, MismatchError
-from haori.core.recipe import DataSection
 from haori.core.records import Record
 from haori.data import read_conversations
+from haori.data.section import TextSection
 from haori.evaluation.bootstrap import intervals
 from haori.evaluation.examples import context_length
 from haori.metrics.likelihood import loss_sums
@@ -83,7 +83,7 @@ def own_texts(path: str) -> tuple[GeneralText, ...]:
     Raises:
         DataError: It cannot be read or has no rows.
     """
-    rows, _ = read_conversations(DataSection(path=path))
+    rows, _ = read_conversations(TextSection(path=path))
     return tuple(GeneralText("own", row.body, row.origin, None) for row in rows)
 
 

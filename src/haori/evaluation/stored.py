@@ -8,11 +8,11 @@ from typing import Literal
 from haori.bases import load_model
 from haori.core.errors import MismatchError
 from haori.core.hashing import short
-from haori.core.recipe import DataSection
 from haori.core.records import DataReference
 from haori.core.settings import settings
 from haori.core.storage import make_folder
 from haori.data import Conversation, read_conversations
+from haori.data.section import TextSection
 from haori.data.seen import SeenRows
 from haori.evaluation.evaluation import MetricGroup, evaluate_adapter
 from haori.evaluation.report import write_report
@@ -25,7 +25,7 @@ __all__ = ["evaluate_opened", "evaluate_stored"]
 
 def evaluate_stored(
     name: str,
-    section: DataSection,
+    section: TextSection,
     *,
     against_base: bool = True,
     base_spec: str | None = None,

@@ -8,13 +8,15 @@ float64 too.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from haori.library.logits import Probe, last_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,7 +28,7 @@ _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _SHORTHANDS = (Tensor.float, Tensor.bfloat16, Tensor.half)
 
 
-def exact_logits(model: nn.Module, probes: Sequence[Sequence[int]]) -> list[Tensor]:
+def exact_logits(model: nn.Module, probes: Sequence[Probe]) -> list[Tensor]:
     """Return the logits of the last positions of each probe, [T', V] on the CPU, with T' at most 8.
 
     They are float64, or fp32 where the model is on an Apple GPU, which has no float64.
@@ -36,9 +38,7 @@ def exact_logits(model: nn.Module, probes: Sequence[Sequence[int]]) -> list[Tens
         return _logits(model, probes)
 
 
-def merging_logits(
-    adapted: "PeftModel", probes: Sequence[Sequence[int]]
-) -> tuple[list[Tensor], dict[nn.Parameter, int]]:
+def merging_logits(adapted: "PeftModel", probes: Sequence[Probe]) -> tuple[list[Tensor], dict[nn.Parameter, int]]:
     """Merge the adapter layer by layer, and return the logits of the merged weights before they were rounded.
 
     Every W + dW is formed in float64, runs, and is then rounded once to the format in which W is kept. The layers stay
@@ -71,20 +71,23 @@ def checksums_by_name(model: nn.Module, dtype: torch.dtype | None = None) -> dic
     return {name: checksum(parameter.to(dtype or parameter.dtype)) for name, parameter in named}
 
 
-def _logits(model: nn.Module, probes: Sequence[Sequence[int]]) -> list[Tensor]:
+def _logits(model: nn.Module, probes: Sequence[Probe]) -> list[Tensor]:
     device = next(model.parameters()).device
-    longest = max(map(len, probes))
-    ids = torch.zeros(len(probes), longest, dtype=torch.long, device=device)  # [B, T]
+    prompts = [list(probe) for probe in probes if not isinstance(probe, Mapping)]
+    if len(prompts) < len(probes):
+        return [last_logits(model, probe, device).cpu() for probe in probes]
+    longest = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)  # [B, T]
     mask = torch.zeros_like(ids)
-    for row, probe in enumerate(probes):
-        ids[row, : len(probe)] = torch.tensor(list(probe), device=device)
+    for row, probe in enumerate(prompts):
+        ids[row, : len(probe)] = torch.tensor(probe, device=device)
         mask[row, : len(probe)] = 1
     output: Any = model(input_ids=ids, attention_mask=mask)
     values: Tensor = output.logits if hasattr(output, "logits") else output[0]  # [B, P + T, V], P of prompt tuning
     before = values.shape[1] - longest
     return [
         values[row, before + max(0, len(probe) - _POSITIONS) : before + len(probe)].cpu()
-        for row, probe in enumerate(probes)
+        for row, probe in enumerate(prompts)
     ]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from haori.bases import Base
+    from haori.library.logits import Probe
 
 __all__ = ["export_stored"]
 
@@ -78,7 +79,7 @@ def _prove(base: "Base", stored: StoredAdapter, written: Path) -> None:
         )
 
 
-def _logits(base: "Base", model: "nn.Module", probes: Sequence[Sequence[int]]) -> "list[Tensor]":
+def _logits(base: "Base", model: "nn.Module", probes: "Sequence[Probe]") -> "list[Tensor]":
     from haori.library.exact import exact_logits
     from haori.library.logits import live_probe_logits
 

@@ -4,12 +4,13 @@ The live model and the reloaded one are measured here, in the same way: one prom
 no autocast, the last positions only, in the arithmetic of their own weights. `exact` measures in float64.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from haori.core.errors import DataError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LogitDifference",
+    "Probe",
     "adapter_probes",
     "compare_logits",
     "default_probes",
+    "last_logits",
     "live_probe_logits",
     "model_dtype",
 ]
@@ -31,6 +34,10 @@ _QUESTIONS = (
     "Write one sentence about the sea.",
     "What is 17 + 25?",
 )
+
+
+Probe: TypeAlias = "Sequence[int] | Mapping[str, Tensor]"
+"""What a proof runs through a model: token ids of a prompt, or the arguments of the forward, one row each."""
 
 
 class LogitDifference(NamedTuple):
@@ -58,21 +65,24 @@ def default_probes(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
         return [list(tokenizer(text)["input_ids"]) for text in _QUESTIONS]
 
 
-def adapter_probes(files: "AdapterFiles", probes: Sequence[Sequence[int]]) -> list[list[int]]:
+def adapter_probes(files: "AdapterFiles", probes: Sequence[Probe]) -> list[Probe]:
     """Return the probes with what an adapter needs to show itself; probes that have it stay as they are.
 
     An activated LoRA works only after its invocation tokens: they are put behind each probe. Trained tokens matter
     where they occur: those that occur nowhere come before the last probe, some in each of as many copies of it.
     """
+    prompts = [list(probe) for probe in probes if not isinstance(probe, Mapping)]
+    if len(prompts) < len(probes):
+        return list(probes)
     invocation: Any = list(files.config.get("alora_invocation_tokens") or [])
-    found = [list(p) if p[len(p) - len(invocation) :] == invocation else [*p, *invocation] for p in map(list, probes)]
+    found = [list(p) if p[len(p) - len(invocation) :] == invocation else [*p, *invocation] for p in prompts]
     absent = [token for token in files.trainable_tokens if not any(token in probe for probe in found)]
     last = found[-1]
     parts = [absent[start : start + _TRAINED_TOKENS] for start in range(0, len(absent), _TRAINED_TOKENS)]
     return [*found, *([*part, *last] for part in parts)]
 
 
-def live_probe_logits(model: "nn.Module", probes: Sequence[Sequence[int]]) -> "list[Tensor]":
+def live_probe_logits(model: "nn.Module", probes: Sequence[Probe]) -> "list[Tensor]":
     """Return the logits of the last positions of each probe, [T', V] in fp32 on the CPU, with T' at most 8.
 
     The model's training flags are put back afterwards. A model without a head gives its last hidden states. Pass a
@@ -85,7 +95,7 @@ def live_probe_logits(model: "nn.Module", probes: Sequence[Sequence[int]]) -> "l
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return [_last_logits(model, torch.tensor([list(probe)], device=device)) for probe in probes]
+            return [last_logits(model, probe, device).float().cpu() for probe in probes]
     finally:
         for module, training in modes.items():
             module.training = training
@@ -125,10 +135,14 @@ def model_dtype(model: "nn.Module") -> str:
     return max(counts, key=lambda name: counts[name], default="fp32")
 
 
-def _last_logits(model: "nn.Module", ids: "Tensor") -> "Tensor":
+def last_logits(model: "nn.Module", probe: Probe, device: "torch.device") -> "Tensor":
+    """Return the last positions of what a model computes for one probe: [T', V], or [1, C] for one answer per row."""
     import torch
 
-    # ids: [1, T]; an explicit mask, which prompt tuning lengthens.
-    output: Any = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    values: Tensor = output.logits if hasattr(output, "logits") else output[0]  # [1, T, V]
-    return values[0, -_POSITIONS:].float().cpu()
+    if isinstance(probe, Mapping):
+        output: Any = model(**{name: tensor.to(device) for name, tensor in probe.items()})
+    else:
+        ids = torch.tensor([list(probe)], device=device)  # [1, T]; an explicit mask, which prompt tuning lengthens
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    values: Tensor = output.logits if hasattr(output, "logits") else output[0]  # [1, T, V] or [1, C]
+    return values if values.dim() == 2 else values[0, -_POSITIONS:]

@@ -8,7 +8,7 @@ from haori.core.errors import MismatchError, VerificationError
 from haori.core.records import Check
 from haori.library.checks import failed
 from haori.library.exact import checksum, merging_logits
-from haori.library.logits import compare_logits
+from haori.library.logits import Probe, compare_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,7 +39,7 @@ class MergedInPlace(NamedTuple):
     altered: list[str]
 
 
-def merge_in_place(adapted: "PeftModel", probes: "Sequence[Sequence[int]]") -> MergedInPlace:
+def merge_in_place(adapted: "PeftModel", probes: "Sequence[Probe]") -> MergedInPlace:
     """Add the adapter to the weights of the model it sits on; the adapter is gone from it.
 
     Modules that share a weight, as embedding and head or replicated layers do, get one each if the adapter does not

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from haori.core.errors import InputError
 from haori.core.records import Check, Verification
 from haori.library.checks import check_effect, check_prompts, check_reloaded, failed, passed, verification_of
-from haori.library.logits import compare_logits, default_probes, live_probe_logits
+from haori.library.logits import Probe, compare_logits, default_probes, live_probe_logits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +27,7 @@ def verify_model(
     *,
     dtype: str,
     device: str | None = None,
-    probes: Sequence[Sequence[int]] = (),
+    probes: Sequence[Probe] = (),
     live_logits: "Sequence[Tensor] | None" = None,
     prompt_pair: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Verification:

@@ -3,6 +3,7 @@
 Finding a base by its card tries where it came from first, and takes only one whose content fits.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import BaseError, HaoriError
 from haori.core.hashing import hash_parts
+from haori.core.methods import QloraMethod
 from haori.core.records import AdapterCard, Check, Verification
 from haori.library.adapter_names import refuse_base_name
 from haori.library.prompt_formats import prompt_format, stored_template
@@ -175,8 +177,11 @@ def _quantization(card: AdapterCard) -> "Quantization | None":
     """Return how the base was quantised in training; the recipe is read only where that says something."""
     from haori.adapters.loading import loading_of
 
-    recipe = card.recipe if card.method_kind == "qlora" else None
-    return loading_of(recipe.method, recipe.training.dtype).quantization if recipe is not None else None
+    recipe = card.recipe_data if card.method_kind == "qlora" else None
+    if recipe is None:
+        return None
+    method = QloraMethod.model_validate_json(json.dumps(recipe["method"]))
+    return loading_of(method, recipe["training"]["dtype"]).quantization
 
 
 def _with_earlier(found: Verification, earlier: Verification | None) -> Verification:

@@ -27,7 +27,7 @@ from haori.library.checks import (
     verification_of,
 )
 from haori.library.exact import exact_logits
-from haori.library.logits import adapter_probes, compare_logits, default_probes, live_probe_logits, model_dtype
+from haori.library.logits import Probe, adapter_probes, compare_logits, default_probes, live_probe_logits, model_dtype
 from haori.library.merging import check_merged, merge_in_place
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def verify_adapter(
     base: "Base",
     folder: Path,
     *,
-    probes: Sequence[Sequence[int]] | None = None,
+    probes: Sequence[Probe] | None = None,
     dtype: str = "auto",
     device: str | None = None,
     quantization: Quantization | None = None,
@@ -149,7 +149,7 @@ class _Place(NamedTuple):
     def quantised(self) -> bool:
         return self.quantization is not None or self.base.quantization is not None
 
-    def logits(self, model: "nn.Module", probes: Sequence[Sequence[int]]) -> "list[Tensor]":
+    def logits(self, model: "nn.Module", probes: Sequence[Probe]) -> "list[Tensor]":
         """Measure in float64; a quantised base computes in formats of its own."""
         return (live_probe_logits if self.quantised else exact_logits)(model, probes)
 
@@ -157,7 +157,7 @@ class _Place(NamedTuple):
 def _check_on_base(
     place: _Place,
     files: AdapterFiles,
-    probes: Sequence[Sequence[int]],
+    probes: Sequence[Probe],
     live_logits: "Sequence[Tensor] | None",
 ) -> tuple[list[Check], str]:
     """Run the checks that need the base in memory; return them with the dtype that `auto` became."""
@@ -200,7 +200,7 @@ def _residual_start(files: AdapterFiles) -> str | None:
 def _check_unquantised(
     place: _Place,
     files: AdapterFiles,
-    probes: Sequence[Sequence[int]],
+    probes: Sequence[Probe],
     of_adapter: "Sequence[Tensor]",
     of_base: "Sequence[Tensor]",
     dtype: str,
@@ -258,7 +258,7 @@ def _check_delta(adapted: "PeftModel") -> Check:
 def _check_merge(
     base: "Base",
     adapted: "PeftModel",
-    probes: Sequence[Sequence[int]],
+    probes: Sequence[Probe],
     of_adapter: "Sequence[Tensor]",
     of_base: "Sequence[Tensor]",
     dtype: str,

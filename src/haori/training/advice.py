@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from haori.core.methods import LowRankMethod
-from haori.core.recipe import Recipe
 from haori.core.records import Advice
+from haori.tasks.recipe import Recipe
 from haori.training.diagnosis import Reading, Validation, read_curves
 from haori.training.measurements import Measurements
 from haori.training.spectrum import Spectrum, spectrum_of

@@ -12,50 +12,31 @@ The rules (docs/guide/choosing-settings.md explains them):
     weights      fp32 in full fine-tuning, or bf16 if training.dtype is set to it
     epochs       10 under 200 rows, 3 under 2,000, 2 under 20,000, else 1; early stopping ends them sooner
     validations  at least four over the run: 4 / epochs per epoch, rounded up
-    batch        rows/40 rows per step, between 4 and 32, so that an epoch has enough steps to learn from
-    micro batch  2,048 tokens on a CPU, 8,192 on a GPU, never less than the longest row
+
+What a step and a microbatch hold is the task's choice (tasks/token_budgets.py for text).
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from haori.core.methods import AdaloraMethod, FullMethod, LoraMethod, LowRankMethod, Method, PeftMethod
-from haori.core.recipe import Recipe
+from haori.tasks.recipe import Recipe
+from haori.tasks.task import Choice
 
-__all__ = ["Choice", "DataFacts", "resolve"]
+__all__ = ["resolve"]
 
 _Choose = Callable[[str, Any, Any, str], Any]
 _FEW_NUMBERS = frozenset({"IA3", "LN_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "VERA"})
 
 
-class DataFacts(NamedTuple):
-    """What the rules need to know about the training split."""
-
-    rows: int
-    mean_tokens: float
-    longest_tokens: int
-    max_length: int
-
-
-class Choice(NamedTuple):
-    """One resolved value: dotted key, value, and why."""
-
-    key: str
-    value: int | float | str
-    reason: str
-
-
-def resolve(
-    recipe: Recipe, facts: DataFacts, parameters: int, device: str, dtype: tuple[str, str]
-) -> tuple[Recipe, tuple[Choice, ...]]:
+def resolve(recipe: Recipe, rows: int, parameters: int, dtype: tuple[str, str]) -> tuple[Recipe, tuple[Choice, ...]]:
     """Return the recipe with every `auto` replaced, and the choices made.
 
     Args:
         recipe: As the user gave it.
-        facts: Of the training split.
+        rows: Training rows.
         parameters: Of the base.
-        device: `cpu` or `cuda`.
         dtype: Name and reason of the dtype to train in.
     """
     choices: list[Choice] = []
@@ -67,30 +48,22 @@ def resolve(
         return value
 
     training = recipe.training
-    method = _method(recipe.method, facts.rows, choose)
+    method = _method(recipe.method, rows, choose)
     if isinstance(method, FullMethod):
         weights = choose("method.weights", method.weights, *_weights(training.dtype))
         method = method.model_copy(update={"weights": weights})
     lr = choose("optimizer.lr", recipe.optimizer.lr, *_lr(parameters, method))
-    epochs = choose("training.epochs", training.epochs, *_epochs(facts.rows))
+    epochs = choose("training.epochs", training.epochs, *_epochs(rows))
     validations = choose("training.evaluations_per_epoch", training.evaluations_per_epoch, *_validations(epochs))
-    batch = choose("training.batch_tokens", training.batch_tokens, *_batch_tokens(facts))
-    micro = choose("training.micro_batch_tokens", training.micro_batch_tokens, *_micro_batch_tokens(facts, device))
-    max_length = choose(
-        "data.max_length", recipe.data.max_length, facts.max_length, "the base's context, at most 2,048"
-    )
     kind = choose("training.dtype", training.dtype, *dtype)
     resolved = recipe.model_copy(
         update={
-            "data": recipe.data.model_copy(update={"max_length": max_length}),
             "method": method,
             "optimizer": recipe.optimizer.model_copy(update={"lr": lr}),
             "training": training.model_copy(
                 update={
                     "epochs": epochs,
                     "evaluations_per_epoch": validations,
-                    "batch_tokens": batch,
-                    "micro_batch_tokens": micro,
                     "dtype": kind,
                 }
             ),
@@ -153,18 +126,6 @@ def _lr_factor(method: Method) -> tuple[float, str]:
 def _epochs(rows: int) -> tuple[int, str]:
     epochs = 10 if rows < 200 else 3 if rows < 2_000 else 2 if rows < 20_000 else 1
     return epochs, f"{rows:,} training rows; at most, since early stopping watches validation loss"
-
-
-def _batch_tokens(facts: DataFacts) -> tuple[int, str]:
-    rows = min(32, max(4, round(facts.rows / 40)))
-    tokens = max(round(rows * facts.mean_tokens), facts.longest_tokens)
-    return tokens, f"about {rows} rows of {facts.mean_tokens:.0f} tokens per optimizer step"
-
-
-def _micro_batch_tokens(facts: DataFacts, device: str) -> tuple[int, str]:
-    limit, where = (2048, "a CPU") if device == "cpu" else (8192, "a GPU")
-    reason = f"{limit:,} tokens at once keep {where} busy; never less than the longest row ({facts.longest_tokens})"
-    return max(limit, facts.longest_tokens), reason
 
 
 def _validations(epochs: int) -> tuple[int, str]:

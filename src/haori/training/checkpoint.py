@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 
 from haori.adapters.behaviour import Behaviour
@@ -58,17 +58,24 @@ _NAME = re.compile(r"step-(\d{8})")
 class Position(Record):
     """Where a run stands after an optimizer step."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_0_1(cls, data: Any) -> Any:
+        """Read the names that version 0.1 wrote."""
+        old = {"tokens": "cost", "epoch_tokens": "epoch_count"}
+        return {old.get(key, key): value for key, value in data.items()} if isinstance(data, dict) else data
+
     step: int = 0
     epoch: int = Field(default=0, description="Epoch that the next step belongs to, from 0.")
     step_in_epoch: int = 0
-    tokens: int = 0
+    cost: int = Field(default=0, description="Processed so far: tokens, pixels, residues.")
     seconds: float = 0.0
     best_loss: float | None = None
     best_step: int | None = None
     best_epoch: int | None = None
     bad_validations: int = 0
     epoch_loss: float = Field(default=0.0, description="Summed training loss of the epoch so far.")
-    epoch_tokens: int = 0
+    epoch_count: int = Field(default=0, description="What carried loss in the epoch so far.")
 
 
 def save_adapter(model: "PeftModel", folder: Path, base_name: str) -> None:

@@ -57,7 +57,7 @@ class TrainingDisplay:
             )
         if progress.loss is not None:
             self._loss = progress.loss if self._loss is None else 0.8 * self._loss + 0.2 * progress.loss
-            self._rate = progress.tokens_per_s if self._rate is None else 0.8 * self._rate + 0.2 * progress.tokens_per_s
+            self._rate = progress.rate if self._rate is None else 0.8 * self._rate + 0.2 * progress.rate
         if self.console.is_terminal:
             if self._task is None:
                 self._task = self._bar.add_task("training", total=progress.total_steps, figures="")
@@ -71,7 +71,7 @@ class TrainingDisplay:
     def _figures(self, progress: StepProgress) -> str:
         parts = [f"{progress.peak_memory_bytes / 1e9:.2f} GB peak"]
         if self._loss is not None and self._rate is not None:
-            parts = [f"loss {self._loss:.4f}", f"{self._rate:,.0f} tokens/s", *parts]
+            parts = [f"loss {self._loss:.4f}", f"{self._rate:,.0f} {progress.unit}/s", *parts]
         if self._validation is not None:
             parts.append(f"validation {self._validation:.4f}")
         return " · ".join(parts)

@@ -23,8 +23,8 @@ from haori.training.whole_model import save_model_folder
 if TYPE_CHECKING:
     import torch
 
-    from haori.data.seen import SeenRows
     from haori.library import StoredAdapter
+    from haori.library.logits import Probe
 
 __all__ = ["LiveProbes", "copy_model", "prove_and_store", "prove_model", "save_final"]
 
@@ -32,28 +32,27 @@ _PACKAGES = ("haori", "torch", "transformers", "peft", "accelerate", "tokenizers
 
 
 class LiveProbes(NamedTuple):
-    """Prompts and what the live model said to them: logits of each, in fp32."""
+    """Inputs and what the live model computes for them, in fp32."""
 
-    prompts: "list[list[int]]"
+    probes: "list[Probe]"
     logits: "list[torch.Tensor]"
 
 
 def save_final(model: Any, prepared: Prepared, folder: Path) -> LiveProbes:
     """Write `adapter/` or `model/` in the run folder and return the live model's logits on the probes."""
-    from haori.data import template_of
-    from haori.library import adapter_probes, default_probes, inspect_adapter, live_probe_logits
+    from haori.library import adapter_probes, inspect_adapter, live_probe_logits
 
-    prompts = default_probes(prepared.tokenizer)
-    if isinstance(prepared.recipe.method, FullMethod):
+    task, recipe = prepared.task, prepared.recipe
+    probes = task.probes(prepared.processor, recipe, prepared.split)
+    if isinstance(recipe.method, FullMethod):
         with staged_folder(folder / "model") as stage:
-            save_model_folder(model, prepared.tokenizer, prepared.base, _licence(prepared), stage)
+            save_model_folder(model, prepared.processor, prepared.base, _licence(prepared), stage)
     else:
         with staged_folder(folder / "adapter") as stage:
             save_adapter(model, stage, prepared.base.name)
-            (stage / "chat_template.jinja").write_text(template_of(prepared.tokenizer), encoding="utf-8")
-            _seen_rows(prepared).write(stage)
-        prompts = adapter_probes(inspect_adapter(folder / "adapter"), prompts)
-    return LiveProbes(prompts, live_probe_logits(model, prompts))
+            task.write_files(stage, prepared.processor, recipe, prepared.split)
+        probes = adapter_probes(inspect_adapter(folder / "adapter"), probes)
+    return LiveProbes(probes, live_probe_logits(model, probes))
 
 
 def prove_and_store(
@@ -64,7 +63,6 @@ def prove_and_store(
     Raises:
         VerificationError: It is not what was trained; it stays in the run folder and out of the library.
     """
-    from haori.data import template_hash
     from haori.library import draft_card, require_passed, verify_adapter
 
     loading = loading_of(prepared.recipe.method, prepared.recipe.training.dtype)
@@ -74,9 +72,9 @@ def prove_and_store(
         folder / "adapter",
         dtype=loading.dtype,
         quantization=loading.quantization,
-        probes=live.prompts if live else [],
+        probes=live.probes if live else [],
         live_logits=live.logits if live else None,
-        prompt_pair=_prompt_pair(prepared),
+        prompt_pair=prepared.task.rendering(prepared.processor, prepared.recipe, prepared.split),
     )
     write_text(folder / "verification.json", verification.model_dump_json(indent=1))
     require_passed(verification)
@@ -88,11 +86,11 @@ def prove_and_store(
         folder / "adapter",
         prepared.base.reference(),
         origin="trained",
-        data=(prepared.data.reference(),),
+        data=(prepared.split.reference(),),
         recipe=prepared.recipe,
         run=record,
         verification=verification,
-        template_hash=template_hash(prepared.tokenizer),
+        **prepared.task.card(prepared.processor, prepared.recipe),
         versions={name: version(name) for name in packages} | {"python": platform.python_version()},
         seed=prepared.recipe.training.seed,
     )
@@ -113,9 +111,9 @@ def prove_model(prepared: Prepared, folder: Path, live: LiveProbes | None, say: 
         folder / "model",
         dtype=loading_of(prepared.recipe.method, prepared.recipe.training.dtype).dtype,
         device=prepared.device,
-        probes=live.prompts if live else [],
+        probes=live.probes if live else [],
         live_logits=live.logits if live else None,
-        prompt_pair=_prompt_pair(prepared),
+        prompt_pair=prepared.task.rendering(prepared.processor, prepared.recipe, prepared.split),
     )
     write_text(folder / "verification.json", verification.model_dump_json(indent=1))
     require_passed(verification, subject="model")
@@ -128,33 +126,12 @@ def copy_model(folder: Path, out: Path) -> None:
         shutil.copytree(folder / "model", stage, dirs_exist_ok=True)
 
 
-def _seen_rows(prepared: Prepared) -> "SeenRows":
-    from haori.data import Conversation
-    from haori.data.seen import SeenRows
-
-    rows = prepared.data.train.select_columns(["conversation", "origin"])
-    return SeenRows.of(Conversation.from_json(row["conversation"], row["origin"]) for row in rows)
-
-
 def _licence(prepared: Prepared) -> str:
     """Return the licence of a whole model made from this base and data."""
     from haori.library import effective_licence
 
-    data = (prepared.data.reference(),)
+    data = (prepared.split.reference(),)
     base = prepared.base.reference()
     return effective_licence(
         AdapterCard(id="", origin="trained", created=now(), base=base, method="full", data=data)
     ).expression
-
-
-def _prompt_pair(prepared: Prepared) -> tuple[list[int], list[int]] | None:
-    """Return the prompt of a training row as trained on, and as rendered for inference; None for plain text."""
-    from haori.data import Conversation, render_row_prompt
-
-    for row in prepared.data.train.select(range(min(50, len(prepared.data.train)))):
-        found = Conversation.from_json(row["conversation"], row["origin"])
-        answers = [i for i, message in enumerate(found.messages) if message["role"] == "assistant"]
-        if answers and any(label != -100 for label in row["labels"]):
-            prompt = render_row_prompt(prepared.tokenizer, found, answers[0], prepared.recipe.data.control_tokens)
-            return list(row["input_ids"][: len(prompt)]), prompt
-    return None

@@ -1,19 +1,20 @@
-"""Two halves of a micro-batch side by side, each in a thread with half of the processor's cores.
+"""Two halves of a microbatch side by side, each in a thread with half of the processor's cores.
 
 Operations of a small model are short; with all cores on one operation, they wait for one another between any two. Two
 lanes on two cores trained SmolLM2 a tenth to a fifth faster than one on both (docs/log.md). Gradients are those of the
-whole micro-batch and are added in a fixed order, so a run stays exactly repeatable.
+whole microbatch and are added in a fixed order, so a run stays exactly repeatable.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from haori.training.causal_lm import Batch, CausalLM, LossSum, forms_its_loss
+from haori.adapters.fused import forms_its_loss
+from haori.tasks.task import LossSum, Objective
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,13 +44,13 @@ class Lanes:
         started.wait()
         torch.set_num_threads(cores)
 
-    def backward(self, model: nn.Module, batch: Batch, scale: float) -> LossSum:
+    def backward(self, model: nn.Module, objective: Objective, batch: Any, scale: float) -> LossSum:
         """Add the gradient of `scale` times the summed loss to `.grad`, and return the loss without its graph."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         rows = [list(range(len(batch.rows)))[lane::_COUNT] for lane in range(_COUNT)]
 
         def work(places: list[int]) -> tuple[LossSum, Sequence[Tensor | None]]:
-            loss = CausalLM.loss(model, _part(batch, places))
+            loss = objective.loss(model, objective.part(batch, places))
             if not len(loss.each):
                 return loss, [None] * len(parameters)
             return loss, torch.autograd.grad(loss.total * scale, parameters, allow_unused=True)
@@ -63,32 +64,24 @@ class Lanes:
         losses = [loss for loss, _ in found]
         return LossSum(
             torch.stack([loss.total.detach() for loss in losses]).sum(),
-            sum(loss.tokens for loss in losses),
+            sum(loss.count for loss in losses),
             torch.cat([loss.each for loss in losses]),
             torch.cat([torch.tensor(places)[loss.row_of] for places, loss in zip(rows, losses, strict=True)]),
         )
 
 
-def lanes_for(accelerator: "Accelerator", model: nn.Module, *, recomputes: bool) -> Lanes | None:
+def lanes_for(accelerator: "Accelerator", model: nn.Module, objective: Objective, *, recomputes: bool) -> Lanes | None:
     """Return lanes where they help and change nothing; None on a GPU, with several processes, or for one core.
 
     Args:
         accelerator: Of the run.
         model: With its adapters; where it draws dropout, two threads would draw in no fixed order.
+        objective: Of the training rows.
         recomputes: Whether activations are computed again in backward.
     """
     cores = torch.get_num_threads()
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1 and cores >= _COUNT
     draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    if not alone or draws or recomputes or not forms_its_loss(model):
+    if not alone or draws or recomputes or not objective.separable or not forms_its_loss(model):
         return None
     return Lanes(cores)
-
-
-def _part(batch: Batch, places: list[int]) -> Batch:
-    return Batch(
-        batch.input_ids[places],
-        batch.attention_mask[places],
-        batch.labels[places],
-        tuple(batch.rows[place] for place in places),
-    )

@@ -1,11 +1,11 @@
 """The one training loop: optimizer steps, validation, early stopping, checkpoints, exact resume.
 
-It runs on Accelerate, so one process or many, CPU or GPU, fp32 or mixed precision. A task supplies batches and
-summed losses (see causal_lm.py); nothing else in the package calls `backward`. The loop knows nothing about
-where data or adapters are kept.
+It runs on Accelerate, so one process or many, CPU or GPU, fp32 or mixed precision. A task's objective supplies batches
+and summed losses (tasks/task.py); nothing else in the package calls `backward`. The loop knows nothing about where
+data or adapters are kept.
 
-Gradient of a step: sum of token losses of all its micro-batches on all processes, divided by the number of
-labelled tokens among them.
+Gradient of a step: sum of the losses of all its microbatches on all processes, divided by the number of things that
+carry loss among them (labelled tokens, rows, pairs).
 """
 
 import math
@@ -22,9 +22,9 @@ from haori.adapters.behaviour import Behaviour
 from haori.adapters.methods import behaviour_of
 from haori.core.errors import TrainingError
 from haori.core.free_memory import release_free_memory
-from haori.core.recipe import Recipe
+from haori.tasks.recipe import Recipe
+from haori.tasks.task import Objective, Task
 from haori.training.batches import Step, count_steps, epoch_steps, fixed_batches, share_of_process
-from haori.training.causal_lm import Batch, CausalLM
 from haori.training.checkpoint import (
     Position,
     load_behaviour,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Loop", "Progress"]
 
-_NO_LABEL = -100
 _STEPS_BETWEEN_RELEASES = (
     8  # what is given back must be asked for again, page by page: after each step that takes a tenth
 )
@@ -59,7 +58,9 @@ class Progress(NamedTuple):
     epoch: float
     loss: float | None
     validation_loss: float | None
-    tokens_per_s: float
+    rate: float
+    """Cost processed in a second, in `unit`."""
+    unit: str
     peak_memory_bytes: int
 
 
@@ -70,8 +71,9 @@ class Loop:
         self,
         accelerator: "Accelerator",
         model: torch.nn.Module,
-        train: CausalLM,
-        validation: CausalLM | None,
+        task: Task,
+        train: Objective,
+        validation: Objective | None,
         recipe: Recipe,
         run_folder: Path,
         measurements: Measurements,
@@ -80,7 +82,7 @@ class Loop:
     ) -> None:
         self.accelerator = accelerator
         self.model = model
-        self.total_steps = count_steps(train.lengths, recipe.training)
+        self.total_steps = count_steps(train.costs, recipe.training)
         self.behaviour = behaviour_of(model, recipe.method, self.total_steps)
         self.optimizer = build_optimizer(self.behaviour, recipe)
         self.trainable_parameters = sum(
@@ -88,7 +90,7 @@ class Loop:
         )  # a method may cut or add some at the end
         self.wrapped: Any
         self.wrapped, self.prepared_optimizer = accelerator.prepare(model, self.optimizer)
-        self.train, self.validation = train, validation
+        self.task, self.train, self.validation = task, train, validation
         self.recipe, self.run_folder, self.measurements = recipe, run_folder, measurements
         self.base_name, self.show = base_name, show
         self.position = Position()
@@ -104,7 +106,7 @@ class Loop:
     def plan(self, epoch: int) -> list[Step]:
         """Return the steps of an epoch (the last one asked for is remembered)."""
         if self._plan[0] != epoch:
-            self._plan = (epoch, epoch_steps(self.train.lengths, self.recipe.training, epoch))
+            self._plan = (epoch, epoch_steps(self.train.costs, self.recipe.training, epoch))
         return self._plan[1]
 
     def restore(self, checkpoint: Path) -> Position:
@@ -149,7 +151,7 @@ class Loop:
         before = self.position
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate_of(group)
-        loss, trained, tokens, penalty = self._forward_backward(step)
+        loss, count, cost, penalty = self._forward_backward(step)
         norm = float(self.accelerator.clip_grad_norm_(self._parameters(), self.recipe.optimizer.max_grad_norm))
         if not math.isfinite(norm) and self.accelerator.mixed_precision != "fp16":
             rows = [row for micro in step for row in micro]
@@ -164,29 +166,31 @@ class Loop:
             step=before.step + 1,
             epoch=before.epoch + last_of_epoch,
             step_in_epoch=0 if last_of_epoch else before.step_in_epoch + 1,
-            tokens=before.tokens + tokens,
+            cost=before.cost + cost,
             seconds=before.seconds + seconds,
             epoch_loss=before.epoch_loss + loss,
-            epoch_tokens=before.epoch_tokens + trained,
+            epoch_count=before.epoch_count + count,
         )
-        mean = loss / max(1, trained)
+        mean = loss / max(1, count)
         rate = rate_at(before.step, self.total_steps, self._peak_rate(), self.recipe.schedule)
         self.measurements.add(
-            "train", self.position.step, epoch=self.epochs_done(), loss=mean, lr=rate, grad_norm=norm, tokens=tokens,
-            trained_tokens=trained, seconds=seconds, **({} if penalty is None else {"penalty": penalty}),
+            "train", self.position.step, epoch=self.epochs_done(), loss=mean, lr=rate, grad_norm=norm,
+            **{self.task.unit: cost, self.task.counted: count}, seconds=seconds,
+            **({} if penalty is None else {"penalty": penalty}),
         )  # fmt: skip
-        self._report(mean, None, tokens / seconds)
+        self._report(mean, None, cost / seconds)
 
     def validate(self, *, first: bool = False) -> None:
         """Measure validation loss, note whether it is the best so far, and reset the stretch's training loss."""
         before = self.position
-        train_loss = before.epoch_loss / before.epoch_tokens if before.epoch_tokens else None
-        changes: dict[str, Any] = {"epoch_loss": 0.0, "epoch_tokens": 0}
-        loss = self._validation_loss()
-        if loss is None:
+        train_loss = before.epoch_loss / before.epoch_count if before.epoch_count else None
+        changes: dict[str, Any] = {"epoch_loss": 0.0, "epoch_count": 0}
+        means = self._validation_means()
+        loss = None if means is None else means.pop("loss")
+        if means is None or loss is None:
             changes |= {"best_step": before.step, "best_epoch": math.ceil(self.epochs_done())}
         else:
-            figures = {} if train_loss is None else {"train_loss": train_loss}
+            figures = means if train_loss is None else {"train_loss": train_loss, **means}
             self.measurements.add("validation", before.step, epoch=self.epochs_done(), loss=loss, **figures)
             counts = not first and self.behaviour.settled(before.step)
             if counts and (before.best_loss is None or loss < before.best_loss):
@@ -214,18 +218,16 @@ class Loop:
         return position.epoch + position.step_in_epoch / max(1, len(self.plan(position.epoch)))
 
     def _forward_backward(self, step: Step) -> tuple[float, int, int, float | None]:
-        """Accumulate the gradient of a step; return its summed loss, labelled tokens, tokens and penalty.
+        """Accumulate the gradient of a step; return its summed loss, count, cost and penalty.
 
         Every process computes the same penalty, and exchanging gradients takes their mean: it counts once.
         """
         accelerator = self.accelerator
         turns = share_of_process(step, accelerator.process_index, accelerator.num_processes)
         batches = [self._batch(turn, step) for turn in turns]
-        counts = torch.tensor(
-            [[int((b.labels[:, 1:] != _NO_LABEL).sum()), int(b.attention_mask.sum())] for b in batches],
-            device=accelerator.device,
-        ).sum(0)
-        trained, tokens = (int(n) for n in accelerator.reduce(counts, "sum"))
+        sizes = [self.train.size(batch) for batch in batches]
+        summed_sizes = torch.tensor([[size.count, size.cost] for size in sizes], device=accelerator.device).sum(0)
+        count, cost = (int(n) for n in accelerator.reduce(summed_sizes, "sum"))
         self.wrapped.train()
         summed = torch.zeros((), device=accelerator.device)
         penalty: torch.Tensor | None = None
@@ -235,11 +237,11 @@ class Loop:
             last = index + 1 == len(batches)
             context = nullcontext() if last else accelerator.no_sync(self.wrapped)
             with context:
-                share = accelerator.num_processes / max(1, trained)
+                share = accelerator.num_processes / max(1, count)
                 if lanes is not None and len(batch.rows) > 1:
-                    loss = lanes.backward(self.wrapped, batch, share)
+                    loss = lanes.backward(self.wrapped, self.train, batch, share)
                 else:
-                    loss = CausalLM.loss(self.wrapped, batch)
+                    loss = self.train.loss(self.wrapped, batch)
                 if not torch.isfinite(loss.each).all():
                     bad += [batch.rows[i] for i in set(loss.row_of[~torch.isfinite(loss.each)].tolist())]
                 goals = [loss.total * share] if loss.total.requires_grad else []
@@ -252,36 +254,51 @@ class Loop:
         if bad or not math.isfinite(total):  # all processes see it in the sum, and stop together
             raise TrainingError(self._not_finite("loss", total, sorted(bad)))
         extra = None if penalty is None else float(penalty.detach())
-        return total, trained, tokens, extra
+        return total, count, cost, extra
 
     def _lanes(self) -> Lanes | None:
         """Return the lanes of this run; decided at its first step, when the model is on the path it trains on."""
         if not self._lanes_decided:
             recomputes = self.recipe.training.gradient_checkpointing
-            self._found_lanes = lanes_for(self.accelerator, self.model, recomputes=recomputes)
+            self._found_lanes = lanes_for(self.accelerator, self.model, self.train, recomputes=recomputes)
             self._lanes_decided = True
         return self._found_lanes
 
-    def _batch(self, rows: list[int] | None, step: Step) -> Batch:
+    def _batch(self, rows: list[int] | None, step: Step) -> Any:
         batch = self.train.batch(rows or step[0], self.accelerator.device)
-        return batch if rows is not None else batch._replace(labels=torch.full_like(batch.labels, _NO_LABEL))
+        return batch if rows is not None else self.train.blank(batch)
 
     @torch.no_grad()
-    def _validation_loss(self) -> float | None:
-        if self.validation is None or not len(self.validation.data):
+    def _validation_means(self) -> dict[str, float] | None:
+        """Return the means over what counts in the validation rows: the loss, and what the objective sums besides."""
+        if self.validation is None or not len(self.validation.costs):
             return None
         self.wrapped.eval()
-        budget = self.recipe.training.micro_batch_tokens
-        assert budget != "auto"
-        batches = fixed_batches(self.validation.lengths, budget)
-        sums = torch.zeros(2, dtype=torch.float64)
+        device = self.accelerator.device
+        batches = fixed_batches(self.validation.costs, self.recipe.training.budgets().microbatch)
+        sums: dict[str, float] = {}
         for rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-            loss = CausalLM.loss(self.wrapped, self.validation.batch(rows, self.accelerator.device))
-            sums += torch.tensor([float(loss.total), loss.tokens], dtype=torch.float64)
-        total, tokens = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").tolist()
-        if not math.isfinite(total):
-            raise TrainingError(f"The validation loss became {total} at step {self.position.step}; lower optimizer.lr.")
-        return float(total / tokens)
+            loss = self.validation.loss(self.wrapped, self.validation.batch(rows, device))
+            also = {name: float(value) for name, value in loss.also.items()}
+            for name, value in {"count": float(loss.count), "loss": float(loss.total), **also}.items():
+                sums[name] = sums.get(name, 0.0) + value
+        names = self._names_of_all(sums)
+        mine = torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64)
+        total = dict(zip(names, self.accelerator.reduce(mine.to(device), "sum").tolist(), strict=True))
+        if not math.isfinite(total["loss"]):
+            raise TrainingError(
+                f"The validation loss became {total['loss']} at step {self.position.step}; lower optimizer.lr."
+            )
+        count = total.pop("count")
+        return {name: value / count for name, value in total.items()}
+
+    def _names_of_all(self, sums: dict[str, float]) -> list[str]:
+        """Return the names that any process has sums of; a process may have had no rows."""
+        if self.accelerator.num_processes == 1:
+            return list(sums)
+        from accelerate.utils import gather_object
+
+        return sorted({"count", "loss", *gather_object(list(sums))})
 
     def _validation_marks(self, steps: int) -> set[int]:
         wanted = self.recipe.training.evaluations_per_epoch
@@ -336,7 +353,7 @@ class Loop:
             f"look at these rows or lower optimizer.lr (now {self._peak_rate():g})."
         )
 
-    def _report(self, loss: float | None, validation_loss: float | None, tokens_per_s: float) -> None:
+    def _report(self, loss: float | None, validation_loss: float | None, rate: float) -> None:
         memory = peak_memory_bytes(self.accelerator.device.type)
         self.show(
             Progress(
@@ -345,7 +362,8 @@ class Loop:
                 self.epochs_done(),
                 loss,
                 validation_loss,
-                tokens_per_s,
+                rate,
+                self.task.unit,
                 memory,
             )
         )

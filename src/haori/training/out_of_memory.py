@@ -1,7 +1,7 @@
 """When memory runs out: what held it, and which settings would have helped by about how much.
 
-The figures are the run's own. What a micro-batch takes is the peak minus what was there before the first step and minus
-gradients and AdamW's moments; it grows in proportion to the tokens of a micro-batch. Gradient checkpointing
+The figures are the run's own. What a microbatch takes is the peak minus what was there before the first step and minus
+gradients and AdamW's moments; it grows in proportion to the tokens of a microbatch. Gradient checkpointing
 (Chen et al. 2016, arXiv 1604.06174) keeps one layer's activations and every layer's input, [T, D]. These are estimates:
 a setting that is said to save a gigabyte saves about that.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from haori.core.errors import TrainingError
 from haori.core.methods import QloraMethod
 from haori.core.out_of_memory import is_out_of_memory, requested_bytes
+from haori.tasks.recipe import TokenTraining
 from haori.training.memory import current_memory_bytes, peak_memory_bytes, size_in_words
 from haori.training.preparation import Prepared
 
@@ -34,7 +35,7 @@ class Usage(NamedTuple):
     held: int
     """Weights, gradients and AdamW's moments."""
     activations: int
-    """Of one micro-batch, at least."""
+    """Of one microbatch, at least."""
     trained: int
     """Gradients and moments among `held`."""
     quantisable: int
@@ -88,20 +89,10 @@ def remedies(prepared: Prepared, usage: Usage, layers: int, boundary: int) -> li
         prepared: The run.
         usage: Where the memory was.
         layers: Number of transformer layers.
-        boundary: Bytes of one layer's input for one micro-batch.
+        boundary: Bytes of one layer's input for one microbatch.
     """
-    training, data = prepared.recipe.training, prepared.data
-    micro = int(training.micro_batch_tokens)
-    longest = max([*data.train["length"], *data.validation["length"]])
-    smaller = max(micro // 2, longest)
-    found = []
-    if smaller <= 0.8 * micro:
-        saves = round(usage.activations * (1 - smaller / micro))
-        found.append(Remedy(f"training.micro_batch_tokens={smaller}", saves))
-    else:  # a micro-batch is hardly more than the longest row
-        shorter = max(longest // 2, 1)
-        saves = round(usage.activations * (1 - shorter / micro))
-        found.append(Remedy(f"data.max_length={shorter} with training.micro_batch_tokens={shorter}", saves))
+    training = prepared.recipe.training
+    found = _smaller_batches(prepared, usage)
     if not training.gradient_checkpointing and layers > 1:
         saves = round(usage.activations * (1 - 1 / layers)) - layers * boundary
         found.append(Remedy("training.gradient_checkpointing=true", saves))
@@ -115,6 +106,23 @@ def remedies(prepared: Prepared, usage: Usage, layers: int, boundary: int) -> li
     return [remedy for remedy in found if remedy.saves > least]
 
 
+def _smaller_batches(prepared: Prepared, usage: Usage) -> list[Remedy]:
+    """Return what a smaller microbatch, or where it is hardly more than the longest row, shorter rows would free."""
+    training = prepared.recipe.training
+    if not isinstance(training, TokenTraining):
+        return []
+    micro = training.budgets().microbatch
+    parts = (prepared.train, prepared.validation)
+    longest = max(cost for part in parts if part is not None for cost in part.costs)
+    smaller = max(micro // 2, longest)
+    if smaller <= 0.8 * micro:
+        saves = round(usage.activations * (1 - smaller / micro))
+        return [Remedy(f"training.micro_batch_tokens={smaller}", saves)]
+    shorter = max(longest // 2, 1)
+    saves = round(usage.activations * (1 - shorter / micro))
+    return [Remedy(f"data.max_length={shorter} with training.micro_batch_tokens={shorter}", saves)]
+
+
 def _sentence(prepared: Prepared, watched: Watched, asked: int | None, before: int, peak: int) -> str:
     more = f" when another {size_in_words(asked)} could not be had" if asked else ""
     if watched.model is None:
@@ -124,13 +132,13 @@ def _sentence(prepared: Prepared, watched: Watched, asked: int | None, before: i
             "smaller one."
         )
     usage = _usage(prepared, watched.model, watched.loop, before, peak)
-    tokens = int(prepared.recipe.training.micro_batch_tokens)
-    layers, boundary = _layers(watched.model, tokens)
+    most = prepared.recipe.training.budgets().microbatch
+    layers, boundary = _layers(watched.model, most)
     said = [f"{r.setting} (about {size_in_words(r.saves)} less)" for r in remedies(prepared, usage, layers, boundary)]
-    when = f"after step {watched.loop.position.step}" if watched.loop is not None else "in the largest micro-batch"
+    when = f"after step {watched.loop.position.step}" if watched.loop is not None else "in the largest microbatch"
     return (
         f"Out of memory {when}: weights, gradients and AdamW's moments took {size_in_words(usage.held)}, and a "
-        f"micro-batch of up to {tokens} tokens at least {size_in_words(usage.activations)} more{more}. "
+        f"microbatch of up to {most} {prepared.task.unit} at least {size_in_words(usage.activations)} more{more}. "
         f"Any of these helps: {'; '.join(said) or 'a smaller base'}."
     )
 

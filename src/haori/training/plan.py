@@ -3,7 +3,7 @@
 import time
 from typing import NamedTuple
 
-from haori.training.auto import Choice
+from haori.tasks.task import Choice
 from haori.training.batches import epoch_steps
 from haori.training.fast_path import fast_path
 from haori.training.memory import peak_memory_bytes
@@ -16,14 +16,15 @@ _ADAM_BYTES_PER_PARAMETER = 8  # two fp32 moments
 
 
 class Plan(NamedTuple):
-    """The plan of a run. Time and memory are extrapolated from one measured micro-batch."""
+    """The plan of a run. Time and memory are extrapolated from one measured microbatch."""
 
     choices: tuple[Choice, ...]
     trainable_parameters: int
     total_parameters: int
     target_modules: int
     steps: int
-    tokens_per_epoch: int
+    cost_per_epoch: int
+    unit: str
     epochs: int
     seconds: float
     peak_memory_bytes: int
@@ -31,37 +32,37 @@ class Plan(NamedTuple):
 
 
 def make_plan(prepared: Prepared) -> Plan:
-    """Load the base, insert adapters, run the largest micro-batch forward and backward twice, and extrapolate.
+    """Load the base, insert adapters, run the largest microbatch forward and backward twice, and extrapolate.
 
     Leaves nothing on disk besides caches.
     """
     import torch
 
-    from haori.training.causal_lm import CausalLM
-
     training = prepared.recipe.training
     assert training.epochs != "auto"
-    task = CausalLM(prepared.data.train, prepared.tokenizer.pad_token_id)
-    steps = epoch_steps(task.lengths, training, 0)
+    objective = prepared.train
+    steps = epoch_steps(objective.costs, training, 0)
     largest = max(
         (micro for step in steps for micro in step),
-        key=lambda rows: len(rows) * max(task.lengths[r] for r in rows),
+        key=lambda rows: len(rows) * max(objective.costs[r] for r in rows),
     )
-    batch = task.batch(largest, prepared.device)
+    padded = len(largest) * max(objective.costs[row] for row in largest)
+    batch = objective.batch(largest, prepared.device)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training.dtype)
     seconds = 0.0
     with explaining_memory(prepared) as watched:
         watched.model = model = adapted_model(prepared, prepared.device)
-        model.train()
         with fast_path(model, mixed=dtype is not None):
+            objective.begin(model)
+            model.train()
             for _ in range(2):  # the first pass also pays for what torch prepares once
                 started = time.perf_counter()
                 with torch.autocast(prepared.device, dtype=dtype, enabled=dtype is not None):
-                    loss = task.loss(model, batch)
+                    loss = objective.loss(model, batch)
                 loss.total.backward()  # type: ignore[no-untyped-call]
                 seconds = time.perf_counter() - started
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    tokens = sum(task.lengths)
+    cost = sum(objective.costs)
     total_steps = planned_steps(prepared)
     share = total_steps / max(1, len(steps))
     return Plan(
@@ -70,9 +71,10 @@ def make_plan(prepared: Prepared) -> Plan:
         total_parameters=total_parameters(prepared, trainable),
         target_modules=len(prepared.targets),
         steps=total_steps,
-        tokens_per_epoch=tokens,
+        cost_per_epoch=cost,
+        unit=prepared.task.unit,
         epochs=training.epochs,
-        seconds=seconds / batch.input_ids.numel() * tokens * share,
+        seconds=seconds / padded * cost * share,
         peak_memory_bytes=peak_memory_bytes(prepared.device) + _ADAM_BYTES_PER_PARAMETER * trainable,
         first_rows=tuple(steps[0][0][:3]),
     )

@@ -1,24 +1,25 @@
 """Everything a run needs before the first step, checked in the order of cost: names, base, targets, data."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import BaseError, MissingExtraError, RecipeError
 from haori.core.methods import FullMethod, LoraMethod, LowRankMethod, Method, QloraMethod
-from haori.core.recipe import Recipe
 from haori.library.adapter_names import check_no_base_name
-from haori.training.auto import Choice, DataFacts, resolve
+from haori.tasks.recipe import Recipe
+from haori.tasks.registry import task_of
+from haori.tasks.task import Choice, Objective, Split, Task
+from haori.training.auto import resolve
 from haori.training.batches import count_steps, epoch_steps
 from haori.training.memory import size_in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from haori.bases import Base
-    from haori.data import TextData
 
 _RESIDUAL = ("pissa", "olora")
 
@@ -31,8 +32,11 @@ class Prepared(NamedTuple):
     recipe: Recipe
     choices: tuple[Choice, ...]
     base: "Base"
-    tokenizer: "PreTrainedTokenizerBase"
-    data: "TextData"
+    task: Task
+    processor: Any
+    split: Split
+    train: Objective
+    validation: Objective | None
     targets: tuple[str, ...]
     device: str
 
@@ -45,16 +49,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     from haori.adapters.insertion import in_layers
     from haori.adapters.methods import check_method, check_plan
-    from haori.bases import (
-        choose_dtype,
-        default_device,
-        embeddings_of,
-        find_base,
-        load_skeleton,
-        load_tokenizer,
-        resolve_targets,
-    )
-    from haori.data import load_text
+    from haori.bases import choose_dtype, default_device, find_base, load_skeleton, resolve_targets
 
     device = default_device()
     if recipe.training.dtype == "fp16" and device == "cpu":
@@ -68,48 +63,45 @@ def prepare(recipe: Recipe) -> Prepared:
         raise BaseError(
             f"The base {base.name!r} is quantised ({base.quantization}); train on its 16- or 32-bit weights."
         )
-    if not base.fingerprint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        raise BaseError(
-            f"The base {base.name!r} is a {base.fingerprint.architecture}; the task causal_lm needs a model that "
-            "generates text, such as smollm2-135m-instruct."
-        )
-    skeleton = load_skeleton(base)
+    task = task_of(recipe.task)
+    task.check(recipe, base)
+    skeleton = load_skeleton(base, head=task.head(recipe))
     method = recipe.method
     targets: tuple[str, ...] = ()
     if not isinstance(method, FullMethod):
         targets = in_layers(resolve_targets(skeleton, method.target), method.layers)
-    tokenizer = load_tokenizer(base)
-    check_method(skeleton, tokenizer, method, targets)
-    data = load_text(recipe.data, tokenizer, context_length=base.context_length, embeddings=embeddings_of(base))
-    lengths = list(data.train["length"])
-    facts = DataFacts(
-        rows=len(lengths),
-        mean_tokens=sum(lengths) / len(lengths),
-        longest_tokens=max([*lengths, *data.validation["length"]]),
-        max_length=min(2048, base.context_length),
-    )
+    processor = task.processor(base, recipe)
+    check_method(skeleton, processor, method, targets)
+    split = task.rows(recipe, base, processor)
     dtype = choose_dtype(recipe.training.dtype, device)
     if recipe.training.dtype == "auto" and (reason := _reason_for_32_bits(method)):
         dtype = dtype._replace(name="fp32", reason=reason)
-    resolved, choices = resolve(recipe, facts, base.parameters, device, (dtype.name, dtype.reason))
-    check_plan(skeleton, resolved.method, targets, count_steps(lengths, resolved.training))
-    _check_calibration(resolved, lengths)
-    choices = (*choices, *_notes(resolved.method, skeleton, resolved.training.dtype))
-    return Prepared(resolved, choices, base, tokenizer, data, targets, device)
+    recipe, of_task = task.resolve(recipe, split, base, device)
+    resolved, choices = resolve(recipe, len(split.train), base.parameters, (dtype.name, dtype.reason))
+    train = task.objective(split.train, processor, resolved)
+    validation = task.objective(split.validation, processor, resolved) if len(split.validation) else None
+    check_plan(skeleton, resolved.method, targets, count_steps(train.costs, resolved.training))
+    _check_calibration(resolved, train.costs)
+    choices = (*choices, *of_task, *_notes(resolved.method, skeleton, resolved.training.dtype))
+    return Prepared(resolved, choices, base, task, processor, split, train, validation, targets, device)
 
 
 def adapted_model(prepared: Prepared, device: str) -> "nn.Module":
     """Load the base and turn it into the model to train, as the recipe says."""
-    from haori.adapters.insertion import Start
+    from haori.adapters.insertion import Insertion
     from haori.adapters.loading import loading_of
     from haori.adapters.methods import insert_method
     from haori.bases import load_model
 
     recipe = prepared.recipe
     loading = loading_of(recipe.method, recipe.training.dtype)
-    base = load_model(prepared.base, dtype=loading.dtype, device=device, quantization=loading.quantization)
-    start = Start(recipe.training.seed, planned_steps(prepared), _FirstBatches(prepared, device))
-    model = insert_method(base, prepared.tokenizer, recipe.method, prepared.targets, start)
+    base = load_model(
+        prepared.base, dtype=loading.dtype, device=device, quantization=loading.quantization,
+        head=prepared.task.head(recipe), head_seed=recipe.training.seed,
+    )  # fmt: skip
+    batches = _FirstBatches(prepared, device)
+    insertion = Insertion(recipe.training.seed, planned_steps(prepared), batches, prepared.task.peft_type)
+    model = insert_method(base, prepared.processor, recipe.method, prepared.targets, insertion)
     if recipe.training.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     return model
@@ -122,23 +114,20 @@ def total_parameters(prepared: Prepared, trainable: int) -> int:
 
 def planned_steps(prepared: Prepared) -> int:
     """Return the number of optimizer steps of a run that nothing ends early."""
-    return count_steps(list(prepared.data.train["length"]), prepared.recipe.training)
+    return count_steps(prepared.train.costs, prepared.recipe.training)
 
 
 class _FirstBatches:
-    """The micro-batches of the first epoch, collated anew at every iteration."""
+    """The microbatches of the first epoch, collated anew at every iteration."""
 
     def __init__(self, prepared: Prepared, device: str) -> None:
         self.prepared, self.device = prepared, device
 
-    def __iter__(self) -> "Iterator[dict[str, Tensor]]":
-        from haori.training.causal_lm import CausalLM
-
-        task = CausalLM(self.prepared.data.train, self.prepared.tokenizer.pad_token_id)
-        for step in epoch_steps(task.lengths, self.prepared.recipe.training, 0):
+    def __iter__(self) -> "Iterator[Mapping[str, Tensor]]":
+        objective = self.prepared.train
+        for step in epoch_steps(objective.costs, self.prepared.recipe.training, 0):
             for rows in step:
-                batch = task.batch(rows, self.device)
-                yield {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+                yield objective.inputs(objective.batch(rows, self.device))
 
 
 def _reason_for_32_bits(method: Method) -> str | None:
@@ -166,14 +155,14 @@ def _check_residual(recipe: Recipe) -> None:
         )
 
 
-def _check_calibration(recipe: Recipe, lengths: list[int]) -> None:
+def _check_calibration(recipe: Recipe, costs: "Sequence[int]") -> None:
     """Check that the batches a start is computed from are large enough."""
     from haori.adapters.lora_starts import eva_tokens, too_few_tokens
 
     method = recipe.method
     if isinstance(method, LoraMethod) and method.init == "eva":
-        micros = [rows for step in epoch_steps(lengths, recipe.training, 0) for rows in step]
-        if max(sum(lengths[row] for row in rows) for rows in micros) < eva_tokens(method):
+        micros = [rows for step in epoch_steps(costs, recipe.training, 0) for rows in step]
+        if max(sum(costs[row] for row in rows) for rows in micros) < eva_tokens(method):
             raise RecipeError(too_few_tokens(eva_tokens(method)))
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from haori.core.errors import InputError, MismatchError
 from haori.core.lock import file_lock
 from haori.core.methods import FullMethod
-from haori.core.recipe import Recipe, load_recipe
 from haori.core.records import BaseReference, DataReference, RunRecord, Verification, now
 from haori.core.settings import settings
 from haori.core.storage import make_folder, sweep
 from haori.library import export_stored
 from haori.library.formats.peft import check_new_folder
+from haori.tasks.recipe import Recipe, load_recipe
 from haori.training.checkpoint import checkpoints_of
 from haori.training.finish import copy_model, prove_and_store, prove_model
 from haori.training.loop import Progress
@@ -100,7 +100,7 @@ def resume_run(
         make_folder(out.parent)
     prepared = prepare(load_recipe(folder / "recipe.yaml"))
     before = read_run_file(folder, DataReference, "data.json")
-    if prepared.data.reference().hash != before.hash:
+    if prepared.split.reference().hash != before.hash:
         raise MismatchError(f"The data {before.source!r} changed since the run began; restore it, or start a new run.")
     base = read_run_file(folder, BaseReference, "base.json")
     if prepared.base.fingerprint.compare(base.fingerprint) != "same":

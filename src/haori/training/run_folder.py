@@ -22,10 +22,10 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from haori.core.errors import InputError, StorageError
-from haori.core.recipe import recipe_to_yaml
 from haori.core.records import Record, RunRecord, now
 from haori.core.settings import settings
 from haori.core.storage import make_stamped_folder, write_text
+from haori.tasks.recipe import recipe_to_yaml
 from haori.training.checkpoint import checkpoints_of
 from haori.training.preparation import Prepared
 
@@ -44,7 +44,7 @@ def new_run_folder(prepared: Prepared) -> Path:
     if state.is_main_process:
         folder = make_stamped_folder(settings().runs, prepared.recipe.name)
         write_text(folder / "recipe.yaml", recipe_to_yaml(prepared.recipe))
-        write_text(folder / "data.json", prepared.data.reference().model_dump_json(indent=1))
+        write_text(folder / "data.json", prepared.split.reference().model_dump_json(indent=1))
         write_text(folder / "base.json", prepared.base.reference().model_dump_json(indent=1))
         made = [str(folder)]
     broadcast_object_list(made)

@@ -2,7 +2,7 @@
 
 import math
 
-from haori.core.recipe import ScheduleSection
+from haori.tasks.recipe import ScheduleSection
 
 __all__ = ["rate_at"]
 

@@ -55,6 +55,9 @@ def train_prepared(
         loop = _loop(accelerator, model, prepared, folder, checkpoint, show)
         watched.model, watched.loop = model, loop
         with stop_on_signals() as stop, fast_path(model, mixed=accelerator.mixed_precision != "no", say=say):
+            for objective in (prepared.train, prepared.validation):
+                if objective is not None:
+                    objective.begin(model)
             # Last of all, since it sets the random state, and trying the fast path may use up random numbers.
             position = loop.restore(checkpoint) if checkpoint else None
             if position is not None:
@@ -69,7 +72,7 @@ def train_prepared(
             if record.ranks and isinstance(start, int):
                 draw_ranks(record.ranks, start, folder / "ranks.png", f"{prepared.recipe.name}: ranks")
             live = save_final(accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False), prepared, folder)
-            found = outcome_of(prepared.recipe, len(prepared.data.train), loop.measurements, folder / "adapter")
+            found = outcome_of(prepared.recipe, len(prepared.split.train), loop.measurements, folder / "adapter")
             record = record.with_fields(advice=advise(found))
         accelerator.end_training()
         accelerator.free_memory()
@@ -86,6 +89,7 @@ def opened_loop(prepared: Prepared, folder: Path) -> Iterator[Loop]:
         loop = _loop(accelerator, model, prepared, folder, None, lambda _: None)
         watched.model, watched.loop = model, loop
         with fast_path(model, mixed=accelerator.mixed_precision != "no"):
+            prepared.train.begin(model)
             yield loop
     accelerator.free_memory()
 
@@ -125,9 +129,6 @@ def _loop(
     checkpoint: Path | None,
     show: Callable[[Progress], None],
 ) -> Loop:
-    from haori.training.causal_lm import CausalLM
-
-    pad = prepared.tokenizer.pad_token_id
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     measurements = Measurements(
         folder / "metrics.jsonl",
@@ -138,8 +139,9 @@ def _loop(
     return Loop(
         accelerator,
         model,
-        CausalLM(prepared.data.train, pad),
-        CausalLM(prepared.data.validation, pad) if len(prepared.data.validation) else None,
+        prepared.task,
+        prepared.train,
+        prepared.validation,
         prepared.recipe,
         folder,
         measurements,
@@ -173,7 +175,7 @@ def _record(prepared: Prepared, loop: Loop, ended: Position, started: str, statu
             "train_loss": sum(line["loss"] for line in steps[-10:]) / max(1, len(steps[-10:])) if steps else None,
             "validation_loss": ended.best_loss,
             "initial_validation_loss": initial,
-            "tokens": ended.tokens,
+            "tokens": ended.cost,
             "seconds": ended.seconds,
             "peak_memory_bytes": peak_memory_bytes(prepared.device),
             "processes": loop.accelerator.num_processes,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from haori.adapters.ard_lora.config import ArdLoraConfig
 from haori.adapters.ard_lora.tuner import require_linear
-from haori.adapters.insertion import Start, check_named, insert_config, saved_modules, token_ids
+from haori.adapters.insertion import Insertion, check_named, insert_config, saved_modules, token_ids
 from haori.core.errors import InputError
 from haori.core.methods import ArdLoraMethod
 
@@ -35,7 +35,7 @@ def insert(
     tokenizer: "PreTrainedTokenizerBase",
     method: ArdLoraMethod,
     targets: Sequence[str],
-    start: Start,
+    insertion: Insertion,
 ) -> "PeftModel":
     """Freeze `model` and insert fresh adapters; see `insert_method`."""
     if method.rank == "auto" or method.alpha == "auto":
@@ -48,6 +48,6 @@ def insert(
         target_modules=list(targets),
         modules_to_save=saved_modules(model, method),
         trainable_token_indices=token_ids(tokenizer, method.trainable_tokens) or None,
-        task_type="CAUSAL_LM",
+        task_type=insertion.task_type,
     )
-    return insert_config(model, config, start.seed)
+    return insert_config(model, config, insertion.seed)

@@ -4,5 +4,6 @@ See install.py for what is replaced, factors.py for what a layer must be like, a
 """
 
 from haori.adapters.fused.install import Fused, FusedReport, fuse
+from haori.adapters.fused.loss_forward import forms_its_loss, forward_arguments
 
-__all__ = ["Fused", "FusedReport", "fuse"]
+__all__ = ["Fused", "FusedReport", "forms_its_loss", "forward_arguments", "fuse"]

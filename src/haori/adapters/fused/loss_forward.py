@@ -4,6 +4,8 @@ It stands in for the model's `forward` when it is called with `head_targets`. Ro
 causal mask alone hides padding from every token that matters, and no padding mask is needed.
 """
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,10 +14,22 @@ from torch import Tensor, nn
 from haori.adapters.fused.loss_head import head_losses
 from haori.adapters.fused.modules import SharedPrefix
 
-__all__ = ["LossForward", "common_prefix", "why_no_head"]
+__all__ = ["LossForward", "common_prefix", "forms_its_loss", "forward_arguments", "why_no_head"]
 
 _IGNORED = -100
 _WORTHWHILE = 0.05  # share of the batch's tokens that must be saved for the other layout
+
+
+def forms_its_loss(model: nn.Module) -> bool:
+    """Say whether a model runs fused as a whole, and forms the loss of labelled tokens itself."""
+    return "head_targets" in forward_arguments(model)
+
+
+def forward_arguments(model: nn.Module) -> Iterable[str]:
+    """Return the arguments that the base's forward takes, under adapters and other wrapping."""
+    inner: Any = getattr(model, "module", model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return inspect.signature(inner.forward).parameters
 
 
 class LossForward:

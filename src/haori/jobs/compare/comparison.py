@@ -10,15 +10,16 @@ from pathlib import Path
 
 from haori.core.errors import InputError, MismatchError
 from haori.core.lock import file_lock
-from haori.core.recipe import DataSection, Recipe
 from haori.core.records import now
 from haori.core.storage import write_text
+from haori.data.section import TextSection
 from haori.evaluation import forgetting_between
 from haori.jobs.compare.folder import ComparisonFolder, RunOutcome, Watch, new_folder, read_plan
 from haori.jobs.compare.rates import choose_rate
 from haori.jobs.compare.recipes import BASE, adapt_recipe, check_methods, run_key, with_run
 from haori.jobs.compare.records import BaseMeasured, Comparison, Cost, Measured, MethodResult, Plan, Rate
 from haori.jobs.compare.scores import scores_of
+from haori.tasks.recipe import Recipe
 
 __all__ = ["compare_methods", "resume_comparison"]
 
@@ -247,7 +248,7 @@ def _check_sources(recipe: Recipe, test: str | None, general: str | None) -> Non
     training_sources(recipe.data)
     for path in (test, general):
         if path is not None:
-            measuring_source(DataSection(path=path))
+            measuring_source(TextSection(path=path))
     find_base(recipe.base, revision=recipe.revision)
 
 

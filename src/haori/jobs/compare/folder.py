@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from haori.core import errors
 from haori.core.errors import InputError, MissingExtraError
-from haori.core.recipe import Recipe
 from haori.core.settings import settings
 from haori.core.storage import make_folder, make_stamped_folder, write_text
 from haori.jobs.compare.records import BaseMeasured, Measured, Plan, Trained
 from haori.jobs.process import JobResult, JobSpec, run_job
+from haori.tasks.recipe import Recipe
 
 __all__ = ["ComparisonFolder", "RunOutcome", "Watch", "new_folder", "read_plan"]
 

@@ -7,10 +7,10 @@ it. Methods need different rates, so a comparison at one rate for all would comp
 import math
 from typing import NamedTuple
 
-from haori.core.recipe import Recipe
 from haori.jobs.compare.folder import ComparisonFolder, RunOutcome
 from haori.jobs.compare.recipes import run_key, with_run
 from haori.jobs.compare.records import Rate
+from haori.tasks.recipe import Recipe
 
 __all__ = ["RateChoice", "choose_rate"]
 

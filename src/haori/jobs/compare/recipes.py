@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from haori.core.errors import RecipeError, nearest
 from haori.core.methods import METHODS
-from haori.core.recipe import Recipe, recipe_from
+from haori.tasks.recipe import Recipe, recipe_from
 
 __all__ = ["BASE", "AdaptedRecipe", "adapt_recipe", "check_methods", "run_key", "with_run"]
 

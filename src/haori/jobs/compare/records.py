@@ -5,9 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from haori.core.methods import Method
-from haori.core.recipe import KeptRecipe
 from haori.core.records import BaseReference, DataReference, Record, RunRecord
 from haori.evaluation import Forgetting, TextLosses
+from haori.tasks.recipe import KeptRecipe
 
 __all__ = [
     "BaseMeasured",

@@ -4,6 +4,7 @@ Training comes first, in a fresh process, and its peak memory is read before any
 is finished (`trained.json`) is not trained again. Knows nothing about the other runs.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import DataError, TrainingError
-from haori.core.recipe import DataSection, Recipe
 from haori.core.records import DataReference
 from haori.core.storage import make_folder, write_text
+from haori.data.section import TextSection
 from haori.evaluation import EvaluationResult, evaluate_adapter, general_texts, own_texts, text_losses
 from haori.jobs.compare.records import BaseMeasured, Measured, MeasuredRow, Point, Trained
+from haori.tasks.recipe import Recipe, recipe_from
 
 if TYPE_CHECKING:
     from haori.bases import Base
@@ -44,7 +46,7 @@ def measure_base(arguments: Mapping[str, Any], say: _Say, show: _Show) -> dict[s
     """
     from haori.bases import find_base, load_model, load_tokenizer
 
-    recipe = Recipe.model_validate_json(arguments["recipe"])
+    recipe = recipe_from(json.loads(arguments["recipe"]))
     base = find_base(recipe.base, revision=recipe.revision)
     tokenizer = load_tokenizer(base)
     rows, reference = _test_rows(recipe, arguments["test"], tokenizer, base)
@@ -78,7 +80,7 @@ def train_and_measure(arguments: Mapping[str, Any], say: _Say, show: _Show) -> d
     Raises:
         HaoriError: Training or measuring failed.
     """
-    recipe = Recipe.model_validate_json(arguments["recipe"])
+    recipe = recipe_from(json.loads(arguments["recipe"]))
     file = Path(arguments["folder"]) / _TRAINED
     if file.is_file():
         trained = Trained.model_validate_json(file.read_bytes())
@@ -178,7 +180,7 @@ def _measure(
         data_reference=reference,
         against_base=False,
         samples=0,
-        control_tokens=recipe.data.control_tokens,
+        control_tokens=_text(recipe).control_tokens,
     )
     texts = {"shipped": general_texts()}
     if general is not None:
@@ -209,14 +211,19 @@ def _test_rows(
 
     if test is not None:
         read_alike = recipe.data.model_dump(exclude={"path", "split", "revision", "validation", "max_rows"})
-        section = DataSection(path=test, **read_alike)
+        section = TextSection(path=test, **read_alike)
         rows, report = read_conversations(section)
         return rows, report.reference()
-    data = load_text(recipe.data, tokenizer, context_length=base.context_length)
+    data = load_text(_text(recipe), tokenizer, context_length=base.context_length)
     if not len(data.validation):
         raise DataError("There are no rows to score on: the recipe holds no validation rows; give a file with --test.")
     held = [Conversation.from_json(row["conversation"], row["origin"]) for row in data.validation]
     return held, data.reference()
+
+
+def _text(recipe: Recipe) -> TextSection:
+    assert isinstance(recipe.data, TextSection)
+    return recipe.data
 
 
 def _test_notes(
@@ -231,7 +238,7 @@ def _test_notes(
             "The rows scored on are the validation rows, which also chose the best epoch of every run, so all scores "
             "are somewhat too good; give rows of their own with --test.",
         )
-    train = load_text(recipe.data, tokenizer, context_length=base.context_length).train
+    train = load_text(_text(recipe), tokenizer, context_length=base.context_length).train
     seen = (Conversation.from_json(row["conversation"], row["origin"]) for row in train)
     leaks = find_leaks(rows, seen)
     if not leaks.exact and not leaks.near:

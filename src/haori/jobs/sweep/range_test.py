@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from haori.core.errors import TrainingError
-from haori.core.recipe import Recipe
 from haori.core.records import Record
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, make_stamped_folder, write_text
+from haori.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
     from haori.training import Prepared
@@ -148,7 +148,7 @@ def _for_climbing(prepared: "Prepared", steps: int) -> "Prepared":
     from haori.training.batches import epoch_steps
 
     resolved = prepared.recipe
-    in_epoch = len(epoch_steps(list(prepared.data.train["length"]), resolved.training, 0))
+    in_epoch = len(epoch_steps(prepared.train.costs, resolved.training, 0))
     schedule = resolved.schedule.model_copy(update={"kind": "constant", "warmup_ratio": 0.0})
     training = resolved.training.model_copy(
         update={"trackers": (), "max_steps": steps, "epochs": math.ceil(steps / in_epoch) + 1}

@@ -20,13 +20,13 @@ from pydantic import Field, ValidationError
 from haori.core import errors
 from haori.core.errors import HaoriError, InputError, MismatchError, RecipeError, TrainingError
 from haori.core.lock import file_lock
-from haori.core.recipe import Recipe, recipe_from
 from haori.core.records import Record, now
 from haori.core.settings import settings
 from haori.core.storage import make_folder, make_stamped_folder, write_text
 from haori.jobs.sweep.space import Range, overrides_of, parse_space
 from haori.jobs.sweep.study import Proposal, Search, SweepTrial, open_search
 from haori.jobs.sweep.trial import TrialOutcome, run_trial
+from haori.tasks.recipe import Recipe, recipe_from
 
 __all__ = ["SweepPlan", "SweepResult", "resume_sweep", "start_sweep"]
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haori.core.recipe import load_recipe, recipe_to_yaml
 from haori.core.storage import explain_os_errors, write_text
 from haori.jobs.sweep.search import SweepResult
 from haori.jobs.sweep.space import Choices, Numbers, Range
 from haori.jobs.sweep.study import SweepTrial, Value
+from haori.tasks.recipe import load_recipe, recipe_to_yaml
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from haori.core.errors import RecipeError
 from haori.core.methods import METHODS
-from haori.core.recipe import recipe_from
+from haori.tasks.recipe import recipe_from
 
 __all__ = ["Choices", "Numbers", "Range", "grid", "overrides_of", "parse_space", "size"]
 

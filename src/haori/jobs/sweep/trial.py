@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from haori.core.recipe import Recipe
 from haori.core.records import BaseReference, DataReference, Record, RunRecord
 from haori.jobs.process import JobResult, JobSpec, run_job
+from haori.tasks.recipe import Recipe
 
 __all__ = ["TrialOutcome", "run_trial", "train_trial"]
 

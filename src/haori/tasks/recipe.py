@@ -1,31 +1,38 @@
 """The recipe: every choice of a training run, in one strict document.
 
-Read from YAML, overridden with `a.b=c`, printed as a JSON schema. A field may be `auto` until the run starts;
-`train` resolves it and writes the resolved recipe into the run folder. The field descriptions here are the
-documentation shown by `haori schema` and the user interface.
+Read from YAML, overridden with `a.b=c`, printed as a JSON schema. `task` says which sections it has: each task has a
+subclass of `Recipe`. A field may be `auto` until the run starts; `train` resolves it and writes the resolved recipe
+into the run folder. The field descriptions are the documentation shown by `haori schema` and the user interface.
 """
 
+import functools
 import json
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, WrapValidator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError, WrapValidator
 
 from haori.core.errors import RecipeError, nearest
-from haori.core.methods import METHODS, Auto, LoraMethod, Method, Positive, Section
-from haori.core.recipe_history import RECIPE_SCHEMA, migrate_recipe
+from haori.core.hashing import short
+from haori.core.methods import Auto, LoraMethod, Method, Positive, Section
+from haori.core.records import AdapterCard
+from haori.data.section import DataSection
+from haori.tasks.recipe_history import RECIPE_SCHEMA, migrate_recipe
+from haori.tasks.registry import TASKS, recipe_class
 
 __all__ = [
-    "Columns",
-    "DataSection",
+    "Budgets",
     "KeptRecipe",
     "OptimizerSection",
     "Recipe",
     "ScheduleSection",
+    "TokenTraining",
     "TrainingSection",
+    "kept_recipe",
     "load_recipe",
     "recipe_from",
     "recipe_schema",
@@ -43,52 +50,6 @@ _REASONS = {
     ("method.init", "zeros", "qlora"): _BOTH_ZERO,
     ("method.init", "loftq", "lora"): _LOFTQ,
 }
-
-
-class Columns(Section):
-    """Which columns hold what, for data in no known format."""
-
-    prompt: str | None = Field(default=None, description="Column with what the user says.")
-    completion: str | None = Field(default=None, description="Column with what the model should answer.")
-    system: str | None = Field(default=None, description="Column with the system message.")
-    text: str | None = Field(default=None, description="Column with plain text to continue.")
-    messages: str | None = Field(default=None, description="Column with a list of {role, content}.")
-
-
-class DataSection(Section):
-    """The data and how to read it."""
-
-    path: str = Field(description="File, folder, or dataset id on the hub.")
-    format: Literal["auto", "messages", "alpaca", "sharegpt", "prompt-completion", "query-response", "text"] = Field(
-        default="auto", description="Row format; `auto` detects it from the column names."
-    )
-    columns: Columns | None = Field(default=None, description="Column mapping for anything else.")
-    split: str = Field(default="train", description="Split to train on of a folder or hub dataset that has several.")
-    revision: str | None = Field(default=None, description="Revision of a hub dataset.")
-    validation: str | None = Field(
-        default=None, description="Separate file or folder to validate on; a validation split is found."
-    )
-    validation_share: float = Field(
-        default=0.1, ge=0.0, le=0.5,
-        description="Share of rows held out for validation when there are none apart; chosen by row hash.",
-    )  # fmt: skip
-    system: str | None = Field(default=None, description="System message for rows that have none.")
-    train_on: Literal["assistant", "all"] = Field(
-        default="assistant", description="Which tokens carry loss: the assistant's, or all."
-    )
-    control_tokens: Literal["text", "allow"] = Field(
-        default="text",
-        description="A control token (such as an end-of-turn) in a message is read as text, or allowed to be one.",
-    )
-    max_length: Auto | Positive = Field(
-        default="auto", description="Longest row in tokens; `auto` is 2048 or the base's context, if shorter."
-    )
-    too_long: Literal["drop", "truncate", "error"] = Field(
-        default="drop", description="What happens to longer rows; always counted."
-    )
-    max_rows: Positive | None = Field(default=None, description="Read at most this many rows.")
-    licence: str | None = Field(default=None, description="Licence of the data (SPDX id).")
-    attribution: str | None = Field(default=None, description="Whom to credit for the data.")
 
 
 class OptimizerSection(Section):
@@ -114,10 +75,6 @@ class TrainingSection(Section):
 
     epochs: Auto | Positive = Field(default="auto", description="Passes over the training data, at most.")
     max_steps: Positive | None = Field(default=None, description="Stop after this many optimizer steps.")
-    batch_tokens: Auto | Positive = Field(default="auto", description="Tokens of one optimizer step, padding included.")
-    micro_batch_tokens: Auto | Positive = Field(
-        default="auto", description="Tokens of one forward pass; steps larger than this accumulate gradients."
-    )
     seed: int = Field(default=0, ge=0, description="Seed of initialisation, order and dropout.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="Dtype of the base.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
@@ -133,9 +90,40 @@ class TrainingSection(Section):
         default=(), description="Experiment trackers to report to."
     )
 
+    def budgets(self) -> "Budgets":
+        """Return what a step and a microbatch may hold, in the task's own unit of cost.
+
+        Raises:
+            NotImplementedError: The task's section does not say.
+        """
+        raise NotImplementedError
+
+
+class TokenTraining(TrainingSection):
+    """How long, how large, how often, for tasks whose rows are sequences of tokens."""
+
+    batch_tokens: Auto | Positive = Field(default="auto", description="Tokens of one optimizer step, padding included.")
+    micro_batch_tokens: Auto | Positive = Field(
+        default="auto", description="Tokens of one forward pass; steps larger than this accumulate gradients."
+    )
+
+    def budgets(self) -> "Budgets":
+        """Return the budgets in tokens, padding included; both must be resolved."""
+        assert self.batch_tokens != "auto" and self.micro_batch_tokens != "auto"
+        return Budgets(self.batch_tokens, self.micro_batch_tokens)
+
+
+class Budgets(NamedTuple):
+    """Most cost of one optimizer step and of one microbatch: tokens, pixels or residues, padding included."""
+
+    step: int
+    microbatch: int
+
 
 class Recipe(Section):
-    """Everything a training run is made from."""
+    """What every training run is made from; each task adds its own sections (`tasks/<task>/recipe.py`)."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     schema_version: int = Field(
         default=RECIPE_SCHEMA, ge=1, le=RECIPE_SCHEMA,
@@ -144,12 +132,16 @@ class Recipe(Section):
     name: str = Field(description="Name of the adapter in the library.", pattern=_NAME)
     base: str = Field(description="Base model: catalogue name, registered name, folder, hub id or GGUF file.")
     revision: str | None = Field(default=None, description="Revision of a hub base.")
-    task: Literal["causal_lm"] = Field(default="causal_lm", description="What is learnt.")
-    data: DataSection
+    task: str = Field(description="What is learnt.")
+    from_: str | None = Field(
+        default=None, alias="from",
+        description="Adapter to go on from, at its rank and targets: a name in the library, or a PEFT folder.",
+    )  # fmt: skip
+    data: SerializeAsAny[DataSection]
     method: Method = Field(default_factory=LoraMethod)
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
-    training: TrainingSection = Field(default_factory=TrainingSection)
+    training: SerializeAsAny[TrainingSection] = Field(default_factory=TrainingSection)
 
 
 class _Loader(yaml.SafeLoader):
@@ -203,10 +195,15 @@ def recipe_from(document: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     method = merged.get("method")
     if isinstance(method, dict):
         method.setdefault("kind", "lora")
+    task = merged.setdefault("task", "causal_lm")
+    if not isinstance(task, str) or task not in TASKS:
+        hint = nearest(str(task), TASKS) or "there is no such task."
+        raise RecipeError(f"The recipe's 'task' cannot be {task!r}; it is one of {', '.join(TASKS)}; {hint}")
+    kind = recipe_class(task)
     try:
-        return Recipe.model_validate_json(json.dumps(merged))
+        return kind.model_validate_json(json.dumps(merged))
     except ValidationError as error:
-        raise RecipeError(_sentence(error)) from None
+        raise RecipeError(_sentence(error, kind)) from None
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
@@ -218,13 +215,33 @@ def _kept(value: Any, _validate: object) -> Recipe:
     return value if isinstance(value, Recipe) else recipe_from(value)
 
 
-KeptRecipe = Annotated[Recipe, WrapValidator(_kept)]
+KeptRecipe = Annotated[SerializeAsAny[Recipe], WrapValidator(_kept)]
 """A recipe in a file that later versions read, as a field of a record."""
 
 
+def kept_recipe(card: AdapterCard) -> Recipe | None:
+    """Return the recipe on a card in today's keys; a card is read without it, since it may be older than the code.
+
+    Raises:
+        RecipeError: It has a key or value that is not known here.
+    """
+    if card.recipe_data is None:
+        return None
+    try:
+        return recipe_from(card.recipe_data)
+    except RecipeError as error:
+        label = card.names[-1] if card.names else short(card.id)
+        raise RecipeError(f"The recipe kept with the adapter {label!r} cannot be used here: {error}") from None
+
+
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe."""
-    return Recipe.model_json_schema()
+    """Return the JSON schema of recipes: a union told apart by `task`."""
+    kinds: Any = [recipe_class(task) for task in TASKS]
+    if len(kinds) == 1:
+        return dict(kinds[0].model_json_schema())
+    union: Any = functools.reduce(operator.or_, kinds)
+    adapter: Any = TypeAdapter(Annotated[union, Field(discriminator="task")])
+    return dict(adapter.json_schema())
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -245,29 +262,36 @@ def _apply(document: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, recipe: type[Recipe]) -> str:
     """Say the first problem of a validation error, with its dotted key, in one sentence."""
     problems = error.errors(include_url=False)
     # An unknown key explains more than the missing one that it was meant to be.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     given = problem.get("input")
     if problem["type"] == "union_tag_invalid":
-        kind = problem["input"].get("kind")
-        hint = nearest(str(kind), METHODS) or "there is no such method."
-        return f"The recipe's 'method.kind' cannot be {kind!r}; it is one of {', '.join(METHODS)}; {hint}"
-    kind, names = _place(problem)
+        key = str(problem["loc"][0])
+        kind, kinds = given.get("kind"), list(_kinds(recipe, key))
+        hint = nearest(str(kind), kinds) or f"there is no such {key}."
+        return f"The recipe's '{key}.kind' cannot be {kind!r}; it is one of {', '.join(kinds)}; {hint}"
+    kind, names = _key_of(problem, recipe)
     dotted = ".".join(names)
     if problem["type"] == "extra_forbidden":
-        section = _section_at(names[:-1], kind or "lora")
+        section = _keys_at(recipe, names[:-1], kind)
         hint = nearest(names[-1], section) or f"allowed are {', '.join(sorted(section))}."
-        where = f" for the method {kind!r}" if kind else ""
+        where = f" for the {names[0]} {kind!r}" if kind else _of_task(recipe)
         return f"The recipe has no key {dotted!r}{where}; {hint}"
     if problem["type"] == "missing":
-        return f"The recipe needs the key {dotted!r}."
-    rules = list(dict.fromkeys(_rule(p) for p in problems if _place(p) == (kind, names)))
+        return f"The recipe needs the key {dotted!r}{_of_task(recipe)}."
+    rules = list(dict.fromkeys(_rule(p) for p in problems if _key_of(p, recipe) == (kind, names)))
     allowed = "; or ".join([rules[0], *(rule.removeprefix("be ") for rule in rules[1:])])
     reason = _REASONS.get((dotted, str(given).lower(), kind or ""), "")
     return f"The recipe's {dotted!r} cannot be {given!r}{reason}; it should {allowed}."
+
+
+def _of_task(recipe: type[Recipe]) -> str:
+    """Name the task where it is not the usual one."""
+    task = recipe.model_fields["task"].default
+    return "" if task == "causal_lm" else f" for the task {task!r}"
 
 
 def _rule(problem: Any) -> str:
@@ -280,27 +304,41 @@ def _rule(problem: Any) -> str:
     return rule if should else f"be another: {text}"
 
 
-def _place(problem: Any) -> tuple[str | None, list[str]]:
-    """Return the kind of method that a problem is in, if any, and its key without pydantic's names of branches."""
+def _key_of(problem: Any, recipe: type[Recipe]) -> tuple[str | None, list[str]]:
+    """Return the kind of tagged section that a problem is in, if any, and its key without pydantic's branch names."""
     path = [str(part) for part in problem["loc"]]
-    kind = path.pop(1) if path[0] == "method" and len(path) > 1 else None  # the tag of the union
+    kind = path.pop(1) if len(path) > 1 and path[1] in _kinds(recipe, path[0]) else None
     branches = ("constrained-", "function-", "literal[", "tuple[", "str", "int", "float")
     return kind, [part for part in path if not part.startswith(branches)]
 
 
-def _section_at(path: Sequence[str], kind: str) -> list[str]:
-    """Return the keys allowed at a path of a recipe whose method is `kind`."""
-    model: type[BaseModel] = Recipe
-    if path and path[0] == "method":
-        return list(METHODS[kind].model_fields)
-    for part in path:
-        field = model.model_fields.get(part)
-        found = [t for t in (Columns, DataSection, OptimizerSection, ScheduleSection, TrainingSection)
-                 if field is not None and t.__name__ in str(field.annotation)]  # fmt: skip
+def _kinds(recipe: type[Recipe], key: str) -> dict[str, type[BaseModel]]:
+    """Return the sections that a key takes by their `kind`; none for a key whose section has no kinds."""
+    field = recipe.model_fields.get(key)
+    if field is None or field.discriminator != "kind":
+        return {}
+    return {get_args(model.model_fields["kind"].annotation)[0]: model for model in _models(field.annotation)}
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the records that a type is made of, such as those of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _keys_at(recipe: type[Recipe], path: Sequence[str], kind: str | None) -> list[str]:
+    """Return the keys allowed at a path of a recipe; `kind` chooses among the sections of the first part."""
+    model: type[BaseModel] = recipe
+    for place, part in enumerate(path):
+        field = next((f for name, f in model.model_fields.items() if part in (f.alias, name)), None)
+        found = _models(field.annotation) if field is not None else []
+        if place == 0 and kind is not None:
+            found = [_kinds(recipe, part)[kind]]
         if not found:
             break
         model = found[0]
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -1,20 +1,22 @@
-"""The causal language modelling task: batches, loss, and the rows behind a bad loss.
+"""Batches and losses of text generation.
 
 Loss is the sum of -log p(token | tokens before it) over labelled tokens; the loop divides by the number of
 labelled tokens of the whole optimizer step, so that accumulation and padding do not change the result.
 Logits are computed only at positions that carry a label; on the fused path they are never all in memory.
 """
 
-import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from haori.adapters.fused import forms_its_loss, forward_arguments
+from haori.tasks.task import LossSum, Size
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Batch", "CausalLM", "LossSum", "forms_its_loss"]
+__all__ = ["Batch", "CausalLmObjective"]
 
 _IGNORED = -100
 
@@ -28,25 +30,21 @@ class Batch(NamedTuple):
     rows: tuple[int, ...]
 
 
-class LossSum(NamedTuple):
-    """Summed loss with graph, number of labelled tokens, and the loss of each labelled token with its row."""
+class CausalLmObjective:
+    """Supplies batches and losses of one part of the split.
 
-    total: torch.Tensor  # []
-    tokens: int
-    each: torch.Tensor  # [labelled tokens]
-    row_of: torch.Tensor  # [labelled tokens], index into Batch.rows
-
-
-class CausalLM:
-    """Supplies batches and losses of one data split to the training loop.
-
-    The split has the columns `input_ids`, `labels` (-100 where there is no loss), `length` and `origin`.
+    It has the columns `input_ids`, `labels` (-100 where there is no loss), `length` and `origin`.
     """
+
+    separable = True
 
     def __init__(self, data: "Dataset", pad_token_id: int) -> None:
         self.data = data
         self.pad_token_id = pad_token_id
-        self.lengths: list[int] = list(data["length"])
+        self.costs: list[int] = list(data["length"])
+
+    def begin(self, model: torch.nn.Module) -> None:
+        """Do nothing: the loss needs nothing but the model."""
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
         """Collate rows into a padded batch on `device`."""
@@ -60,8 +58,15 @@ class CausalLM:
         mask = pad([[1] * len(ids) for ids in picked["input_ids"]], 0)
         return Batch(pad(picked["input_ids"], self.pad_token_id), mask, pad(picked["labels"], _IGNORED), tuple(rows))
 
-    @staticmethod
-    def loss(model: torch.nn.Module, batch: Batch) -> LossSum:
+    def blank(self, batch: Batch) -> Batch:
+        """Return the batch without labels."""
+        return batch._replace(labels=torch.full_like(batch.labels, _IGNORED))
+
+    def size(self, batch: Batch) -> Size:
+        """Return labelled tokens, and tokens."""
+        return Size(int((batch.labels[:, 1:] != _IGNORED).sum()), int(batch.attention_mask.sum()))
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         """Run the model and sum the loss over labelled tokens.
 
         Args:
@@ -70,15 +75,14 @@ class CausalLM:
         """
         targets = batch.labels[:, 1:]  # B T-1
         wanted = targets != _IGNORED
-        known = _arguments_of(model)
-        if "head_targets" in known:
+        if forms_its_loss(model):
             total, each = model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, head_targets=targets
             )
             return LossSum(total, len(each), each, wanted.nonzero()[:, 0])
         keep = wanted.any(dim=0).nonzero().flatten()  # positions labelled in any row
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if "logits_to_keep" in known:
+        if "logits_to_keep" in forward_arguments(model):
             logits = model(**arguments, use_cache=False, logits_to_keep=keep).logits  # B K V
         else:
             logits = model(**arguments, use_cache=False).logits[:, keep]
@@ -86,18 +90,20 @@ class CausalLM:
         each = torch.nn.functional.cross_entropy(logits[mask].float(), targets[:, keep][mask], reduction="none")
         return LossSum(each.sum(), int(mask.sum()), each.detach(), mask.nonzero()[:, 0])
 
+    def part(self, batch: Batch, places: Sequence[int]) -> Batch:
+        """Return the rows at these places, as wide as the batch."""
+        chosen = list(places)
+        return Batch(
+            batch.input_ids[chosen],
+            batch.attention_mask[chosen],
+            batch.labels[chosen],
+            tuple(batch.rows[place] for place in chosen),
+        )
+
+    def inputs(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """Return ids and mask."""
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
     def origins(self, rows: Sequence[int]) -> list[str]:
         """Return where rows come from, as file:row."""
         return [str(origin) for origin in self.data.select(list(rows))["origin"]]
-
-
-def forms_its_loss(model: torch.nn.Module) -> bool:
-    """Say whether a model runs on the fused path (adapters/fused) as a whole, and forms its loss itself."""
-    return "head_targets" in _arguments_of(model)
-
-
-def _arguments_of(model: torch.nn.Module) -> Iterable[str]:
-    """Return the arguments that the base's forward takes, under adapters and other wrapping."""
-    inner: Any = getattr(model, "module", model)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return inspect.signature(inner.forward).parameters

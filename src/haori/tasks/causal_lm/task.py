@@ -1,0 +1,129 @@
+"""Text generation as a task; see `haori.tasks.task.Task` for what each part is for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import BaseError
+from haori.tasks.causal_lm.recipe import CausalLmRecipe
+from haori.tasks.task import Choice
+from haori.tasks.token_budgets import Lengths, choose_budgets
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.console import RenderableType
+    from transformers import PreTrainedTokenizerBase
+
+    from haori.bases import Base
+    from haori.data import TextData
+    from haori.library.logits import Probe
+    from haori.tasks.causal_lm.objective import CausalLmObjective
+
+__all__ = ["TASK", "CausalLm"]
+
+_LONGEST = 2048
+_LOOKED_AT = 50  # rows searched for one with an answer
+
+
+class CausalLm:
+    """Text generation by GPT-like models."""
+
+    kind = "causal_lm"
+    title = "text generation"
+    peft_type = "CAUSAL_LM"
+    unit = "tokens"
+    counted = "trained_tokens"
+
+    def check(self, recipe: CausalLmRecipe, base: "Base") -> None:
+        """Refuse a base that does not generate text."""
+        if not base.fingerprint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+            raise BaseError(
+                f"The base {base.name!r} is a {base.fingerprint.architecture}; the task causal_lm needs a model that "
+                "generates text, such as smollm2-135m-instruct."
+            )
+
+    def head(self, recipe: CausalLmRecipe) -> None:
+        """Keep the base's own head."""
+
+    def processor(self, base: "Base", recipe: CausalLmRecipe) -> "PreTrainedTokenizerBase":
+        """Return the base's tokenizer."""
+        from haori.bases import load_tokenizer
+
+        return load_tokenizer(base)
+
+    def rows(
+        self, recipe: CausalLmRecipe, base: "Base", processor: "PreTrainedTokenizerBase", *, tolerant: bool = False
+    ) -> "TextData":
+        """Render, tokenise and split the data."""
+        from haori.bases import embeddings_of
+        from haori.data import check_text, load_text
+
+        load = check_text if tolerant else load_text
+        return load(recipe.data, processor, context_length=base.context_length, embeddings=embeddings_of(base))
+
+    def show(self, rows: "Dataset", processor: "PreTrainedTokenizerBase", count: int) -> "list[RenderableType]":
+        """Return rows as text, with trained tokens marked."""
+        from haori.data import sample_panels
+
+        return sample_panels(processor, rows, count)
+
+    def resolve(
+        self, recipe: CausalLmRecipe, split: "TextData", base: "Base", device: str
+    ) -> tuple[CausalLmRecipe, tuple[Choice, ...]]:
+        """Choose the budgets of batches, and write down the longest row."""
+        lengths = Lengths.of(list(split.train["length"]), list(split.validation["length"]))
+        training, choices = choose_budgets(recipe.training, lengths, device)
+        data = recipe.data
+        if data.max_length == "auto":
+            longest = min(_LONGEST, base.context_length)
+            choices = (*choices, Choice("data.max_length", longest, f"the base's context, at most {_LONGEST:,}"))
+            data = data.model_copy(update={"max_length": longest})
+        return recipe.model_copy(update={"training": training, "data": data}), choices
+
+    def objective(
+        self, rows: "Dataset", processor: "PreTrainedTokenizerBase", recipe: CausalLmRecipe
+    ) -> "CausalLmObjective":
+        """Return batches and losses of a part of the split."""
+        from haori.tasks.causal_lm.objective import CausalLmObjective
+
+        pad: Any = processor.pad_token_id
+        return CausalLmObjective(rows, pad)
+
+    def probes(self, processor: "PreTrainedTokenizerBase", recipe: CausalLmRecipe, split: "TextData") -> "list[Probe]":
+        """Return a few prompts."""
+        from haori.library import default_probes
+
+        return [*default_probes(processor)]
+
+    def rendering(
+        self, processor: "PreTrainedTokenizerBase", recipe: CausalLmRecipe, split: "TextData"
+    ) -> tuple[list[int], list[int]] | None:
+        """Return the prompt of a training row as trained on, and as inference renders it; None for plain text."""
+        from haori.data import Conversation, render_row_prompt
+
+        for row in split.train.select(range(min(_LOOKED_AT, len(split.train)))):
+            found = Conversation.from_json(row["conversation"], row["origin"])
+            answers = [i for i, message in enumerate(found.messages) if message["role"] == "assistant"]
+            if answers and any(label != -100 for label in row["labels"]):
+                prompt = render_row_prompt(processor, found, answers[0], recipe.data.control_tokens)
+                return list(row["input_ids"][: len(prompt)]), prompt
+        return None
+
+    def write_files(
+        self, folder: Path, processor: "PreTrainedTokenizerBase", recipe: CausalLmRecipe, split: "TextData"
+    ) -> None:
+        """Write the chat template, and hashes of the training rows."""
+        from haori.data import Conversation, template_of
+        from haori.data.seen import SeenRows
+
+        (folder / "chat_template.jinja").write_text(template_of(processor), encoding="utf-8")
+        rows = split.train.select_columns(["conversation", "origin"])
+        SeenRows.of(Conversation.from_json(row["conversation"], row["origin"]) for row in rows).write(folder)
+
+    def card(self, processor: "PreTrainedTokenizerBase", recipe: CausalLmRecipe) -> dict[str, Any]:
+        """Return the hash of the chat template."""
+        from haori.data import template_hash
+
+        return {"template_hash": template_hash(processor)}
+
+
+TASK = CausalLm()

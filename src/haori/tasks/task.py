@@ -1,0 +1,197 @@
+"""What a task is: everything that training, proof, evaluation and the library must know of what is learnt.
+
+The loop, preparation, plan, sweep, compare and the proof know only these protocols. A task is one folder beside this
+file, with one line in `registry.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from haori.bases import Base
+    from haori.core.records import DataReference, Head
+    from haori.library.logits import Probe
+    from haori.tasks.recipe import Recipe
+
+__all__ = ["Choice", "LossSum", "Objective", "Size", "Split", "Task"]
+
+
+class Choice(NamedTuple):
+    """One resolved value: dotted key, value, and why."""
+
+    key: str
+    value: int | float | str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much a batch holds.
+
+    Attributes:
+        count: Things that carry loss and that a step's loss is divided by: tokens, rows, pairs, latents.
+        cost: What was processed, in the unit that batches are budgeted in: tokens, pixels, residues.
+    """
+
+    count: int
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """The summed loss of a batch.
+
+    Attributes:
+        total: [] with its graph.
+        count: Things that carry loss; the loop divides by those of the whole optimizer step.
+        each: [n] loss of each of them, detached.
+        row_of: [n] the row each belongs to, as an index into the batch's `rows`.
+        also: Further sums over the batch, such as pairs ranked right; a validation reports them divided by the count.
+    """
+
+    total: "Tensor"
+    count: int
+    each: "Tensor"
+    row_of: "Tensor"
+    also: "Mapping[str, Tensor]" = field(default_factory=dict)
+
+
+class Batch(Protocol):
+    """Rows collated for the model; what else it holds is the task's own business."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Return the numbers of its rows."""
+
+
+class Objective(Protocol):
+    """Batches of one split and their losses; all methods but `begin` are free of side effects."""
+
+    @property
+    def costs(self) -> Sequence[int]:
+        """Return what each row costs, in the task's unit; a batch costs rows x the dearest of them."""
+
+    @property
+    def separable(self) -> bool:
+        """Say whether the loss of a batch is the sum of its rows' own losses, so that a batch may be taken apart."""
+
+    def begin(self, model: "nn.Module") -> None:
+        """Prepare for the first step, with the model as it will be trained; computes what must be known of it."""
+
+    def batch(self, rows: Sequence[int], device: "str | Any") -> Any:
+        """Collate rows into a batch on `device`."""
+
+    def blank(self, batch: Any) -> Any:
+        """Return the same batch with nothing in it that counts: for a process that has no rows of its own."""
+
+    def size(self, batch: Any) -> Size:
+        """Return how much a batch holds."""
+
+    def loss(self, model: "nn.Module", batch: Any) -> LossSum:
+        """Run the model, wrapped or not, and sum its loss over what counts."""
+
+    def part(self, batch: Any, places: Sequence[int]) -> Any:
+        """Return the rows at these places of a batch as one; only asked for where `separable` is true."""
+
+    def inputs(self, batch: Any) -> "Mapping[str, Tensor]":
+        """Return the arguments of the model's forward, without targets."""
+
+    def origins(self, rows: Sequence[int]) -> list[str]:
+        """Return where rows come from, as file:row."""
+
+
+class Split(Protocol):
+    """Rows that are read, cleaned, hashed and split; the parts are sized and hold what the objective takes."""
+
+    @property
+    def train(self) -> Any:
+        """Return the training rows."""
+
+    @property
+    def validation(self) -> Any:
+        """Return the rows held out; it may be empty."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Return what a user should know of the reading, as sentences: rows dropped, text changed."""
+
+    @property
+    def refused(self) -> bool:
+        """Say whether nothing can be trained on these rows (only after a check that goes on after broken rows)."""
+
+    def reference(self) -> "DataReference":
+        """Return the short form that cards and runs keep."""
+
+    def table(self) -> "RenderableType":
+        """Return the whole report, for a terminal."""
+
+
+class Task(Protocol):
+    """What is learnt. `recipe` is always of the task's own class; before `resolve` it may hold `auto` values."""
+
+    kind: str
+    """The name in recipes."""
+    title: str
+    """What it is for people, in lower case: text generation."""
+    peft_type: str | None
+    """PEFT's `task_type`."""
+    unit: str
+    """What costs are measured in, in the plural: tokens, pixels, residues."""
+    counted: str
+    """Name of the count in `metrics.jsonl`: trained_tokens, rows, pairs."""
+
+    def check(self, recipe: Any, base: "Base") -> None:
+        """Refuse what cannot be trained, before data or weights are read.
+
+        Raises:
+            HaoriError: The base is of another kind, or keys do not go together.
+        """
+
+    def head(self, recipe: Any) -> "Head | None":
+        """Return the output head that the model gets; None keeps the base's own.
+
+        Before `resolve` the labels may not be known: any head with the right module names will do then.
+        """
+
+    def processor(self, base: "Base", recipe: Any) -> "PreTrainedTokenizerBase":
+        """Return what turns rows into model inputs."""
+
+    def rows(self, recipe: Any, base: "Base", processor: Any, *, tolerant: bool = False) -> Split:
+        """Read, clean, hash and split the data.
+
+        Args:
+            recipe: Its data section says what to read.
+            base: With its context length.
+            processor: From `processor`.
+            tolerant: Go on after broken rows and report them, for `haori data check`.
+
+        Raises:
+            DataError: It cannot be found, read or trained on.
+        """
+
+    def show(self, rows: Any, processor: Any, count: int) -> "list[RenderableType]":
+        """Return the first `count` rows of a part of the split as the model sees them, what is trained marked."""
+
+    def resolve(self, recipe: Any, split: Any, base: "Base", device: str) -> "tuple[Recipe, tuple[Choice, ...]]":
+        """Replace the task's own `auto` values, budgets of batches among them."""
+
+    def objective(self, rows: Any, processor: Any, recipe: Any) -> Objective:
+        """Return batches and losses of a part of the split."""
+
+    def probes(self, processor: Any, recipe: Any, split: Any) -> "list[Probe]":
+        """Return a few model inputs on which reload, merge and export are compared."""
+
+    def rendering(self, processor: Any, recipe: Any, split: Any) -> tuple[list[int], list[int]] | None:
+        """Return one row as it is trained on and as inference would render it; None where there is no such thing."""
+
+    def write_files(self, folder: Path, processor: Any, recipe: Any, split: Any) -> None:
+        """Write what belongs beside the adapter's weights: a chat template, labels, hashes of the training rows."""
+
+    def card(self, processor: Any, recipe: Any) -> dict[str, Any]:
+        """Return the fields of the adapter's card that only the task knows."""
