@@ -232,9 +232,9 @@ def test_rows_beside_one_that_cannot_be_drawn_from_draw_the_same_tokens(start, m
 @pytest.mark.parametrize("method", ["push", "finish"])
 @pytest.mark.parametrize("number", [0, 4])
 def test_what_turning_tokens_into_text_raises_is_its_own(start, method, number, monkeypatch):
-    from haori.serve.engine import sequence
+    from haori.serve import answer_writer
 
-    class Text(sequence.TextStream):
+    class Text(answer_writer.TextStream):
         def __init__(self, tokenizer, stop=(), *more):
             super().__init__(tokenizer, stop, *more)
             self.bad = "boom" in stop
@@ -249,7 +249,7 @@ def test_what_turning_tokens_into_text_raises_is_its_own(start, method, number, 
                 raise RAISED[number] if method == "finish" else ValueError("and again")
             return super().finish()
 
-    monkeypatch.setattr(sequence, "TextStream", Text)
+    monkeypatch.setattr(answer_writer, "TextStream", Text)
     engine, answers = start(), Answers()
     for i in range(4):
         bad = GREEDY.with_fields(stop=("boom",))

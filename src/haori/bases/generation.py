@@ -1,4 +1,4 @@
-"""Generates text from token-id prompts: a left-padded batch, or one prompt piece by piece.
+"""Generates text from token-id prompts: a left-padded batch of them, or one as a stream.
 
 Works on a base and on a PEFT model over it. Stops at the end of a turn. The prompts come ready rendered; this
 module knows nothing about chat templates beyond the names of end-of-turn tokens.
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from haori.bases.detokenise import TextStream, text_of
 from haori.bases.quiet import quiet_transformers
 from haori.core.errors import InputError
 from haori.core.model_config import rotary_changes_with_length
@@ -77,7 +78,7 @@ def generate(
                 input_ids=ids.to(_device(model)), attention_mask=mask.to(_device(model)), generation_config=config
             )
             for row, i in enumerate(rows):
-                answers[i] = _decode(tokenizer, _until(output[row, width:].tolist(), stops))
+                answers[i] = text_of(tokenizer, _until(output[row, width:].tolist(), stops))
     return answers
 
 
@@ -91,18 +92,18 @@ def stream(
     top_p: float = 1.0,
     seed: int | None = None,
 ) -> Iterator[str]:
-    """Yield the answer to one prompt in pieces, as soon as each is complete text.
+    """Yield the answer to one prompt as a stream, each part as soon as its text is certain.
 
     A character that is spread over several tokens is held back until it is whole. Takes what `generate` takes;
     the model is in evaluation mode until the answer ends or the iterator is closed.
 
     Raises:
-        InputError: As for `generate`, before the first piece.
+        InputError: As for `generate`, before the first part.
     """
     sampling = _Sampling(max_new_tokens, temperature, top_p, seed)
     context = _check(model, tokenizer, [prompt], sampling)
     tokens = _tokens(model, tokenizer, list(prompt), sampling, min(max_new_tokens, context - len(prompt)))
-    return _pieces(tokenizer, tokens)
+    return _texts(tokenizer, tokens)
 
 
 def end_tokens(model: Any) -> list[int]:
@@ -186,18 +187,13 @@ def _tokens(model: Any, tokenizer: Any, prompt: list[int], sampling: _Sampling, 
             ids = torch.tensor([[token]], device=_device(model))
 
 
-def _pieces(tokenizer: Any, tokens: Iterator[int]) -> Iterator[str]:
-    """Decode a growing answer: tokens before `shown` are out, those from `anchor` are decoded again for spacing."""
-    answer: list[int] = []
-    anchor = shown = 0
+def _texts(tokenizer: Any, tokens: Iterator[int]) -> Iterator[str]:
+    """Yield the text that each token makes certain, where it makes any."""
+    text = TextStream(tokenizer)
     for token in tokens:
-        answer.append(token)
-        before, now = _decode(tokenizer, answer[anchor:shown]), _decode(tokenizer, answer[anchor:])
-        if len(now) > len(before) and not now.endswith("\ufffd"):
-            yield now[len(before) :]
-            anchor, shown = shown, len(answer)
-    rest = _decode(tokenizer, answer[anchor:])[len(_decode(tokenizer, answer[anchor:shown])) :]
-    if rest:
+        if new := text.push(token):
+            yield new
+    if rest := text.finish():
         yield rest
 
 
@@ -285,12 +281,8 @@ def _device(model: "nn.Module") -> "torch.device":
 
 def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:
     """Cut at the first stop token; what follows is padding."""
-    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[:end]
-
-
-def _decode(tokenizer: Any, tokens: list[int]) -> str:
-    return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 @contextmanager

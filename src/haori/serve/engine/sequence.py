@@ -1,10 +1,9 @@
-"""One request under way: its tokens, how far the model has read them, and what has been said."""
+"""One request under way: its tokens, and how many of them the model has read."""
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from haori.serve.detokenise import TextStream
-from haori.serve.request import Deliver, Fault, Finish, StreamChunk, TextRequest, TokenLogprob
+from haori.serve.answer_writer import AnswerWriter
+from haori.serve.request import Deliver, Fault, Finish, TextRequest
 from haori.serve.sampling.prompt_scores import PromptScores
 from haori.serve.sampling.sampler import Choice, SamplerState
 
@@ -48,11 +47,7 @@ class Sequence:
         self.waiting_since = 0.0  # by the monotonic clock
         self.prefix_kept = False
         self.ended = False
-        self._stop_tokens = frozenset() if request.sampling.ignore_eos else stop_tokens
-        self._deliver = deliver
-        self._text = TextStream(tokenizer, request.sampling.stop, request.sampling.shown_tokens)
-        self._held: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
+        self._writer = AnswerWriter(request, deliver, tokenizer, stop_tokens)
 
     @property
     def decoding(self) -> bool:
@@ -70,41 +65,31 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
     def take(self, choice: Choice) -> None:
-        """Go on by a token, tell the caller, and notice the end."""
+        """Append a token, send what is certain of the text, and notice the end."""
         if choice.error is not None:
             self.finish("error", choice.error, choice.fault)
             return
         if self.longest == self.prompt_length:
-            self._send("", "length")
+            self._send("length")
             return
+        writer = self._writer
         self.tokens.append(choice.token)
-        if choice.logprob is not None:
-            self._logprobs.append(choice.logprob)
-        self._held.append(choice.token)
-        text = "" if choice.token in self._stop_tokens else self._text.push(choice.token)
-        if self.sampler.ended or self._text.stopped:
-            self._send(text + self._text.finish(), "stop")
+        writer.push(choice.token, choice.logprob)
+        if self.sampler.ended or writer.stopped:
+            self._send(writer.complete(cut_off=False))
         elif len(self.tokens) >= self.longest:
-            text += self._text.finish()
-            self._send(text, "stop" if self._text.stopped else "length")
-        elif text:
-            self._send(text, None)
+            self._send(writer.complete(cut_off=True))
+        elif writer.text:
+            self._send(None)
 
     def finish(self, reason: Finish, error: str | None = None, fault: Fault = "engine") -> None:
         """End before the answer is complete."""
-        if self.ended:
-            return
-        text = ""
-        with suppress(BaseException):  # the end is told whatever becomes of the rest
-            text = self._text.finish()
-        self._send(text, reason, error, fault)
+        if not self.ended:
+            self._writer.interrupt()
+            self._send(reason, error, fault)
 
-    def _send(self, text: str, finish: Finish | None, error: str | None = None, fault: Fault = "engine") -> None:
+    def _send(self, finish: Finish | None, error: str | None = None, fault: Fault = "engine") -> None:
         self.ended = finish is not None
         scores = () if self.scores is None or self.scoring else self.scores.found
-        chunk = StreamChunk(
-            text, tuple(self._held), tuple(self._logprobs), finish, error, self.cached_tokens, fault, scores
-        )
-        self._held, self._logprobs = [], []
         self.scores = self.scores if self.scoring else None
-        self._deliver(chunk)
+        self._writer.send(finish, error, fault, self.cached_tokens, scores)

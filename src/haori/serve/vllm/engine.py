@@ -21,6 +21,7 @@ from haori.serve.engine.fair_queue import FairQueue, QueueKey
 from haori.serve.engine.queue_share import check_share
 from haori.serve.engine.scheduler import EngineLimits
 from haori.serve.engine.unforeseen import unforeseen
+from haori.serve.prompt_check import check_prompt
 from haori.serve.request import AdapterMix, Deliver, Fault, Finish, TextRequest
 from haori.serve.vllm.answer import VllmAnswer
 from haori.serve.vllm.conversion import VllmCopies, vllm_name
@@ -215,19 +216,7 @@ class VllmEngine:
                 "'prompt_logprobs', and 'echo' with 'logprobs', and ask for a token at least; or serve with --engine "
                 "native."
             )
-        count = len(request.prompt)
-        if not count:
-            raise InputError("The prompt is empty; give at least one token.")
-        if count >= self.limits.context_length:
-            raise InputError(
-                f"The prompt has {count:,} tokens, which leaves no room for an answer in a context of "
-                f"{self.limits.context_length:,}; shorten it."
-            )
-        strange = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
-        if strange is not None:
-            raise InputError(
-                f"The token id {strange} is not in the vocabulary; ids go from 0 to {self._vocabulary - 1}."
-            )
+        check_prompt(request.prompt, self.limits.context_length, self._vocabulary)
 
     def _begin_watching(self) -> None:
         for server in self._servers.servers:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from haori.bases.detokenise import TextStream
 from haori.data import PromptFormat
-from haori.serve.detokenise import TextStream
 from haori.server.errors import ApiError
 
 __all__ = ["EchoedPrompt", "PlainPrompts", "check_ids", "text_ids"]

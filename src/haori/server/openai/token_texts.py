@@ -1,48 +1,30 @@
-"""Tokens as text and bytes, for log-probabilities. A token may be a part of a character: its bytes say which."""
+"""Log-probabilities in the forms of the routes, with tokens as text and as bytes: one may be part of a character."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from typing import Any
 
+from haori.bases.detokenise import vocabulary_of
 from haori.serve.request import TokenLogprob
 from haori.server.openai.plain_prompts import EchoedPrompt
 from haori.server.openai.replies import ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, PromptLogprob, TopLogprob
 
 __all__ = ["TokenTexts"]
 
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LEAST = -9999.0  # JSON has no infinity; OpenAI says this for a token that cannot come
 
 
 class TokenTexts:
-    """Reads single tokens of one tokenizer."""
+    """Writes log-probabilities with the tokens of one tokenizer.
+
+    Attributes:
+        bytes_of: Returns the bytes that a token stands for.
+        text_of: Returns its text; that of one which is no whole character is written as its bytes.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        # Byte-level tokenizers write a space as this letter; others have no reason to.
-        space = tokenizer.convert_tokens_to_ids("Ġ")
-        self._byte_level = space is not None and tokenizer.convert_ids_to_tokens(space) == "Ġ"
-        self._special = frozenset(tokenizer.all_special_tokens)
-
-    def bytes_of(self, token: int) -> bytes:
-        """Return the bytes that a token stands for."""
-        piece = str(self._tokenizer.convert_ids_to_tokens(token))
-        if piece in self._special:
-            return piece.encode()
-        if found := _BYTE.fullmatch(piece):
-            return bytes([int(found[1], 16)])
-        if self._byte_level and all(letter in _letters() for letter in piece):
-            return bytes(_letters()[letter] for letter in piece)
-        return piece.replace("▁", " ").encode()
-
-    def text_of(self, token: int) -> str:
-        """Return the text of a token; what is no whole character is shown as its bytes."""
-        raw = self.bytes_of(token)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        vocabulary = vocabulary_of(tokenizer)
+        self.bytes_of = vocabulary.bytes_alone
+        self.text_of = vocabulary.text_alone
 
     def chat(self, logprobs: Sequence[TokenLogprob]) -> ChatLogprobs:
         """Return log-probabilities in the form of chat completions."""
@@ -121,11 +103,3 @@ class TokenTexts:
 
     def _one(self, token: int, logprob: float) -> TopLogprob:
         return TopLogprob(token=self.text_of(token), logprob=max(logprob, _LEAST), bytes=list(self.bytes_of(token)))
-
-
-@cache
-def _letters() -> dict[str, int]:
-    """Return the byte that each letter of a byte-level vocabulary stands for (GPT-2's table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from haori.serve.detokenise import TextStream
+from haori.bases.detokenise import TextStream
 
 TEXT = ["the answer is yes, or no: it's a test of the spacing", "naïve café 日本語 🙂 done", "aaab abab"]
 KINDS = ["byte-level", "byte-fallback", "metaspace", "word-piece"]
