@@ -209,6 +209,13 @@ def test_the_recipe_reference_is_up_to_date():
     )
 
 
+def test_the_page_for_those_who_come_from_other_tools_is_up_to_date():
+    tool = ROOT / "tools" / "write_coming_from.py"
+    assert subprocess.run([sys.executable, str(tool), "--check"], check=False).returncode == 0, (
+        "docs/guide/coming-from.md is old: run tools/write_coming_from.py"
+    )
+
+
 def test_recipes_in_the_documentation_are_recipes():
     import yaml
 

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from haori.cli import bases, compare, data, keys, library, measure, serve, sweep, training, use
+from haori.cli import bases, compare, data, import_config, keys, library, measure, serve, sweep, training, use
 
 __all__ = ["app", "main"]
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("demo")(measure.demo)
 app.command("train")(training.train)
 app.command("schema")(training.schema)
+app.command("import-config")(import_config.import_config)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("evaluate")(measure.evaluate)

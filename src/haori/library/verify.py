@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import FileFormatError, MismatchError, VerificationError
 from haori.core.quantization import Quantization
-from haori.core.records import Check, Head, Verification
+from haori.core.records import Check, Verification
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.attaching import attach_files
 from haori.library.checks import (
@@ -26,7 +26,6 @@ from haori.library.checks import (
     passed,
     verification_of,
 )
-from haori.library.classifiers import check_head, wearing_head
 from haori.library.exact import exact_logits
 from haori.library.logits import Probe, adapter_probes, compare_logits, default_probes, live_probe_logits, model_dtype
 from haori.library.merging import check_merged, merge_in_place
@@ -62,7 +61,6 @@ def verify_adapter(
     quantization: Quantization | None = None,
     live_logits: "Sequence[Tensor] | None" = None,
     prompt_pair: tuple[Sequence[int], Sequence[int]] | None = None,
-    head: Head | None = None,
 ) -> Verification:
     """Reload the adapter in `folder` onto a fresh copy of `base` and check it.
 
@@ -75,7 +73,6 @@ def verify_adapter(
         quantization: How the base was quantised on loading for the training, if it was.
         live_logits: What `live_probe_logits` gave for the same probes on the model still in memory.
         prompt_pair: Ids of one prompt as training rendered it and as inference renders it.
-        head: The head that was trained, for a classifier; None takes what the folder says of it.
 
     Returns:
         The checks; it never raises for an adapter that is wrong. See `require_passed`.
@@ -87,13 +84,10 @@ def verify_adapter(
     except FileFormatError as error:
         return verification_of([failed("files", str(error))], dtype)
     checks = [passed("files", f"{files.method}, {len(files.tensors)} tensors, {files.size_bytes:,} bytes")]
-    if head is not None and files.head != head:
-        kept = "no head" if files.head is None else f"the labels {', '.join(files.head.labels)}"
-        checks.append(failed("labels", f"{', '.join(head.labels)} were trained, and the folder keeps {kept}"))
     checks.append(_check_finite(files))
     if checks[-1].passed:
         probes = probes or default_probes(load_tokenizer(base))
-        place = _Place(base, dtype, device, quantization, files.head)
+        place = _Place(base, dtype, device, quantization)
         found, dtype = _check_on_base(place, files, probes, live_logits)
         checks += found
     checks.append(check_prompts(prompt_pair))
@@ -145,14 +139,11 @@ class _Place(NamedTuple):
     dtype: str
     device: str | None
     quantization: Quantization | None
-    head: Head | None
 
     def load(self) -> "PreTrainedModel":
         from haori.bases import load_model
 
-        return load_model(
-            self.base, dtype=self.dtype, device=self.device, quantization=self.quantization, head=self.head
-        )
+        return load_model(self.base, dtype=self.dtype, device=self.device, quantization=self.quantization)
 
     @property
     def quantised(self) -> bool:
@@ -161,14 +152,6 @@ class _Place(NamedTuple):
     def logits(self, model: "nn.Module", probes: Sequence[Probe]) -> "list[Tensor]":
         """Measure in float64; a quantised base computes in formats of its own."""
         return (live_probe_logits if self.quantised else exact_logits)(model, probes)
-
-    def attach(
-        self, model: "PreTrainedModel", files: AdapterFiles, probes: Sequence[Probe]
-    ) -> "tuple[PeftModel, list[Tensor]]":
-        """Put the adapter on; return also the logits without it, those of a classifier under the adapter's head."""
-        with wearing_head(model, files):
-            of_base = self.logits(model, probes)
-        return attach_files(model, files, base_name=self.base.name), of_base
 
 
 def _check_on_base(
@@ -181,16 +164,15 @@ def _check_on_base(
     live_probes, probes = probes, adapter_probes(files, probes)
     model = place.load()
     dtype = model_dtype(model)
-    head = [] if files.head is None else [check_head(place.base, model, files)]
+    of_base = place.logits(model, probes)
     try:
-        adapted, of_base = place.attach(model, files, probes)
+        adapted = attach_files(model, files, base_name=place.base.name)
     except MismatchError as error:
-        return [*head, failed("keys", str(error))], dtype
+        return [failed("keys", str(error))], dtype
     of_adapter = place.logits(adapted, probes)
     effect = compare_logits(of_adapter, of_base).rms
     reloaded = live_probe_logits(adapted, live_probes) if live_logits is not None else ()
     checks = [
-        *head,
         passed("keys", f"all {len(files.tensors)} tensors were used, none is missing"),
         _check_delta(adapted),
         check_effect(of_adapter, of_base),
@@ -226,7 +208,9 @@ def _check_unquantised(
     """Put an adapter that was trained over a quantised base on the base itself, and merge it there."""
     assert place.quantization is not None
     plain = place._replace(dtype=dtype, quantization=None)
-    adapted, plain_base = plain.attach(plain.load(), files, probes)
+    model = plain.load()
+    plain_base = plain.logits(model, probes)
+    adapted = attach_files(model, files, base_name=place.base.name)
     plain_adapter = plain.logits(adapted, probes)
     moved = compare_logits(plain_adapter, of_adapter).rms
     effect, grid = compare_logits(of_adapter, of_base).rms, compare_logits(plain_base, of_base).rms
@@ -257,13 +241,7 @@ def _check_finite(files: AdapterFiles) -> Check:
 
 
 def _check_delta(adapted: "PeftModel") -> Check:
-    from haori.bases import head_modules
-
     norms = delta_norms(adapted)
-    heads = head_modules(adapted.get_base_model())
-    trained = {name: norm for name, norm in norms.items() if name not in heads}
-    # The head of a classifier is trained from scratch: it says nothing of the rest, unless it is all there is.
-    norms = trained or norms
     if not norms:
         return passed("delta", "skipped: this method adds nothing to weights; its effect on the logits is checked")
     zero = [name for name, norm in norms.items() if not norm > 0]

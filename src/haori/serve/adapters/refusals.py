@@ -7,7 +7,7 @@ from haori.core.errors import InputError
 if TYPE_CHECKING:
     from haori.library import AdapterFiles
 
-__all__ = ["not_applied", "refuse_classifier", "refuse_unsupported"]
+__all__ = ["not_applied", "refuse_unsupported"]
 
 _SERVED = ("LORA", "ADALORA", "ARD_LORA")
 # Methods that `haori merge` merges. A test merges one of each; the others are not promised.
@@ -59,19 +59,6 @@ def refuse_unsupported(files: "AdapterFiles", label: str) -> None:
         raise InputError(
             f"The adapter {label} was trained over a base that its start {start!r} had changed, so it does not act on "
             f"the base as it is. {_advice_for_start(start.lower())}"
-        )
-
-
-def refuse_classifier(files: "AdapterFiles", label: str) -> None:
-    """Refuse a classifier where text is written or embedded.
-
-    Raises:
-        InputError: It is one.
-    """
-    if files.head is not None:
-        raise InputError(
-            f"The adapter {label} is a classifier; classifiers are served over encoders, by /classify. "
-            "`haori classify` answers with any."
         )
 
 

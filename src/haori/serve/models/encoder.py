@@ -3,13 +3,11 @@
     y = output_scale * (W x) + B A x + bias          by rows; see `adapter_weights`
 
 The model's own forward runs over the whole batch, and hooks add to the rows of each mix what its adapters change: in
-linear layers, layer norms and embeddings. Which modules see one slice per row is measured with a probe. A module that
-also sees what rows share (relative positions, say) cannot be changed for one row alone: rows whose adapters change one
-are computed in a batch of their own. Behind the encoder, rows are pooled to vectors or given to the head of their
-adapter.
+linear layers, layer norms and embeddings. Which modules see one slice per row is measured with a probe, so a module
+that is shared between rows (relative positions, say) takes no adapter: it could not be changed for one row alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -17,32 +15,94 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from haori.core.errors import BaseError
+from haori.core.errors import BaseError, MismatchError
 from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
 from haori.serve.embedding.layout import EmbeddingLayout
-from haori.serve.models.classifier_form import ClassifierForm, HiddenStates
-from haori.serve.models.encoder_bank import EncoderBank, EncoderSites
 from haori.serve.request import AdapterMix
 
-__all__ = ["AdaptedEncoder", "Row"]
+__all__ = ["AdaptedEncoder", "EncoderBank", "Row"]
 
 _PROBE_ROWS, _PROBE_TOKENS = 3, 7
 
 
 class Row(NamedTuple):
-    """A text as token ids, the adapters that act on it, and whether it is to be classified, or embedded."""
+    """A text as token ids, and the adapters that act on it."""
 
     ids: Sequence[int]
     mix: AdapterMix
-    classify: bool = False
 
 
 class _Span(NamedTuple):
-    """Neighbouring rows of a batch under one mix and for one purpose."""
+    """Neighbouring rows of a batch under one mix."""
 
     rows: slice
     mix: AdapterMix
-    classify: bool
+
+
+class EncoderBank:
+    """The adapters in memory, and what they may change.
+
+    Args:
+        model: The encoder.
+        sites: Full names of the modules that see one slice per row.
+    """
+
+    def __init__(self, model: nn.Module, sites: Collection[str]) -> None:
+        self.held: dict[str, AdapterWeights] = {}
+        self._model = model
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        modules = {name: module for name, module in model.named_modules() if name in sites}
+        self._linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+        norms = [name for name, module in modules.items() if isinstance(module, nn.LayerNorm)]
+        self._vectors = {f"{name}.{part}" for name in norms for part in ("weight", "bias")}
+        self._tables = {f"{name}.weight" for name, module in modules.items() if isinstance(module, nn.Embedding)}
+
+    @property
+    def names(self) -> Collection[str]:
+        """Full names of all parameters of the base."""
+        return self._parameters.keys()
+
+    def linear(self, name: str) -> tuple[int, int] | None:
+        """Return (D_out, D_in) of a linear module that takes updates."""
+        found = self._linears.get(name)
+        return None if found is None else (found.out_features, found.in_features)
+
+    @property
+    def tables(self) -> Collection[str]:
+        """None: a whole table for each row of a batch would cost more than the encoder."""
+        return ()
+
+    def weight(self, module: str) -> Tensor:
+        """Return the weight (D_out, D_in) of a linear module."""
+        return self._parameters[f"{module}.weight"]
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a parameter of the base."""
+        return self._parameters[name]
+
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        """Refuse an adapter that cannot be served.
+
+        Raises:
+            MismatchError: It changes something that cannot be changed for single rows.
+        """
+        lost = set(weights.updates) - set(self._linears)
+        lost |= set(weights.vectors) - self._vectors
+        lost |= set(weights.token_rows) - self._tables
+        if lost:
+            raise MismatchError(
+                f"The adapter {weights.id[:19]} changes {min(lost)!r}, which cannot be changed for one text alone; "
+                "merge it with `haori merge` and serve the merged model."
+            )
+        return weights
+
+    def put(self, adapter: AdapterWeights) -> None:
+        """Keep an adapter."""
+        self.held[adapter.id] = adapter
+
+    def drop(self, adapter: str) -> None:
+        """Forget an adapter."""
+        del self.held[adapter]
 
 
 class AdaptedEncoder:
@@ -65,15 +125,11 @@ class AdaptedEncoder:
         self._layout = layout
         self._pad = pad
         self._spans: list[_Span] = []
-        self._is_alone = False
-        self._form: ClassifierForm | None = None
-        self._own_head: Mapping[str, Tensor] = {}
-        self.probe = torch.arange(_PROBE_ROWS * _PROBE_TOKENS).reshape(_PROBE_ROWS, -1) * 37 % model.config.vocab_size
-        sites = self._look(name)
+        sites = self._probe(name)
         self.bank = EncoderBank(model, sites)
         for site, module in model.named_modules():
-            if site in sites.by_row or site in sites.shared:
-                self._hook(site, module, shared=site in sites.shared)
+            if site in sites:
+                self._hook(site, module)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,58 +138,29 @@ class AdaptedEncoder:
         assert isinstance(found, torch.dtype)
         return found
 
-    def classify_by(self, form: ClassifierForm, own_head: Mapping[str, Tensor]) -> None:
-        """Compute logits from now on, of rows that are to be classified.
-
-        Args:
-            form: What follows the encoder.
-            own_head: The base's own head, in fp32; empty where it has none.
-        """
-        self._form, self._own_head = form, own_head
-        for site in {form.inner(name.rpartition(".")[0]) for name in form.poolers}:
-            if isinstance(module := self._model.get_submodule(site), nn.Linear):
-                module.register_forward_hook(self._pooler_hook(str(site)))
-
     @torch.inference_mode()
-    def compute(self, rows: Sequence[Row]) -> Sequence[Tensor]:
-        """Return the vector (D) of each row, or its logits where it is to be classified, in fp32.
+    def vectors(self, rows: Sequence[Row]) -> Tensor:
+        """Return the vectors of a batch, N D in fp32, in the order of `rows`.
 
         The adapters of every mix are in the bank.
         """
-        found: dict[int, Tensor] = {}
-        order = sorted(range(len(rows)), key=lambda i: (rows[i].mix, rows[i].classify))
-        apart = [i for i in order if self.bank.acts_on_shared(rows[i].mix)]
-        for _, group in groupby(apart, key=lambda i: rows[i].mix):
-            self._compute(rows, list(group), found, alone=True)
-        if together := [i for i in order if i not in set(apart)] if apart else order:
-            self._compute(rows, together, found, alone=False)
-        return [found[i] for i in range(len(rows))]
-
-    def _compute(self, rows: Sequence[Row], order: Sequence[int], found: dict[int, Tensor], *, alone: bool) -> None:
-        """Compute rows in one batch, in an order in which those of one mix are neighbours."""
-        longest = max(len(rows[index].ids) for index in order)
-        ids = torch.full((len(order), longest), self._pad)  # B T
+        order = sorted(range(len(rows)), key=lambda i: rows[i].mix)
+        longest = max(len(row.ids) for row in rows)
+        ids = torch.full((len(rows), longest), self._pad)  # B T
         mask = torch.zeros_like(ids)
         for place, index in enumerate(order):
             count = len(rows[index].ids)
             ids[place, :count] = torch.tensor(rows[index].ids)
             mask[place, :count] = 1
-        spans = list(_spans([rows[index] for index in order]))
-        self._spans = [span for span in spans if span.mix]  # rows of the bare base need nothing
-        self._is_alone = alone
+        self._spans = list(_spans([rows[index].mix for index in order]))
         try:
-            hidden = self._hidden(ids, mask)
+            states = self._states(ids, mask).float()
         finally:
             self._spans = []
-        embeds = not all(span.classify for span in spans)
-        vectors = self._pool(hidden.states.float(), mask.float()) if embeds else hidden.states
-        for span in spans:
-            results = self._logits(span, hidden) if span.classify else vectors[span.rows]
-            found.update(zip(order[span.rows], results, strict=True))
-
-    def _logits(self, span: _Span, hidden: HiddenStates) -> Tensor:
-        assert self._form is not None
-        return self._form.logits(self.bank.head(span.mix) if span.mix else self._own_head, hidden.rows(span.rows))
+        pooled = self._pool(states, mask.float())
+        found = torch.empty_like(pooled)
+        found[torch.tensor(order)] = pooled
+        return found
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self._layout.pooling == "cls":
@@ -142,13 +169,13 @@ class AdaptedEncoder:
             pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # B D
         return functional.normalize(pooled, dim=1) if self._layout.normalise else pooled
 
-    def _hidden(self, ids: Tensor, mask: Tensor) -> HiddenStates:
-        found = self._model(input_ids=ids, attention_mask=mask)
-        return HiddenStates(ids, mask, found.last_hidden_state, getattr(found, "pooler_output", None))
+    def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        states: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # B T D
+        return states
 
     @torch.inference_mode()
-    def _look(self, name: str) -> EncoderSites:
-        """Return the modules that are called, and make sure that every token sees those after it."""
+    def _probe(self, name: str) -> set[str]:
+        """Return the modules that see one slice per row, and make sure that every token sees those after it."""
         seen: dict[str, bool] = {}
 
         def look(site: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -159,11 +186,11 @@ class AdaptedEncoder:
             return hook
 
         handles = [module.register_forward_pre_hook(look(site)) for site, module in self._model.named_modules()]
-        ids = self.probe.clone()
+        ids = torch.arange(_PROBE_ROWS * _PROBE_TOKENS).reshape(_PROBE_ROWS, -1) * 37 % self._model.config.vocab_size
         try:
-            states = self._hidden(ids, torch.ones_like(ids)).states
+            states = self._states(ids, torch.ones_like(ids))
             ids[:, -1] = (ids[:, -1] + 1) % self._model.config.vocab_size
-            changed = self._hidden(ids, torch.ones_like(ids)).states
+            changed = self._states(ids, torch.ones_like(ids))
         except (AttributeError, TypeError) as error:
             raise BaseError(f"The base {name!r} gives no hidden states for token ids ({error}).") from None
         finally:
@@ -174,43 +201,15 @@ class AdaptedEncoder:
                 f"In the base {name!r} no token sees those after it, so it is a decoder; embeddings need an encoder "
                 "such as 'all-minilm-l6-v2'."
             )
-        by_row = frozenset(site for site, is_by_row in seen.items() if is_by_row)
-        return EncoderSites(by_row, frozenset(seen) - by_row)
+        return {site for site, by_row in seen.items() if by_row}
 
-    def _hook(self, site: str, module: nn.Module, *, shared: bool) -> None:
-        hook: Callable[[Any, Any, Tensor], None]
+    def _hook(self, site: str, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            hook = self._linear_hook(site)
+            module.register_forward_hook(self._linear_hook(site))
         elif isinstance(module, nn.LayerNorm):
-            hook = self._norm_hook(site)
+            module.register_forward_hook(self._norm_hook(site))
         elif isinstance(module, nn.Embedding):
-            hook = self._embedding_hook(f"{site}.weight")
-        else:
-            return
-        module.register_forward_hook(self._only_alone(hook) if shared else hook)
-
-    def _only_alone(self, hook: Callable[[Any, Any, Tensor], None]) -> Callable[[Any, Any, Tensor], None]:
-        """Return a hook that acts on all of what a module sees, where a whole batch is of one mix."""
-
-        def act(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            if self._is_alone and self._spans:
-                spans, self._spans = self._spans, [_Span(slice(None), self._spans[0].mix, classify=False)]
-                try:
-                    hook(module, inputs, output)
-                finally:
-                    self._spans = spans
-
-        return act
-
-    def _pooler_hook(self, site: str) -> Callable[[nn.Linear, tuple[Tensor], Tensor], None]:
-        def hook(module: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
-            for span in self._spans:
-                if own := self.bank.pooler(span.mix):
-                    weight, bias = own.get(f"{site}.weight", module.weight), own.get(f"{site}.bias", module.bias)
-                    given = inputs[0][span.rows].float()
-                    output[span.rows] = functional.linear(given, weight.float(), bias.float()).to(output.dtype)
-
-        return hook
+            module.register_forward_hook(self._embedding_hook(f"{site}.weight"))
 
     def _acting(self, span: _Span) -> list[tuple[AdapterWeights, float]]:
         return [(self.bank.held[adapter], strength) for adapter, strength in span.mix]
@@ -272,10 +271,11 @@ def _changed(parameter: Tensor | None, name: str, acting: Sequence[tuple[Adapter
     return result
 
 
-def _spans(rows: Sequence[Row]) -> Iterator[_Span]:
-    """Yield the neighbouring rows under each mix and for each purpose."""
+def _spans(mixes: Sequence[AdapterMix]) -> Iterator[_Span]:
+    """Yield the neighbouring rows under each mix; rows of the bare base need nothing."""
     start = 0
-    for (mix, classify), group in groupby(rows, key=lambda row: (row.mix, row.classify)):
+    for mix, group in groupby(mixes):
         stop = start + len(list(group))
-        yield _Span(slice(start, stop), mix, classify)
+        if mix:
+            yield _Span(slice(start, stop), mix)
         start = stop

@@ -1,0 +1,30 @@
+"""Formats of data as other tools name them: what each is here, and what of it differs."""
+
+from haori.conversion.draft import Draft
+
+__all__ = ["carry_alpaca", "carry_messages", "combine_system"]
+
+_TEMPLATE = "the prompt is made by the base's chat template, not by Alpaca's own words"
+_SYSTEM = ("system", "system_prompt")
+
+
+def carry_alpaca(draft: Draft, *names: str) -> None:
+    """Carry facts that say that rows hold instruction, input and output."""
+    draft.carry(names, {"data.format": "alpaca"}, _TEMPLATE)
+
+
+def carry_messages(draft: Draft, names: tuple[str, ...], column: str) -> None:
+    """Carry facts that say that a column holds messages."""
+    known = {"messages": "messages", "conversations": "sharegpt"}.get(column)
+    draft.carry(names, {"data.format": known} if known else {"data.columns.messages": column})
+
+
+def combine_system(draft: Draft, name: str) -> None:
+    """Settle a fact that names the column of the system message."""
+    mapped = any(key in draft.ours for key in ("data.columns.prompt", "data.columns.messages"))
+    if mapped:
+        draft.carry(name, {"data.columns.system": draft.value(name)} if draft.has(name) else {})
+    elif draft.value(name) in _SYSTEM:
+        draft.unneeded(name, "the column is read by its name")
+    else:
+        draft.leave(name, "beside a known format the column is named system or system_prompt", "rename the column")
