@@ -129,15 +129,6 @@ def test_a_row_without_labels_is_not_scored(model) -> None:
     assert (found.nll.tolist(), found.tokens.tolist()) == ([0], [0])
 
 
-def test_batches_keep_the_budget_and_every_row() -> None:
-    lengths = [3, 50, 7, 7, 120, 2, 49]
-    found = scoring.batches(lengths, 100)
-    assert sorted(index for batch in found for index in batch) == list(range(7))
-    assert found[0] == [4]  # longer than the budget: alone
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 100 for batch in found)
-    assert len(found) < len(lengths)
-
-
 def test_weights_that_are_not_numbers_are_an_error(model, rows) -> None:
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haori.tasks.recipe import ScheduleSection, recipe_from
-from haori.training.batches import fixed_batches, plan_epoch, share_of_process
+from haori.training.batches import plan_epoch, share_of_process
 from haori.training.diagnosis import Validation, diagnose
 from haori.training.schedule import rate_at
 from tests.training_samples import resolve_all
@@ -43,10 +43,6 @@ def test_processes_share_a_step_without_loss(sizes: list[int], processes: int, m
         shares = [share_of_process(step, process, processes) for process in range(processes)]
         assert len({len(share) for share in shares}) == 1
         assert sorted(row for share in shares for part in share if part for row in part) == sorted(sum(step, []))
-
-
-def test_evaluation_batches_hold_every_row():
-    assert sorted(sum(fixed_batches([5, 9, 2, 7], 10), [])) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ from torch import nn
 
 from haori.bases import generate
 from haori.core.records import Metric
+from haori.data.batching import plan_batches
 from haori.evaluation.bootstrap import RESAMPLES, intervals, mcnemar
 from haori.evaluation.examples import Example, context_length
 from haori.evaluation.labels import label_tokens
 from haori.evaluation.progress import progress_bar
 from haori.evaluation.result import Confusion
-from haori.evaluation.scoring import batches, default_budget, score_labels, score_rows
+from haori.evaluation.scoring import default_budget, score_labels, score_rows
 from haori.evaluation.systems import Both, Systems
 from haori.metrics.labels import accuracy, confusion_matrix, f1, f1_sums
 from haori.metrics.likelihood import perplexity, perplexity_sums
@@ -94,7 +95,7 @@ class Writer:
             answers = [""] * len(prompts)
             budget = _DECODE_BUDGETS * default_budget(model)
             with progress_bar(f"{title}, {name}", len(prompts), "answers") as advance:
-                for batch in batches(lengths, budget):
+                for batch in plan_batches(lengths, budget):
                     asked = [prompts[index] for index in batch]
                     texts = generate(model, self.tokenizer, asked, max_new_tokens=self.max_new_tokens)
                     for index, text in zip(batch, texts, strict=True):

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from haori.core.errors import VerificationError
+from haori.data.batching import plan_batches
 from haori.evaluation.progress import progress_bar
 from haori.metrics.statistics import Array
 
 __all__ = [
     "RowScores",
     "ScoredRow",
-    "batches",
     "default_budget",
     "score_labels",
     "score_labels_slow",
@@ -77,7 +77,7 @@ def score_rows(
     nll, tokens = np.zeros(len(rows)), np.zeros(len(rows))
     lengths = [len(row.input_ids) for row in rows]
     with progress_bar(title, sum(lengths), "tokens") as advance:
-        for batch in batches(lengths, budget or default_budget(model)):
+        for batch in plan_batches(lengths, budget or default_budget(model)):
             ids, mask = _pad([rows[index].input_ids for index in batch], "right", _device(model))
             labels = torch.full_like(ids, -100)
             for place, index in enumerate(batch):
@@ -124,7 +124,7 @@ def score_labels(
     firsts = torch.tensor([label[0] for label in labels])  # [L]
     budget = budget or default_budget(model)
     with progress_bar(title, sum(map(len, prompts)), "tokens") as advance:
-        for batch in batches([len(prompt) for prompt in prompts], budget):
+        for batch in plan_batches([len(prompt) for prompt in prompts], budget):
             ids, mask = _pad([prompts[index] for index in batch], "left", _device(model))
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             last = (torch.arange(len(batch)), torch.full((len(batch),), ids.shape[1] - 1))
@@ -223,17 +223,6 @@ def _first_log_probs(logits: Tensor, firsts: Tensor) -> Array:
     rows = logits.float()
     found = rows[:, firsts.to(rows.device)] - rows.logsumexp(dim=1, keepdim=True)
     return np.asarray(found.double().cpu().numpy())
-
-
-def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group rows of like length, longest first, so that rows x longest stays within the budget."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 def _pad(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:

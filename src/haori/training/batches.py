@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from haori.data.batching import cut_batches
 from haori.tasks.recipe import TrainingSection
 
-__all__ = ["Step", "count_steps", "epoch_steps", "fixed_batches", "plan_epoch", "share_of_process"]
+__all__ = ["Step", "count_steps", "epoch_steps", "plan_epoch", "share_of_process"]
 
 Step = list[list[int]]
 """One optimizer step: microbatches of row numbers."""
@@ -36,7 +37,7 @@ def plan_epoch(costs: Sequence[int], *, step_budget: int, microbatch_budget: int
     for start in range(0, len(order), window):
         part = order[start : start + window]
         part = part[np.argsort(-sizes[part], kind="stable")]
-        for rows in _cut(part.tolist(), sizes, step_budget):
+        for rows in cut_batches(part.tolist(), costs, step_budget):
             steps.append(_split_evenly(rows, int(sizes[rows[0]]), microbatch_budget))
     return [steps[i] for i in random.permutation(len(steps))]
 
@@ -60,13 +61,6 @@ def count_steps(costs: Sequence[int], training: TrainingSection) -> int:
     return min(planned, training.max_steps or planned)
 
 
-def fixed_batches(costs: Sequence[int], budget: int) -> list[list[int]]:
-    """Return all rows in batches within a budget, dearest first: for evaluation."""
-    sizes = np.asarray(costs)
-    order = np.argsort(-sizes, kind="stable").tolist()
-    return _cut(order, sizes, budget)
-
-
 def share_of_process(step: Step, process: int, processes: int) -> list[list[int] | None]:
     """Return the microbatches of a step that one of several processes computes.
 
@@ -82,15 +76,3 @@ def _split_evenly(rows: list[int], longest: int, budget: int) -> Step:
     """Split a step into as few microbatches as the budget allows, of about equal numbers of rows."""
     rows_each = max(1, budget // longest)
     return [part.tolist() for part in np.array_split(rows, math.ceil(len(rows) / rows_each))]
-
-
-def _cut(rows: list[int], sizes: "np.ndarray[tuple[int], np.dtype[np.int64]]", budget: int) -> list[list[int]]:
-    """Cut rows, sorted longest first, into runs whose padded size stays within `budget`."""
-    batches: list[list[int]] = []
-    longest = 0
-    for row in rows:
-        if not batches or (len(batches[-1]) + 1) * longest > budget:
-            batches.append([])
-            longest = int(sizes[row])
-        batches[-1].append(row)
-    return batches

@@ -22,9 +22,10 @@ from haori.adapters.behaviour import Behaviour
 from haori.adapters.methods import behaviour_of
 from haori.core.errors import TrainingError
 from haori.core.free_memory import release_free_memory
+from haori.data.batching import plan_batches
 from haori.tasks.recipe import Recipe
 from haori.tasks.task import Objective, Task
-from haori.training.batches import Step, count_steps, epoch_steps, fixed_batches, share_of_process
+from haori.training.batches import Step, count_steps, epoch_steps, share_of_process
 from haori.training.checkpoint import (
     Position,
     load_behaviour,
@@ -275,7 +276,7 @@ class Loop:
             return None
         self.wrapped.eval()
         device = self.accelerator.device
-        batches = fixed_batches(self.validation.costs, self.recipe.training.budgets().microbatch)
+        batches = plan_batches(self.validation.costs, self.recipe.training.budgets().microbatch)
         sums: dict[str, float] = {}
         for rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
             loss = self.validation.loss(self.wrapped, self.validation.batch(rows, device))
