@@ -21,6 +21,7 @@ from haori.core.errors import InputError, LibraryError, OverloadedError
 from haori.core.records import Fingerprint
 from haori.data import PromptFormat
 from haori.serve.request import AdapterMix, Deliver, Embedded, StreamChunk, TextRequest, TokenLogprob
+from haori.serve.status import EngineStatus
 from haori.server import (
     Access,
     AccessLog,
@@ -37,19 +38,6 @@ from haori.server import (
 def sample_base(name: str = "tiny") -> Base:
     fingerprint = Fingerprint(architecture="LlamaForCausalLM", structure="s", weights="w")
     return Base(name, Path("/nowhere"), "folder:/nowhere", None, fingerprint, "MIT", 1, 1, 256, None)
-
-
-@dataclass
-class Status:
-    running: int
-    waiting: int
-    running_adapters: Sequence[str]
-    waiting_adapters: Sequence[str]
-    kv_used_bytes: int
-    kv_total_bytes: int
-    prefix_queries: int
-    prefix_hits: int
-    adapter_loads: int
 
 
 @dataclass
@@ -113,11 +101,14 @@ class RepeatingEngine:
                 self._jobs[request_id].paused = False
                 self._changed.notify_all()
 
-    def status(self) -> Status:
+    def status(self) -> EngineStatus:
         with self._changed:
             mixes = [job.request.adapters for job in self._jobs.values()]
         names = tuple(sorted({identity for mix in mixes for identity, _ in mix}))
-        return Status(len(mixes), 0, names, (), 10 * len(mixes), 1000, 7, 3, 5)
+        return EngineStatus(
+            running=len(mixes), running_adapters=names, kv_used_bytes=10 * len(mixes), kv_total_bytes=1000,
+            prefix_queries=7, prefix_hits=3, adapter_loads=5,
+        )  # fmt: skip
 
     def drain(self, timeout_s: float) -> bool:
         with self._changed:

@@ -119,7 +119,7 @@ def ask(client, model, prompt):
 
 
 def replicas(engine):
-    return {replica.pid: replica.engine for replica in engine.status().replicas}
+    return {worker.pid: worker.engine for worker in engine.status().workers}
 
 
 def settled(engine):

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from haori.serve.embedding.embedder import EmbedderLimits, TextEmbedder
     from haori.serve.embedding.layout import is_encoder
     from haori.serve.embedding.opening import open_embedder
-    from haori.serve.engine.engine import EngineStatus, TextEngine
+    from haori.serve.engine.engine import TextEngine
     from haori.serve.engine.scheduler import EngineLimits
     from haori.serve.opening import open_engine
     from haori.serve.request import BASE, AdapterMix, Sampling, StreamChunk, TextRequest, TokenLogprob
+    from haori.serve.status import EngineStatus
 
 __all__ = [
     "BASE",
@@ -42,9 +43,10 @@ __getattr__ = lazy_exports(
         "embedding.embedder": ("EmbedderLimits", "TextEmbedder"),
         "embedding.layout": ("is_encoder",),
         "embedding.opening": ("open_embedder",),
-        "engine.engine": ("EngineStatus", "TextEngine"),
+        "engine.engine": ("TextEngine",),
         "engine.scheduler": ("EngineLimits",),
         "opening": ("open_engine",),
         "request": ("BASE", "AdapterMix", "StreamChunk", "Sampling", "TextRequest", "TokenLogprob"),
+        "status": ("EngineStatus",),
     },
 )

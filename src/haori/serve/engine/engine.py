@@ -6,9 +6,8 @@ said. Other threads only leave requests and cancellations. It knows nothing abou
 """
 
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
@@ -19,8 +18,9 @@ from haori.serve.engine.runner import Runner
 from haori.serve.engine.scheduler import EngineLimits, Scheduler
 from haori.serve.engine.sequence import Sequence
 from haori.serve.prompt_check import check_prompt
-from haori.serve.request import AdapterMix, Deliver, Sampling, TextRequest
+from haori.serve.request import Deliver, Sampling, TextRequest
 from haori.serve.sampling.sampler import Constraint, SamplerState
+from haori.serve.status import EngineStatus, adapters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,35 +29,12 @@ if TYPE_CHECKING:
     from haori.library import AdapterFiles
     from haori.serve.sampling.constraints import Constraints
 
-__all__ = ["EngineStatus", "TextEngine"]
+__all__ = ["TextEngine"]
 
 _POLL_S = 0.05
 _PROBE_S = 1.0  # between two looks whether an engine that could not compute can
 _FAILURES = 3  # steps on end that raise something on nobody's account
 _ENDED = "The engine has ended."
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """How busy the engine is, and what it has done since it began."""
-
-    running: int
-    waiting: int
-    running_adapters: tuple[str, ...]
-    waiting_adapters: tuple[str, ...]
-    resident_adapters: tuple[str, ...]
-    adapter_used_bytes: int
-    adapter_total_bytes: int
-    kv_used_bytes: int
-    kv_total_bytes: int
-    prefix_queries: int
-    prefix_hits: int
-    prompt_tokens: int
-    generated_tokens: int
-    steps: int
-    preemptions: int
-    adapter_loads: int
-    adapter_evictions: int
 
 
 class TextEngine:
@@ -305,8 +282,8 @@ class TextEngine:
         return EngineStatus(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            running_adapters=_adapters(scheduler.running),
-            waiting_adapters=_adapters(scheduler.waiting),
+            running_adapters=adapters_of({sequence.request.adapters for sequence in scheduler.running}),
+            waiting_adapters=adapters_of({sequence.request.adapters for sequence in scheduler.waiting}),
             resident_adapters=tiers.resident,
             adapter_used_bytes=tiers.used_bytes,
             adapter_total_bytes=tiers.budget_bytes,
@@ -321,8 +298,3 @@ class TextEngine:
             adapter_loads=tiers.loads,
             adapter_evictions=tiers.evictions,
         )
-
-
-def _adapters(sequences: Iterable[Sequence]) -> tuple[str, ...]:
-    mixes: set[AdapterMix] = {sequence.request.adapters for sequence in sequences}
-    return tuple(sorted({adapter for mix in mixes for adapter, _ in mix}))

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.serve.engine.queue_share import check_share
 from haori.serve.prompt_check import check_prompt
-from haori.serve.ray.plan import ReplicaChunks, ReplicaFacts, ReplicaPlan, ReplicaStatus
+from haori.serve.ray.plan import ReplicaChunks, ReplicaFacts, ReplicaPlan
 from haori.serve.ray.scale import Scale
 from haori.serve.ray.watch import ReplicaWatch
-from haori.serve.request import AdapterMix, Deliver, Sampling, StreamChunk, TextRequest
+from haori.serve.request import Deliver, Sampling, StreamChunk, TextRequest
+from haori.serve.status import EngineStatus, adapters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from haori.library import AdapterFiles
 
-__all__ = ["RayEngine", "RayStatus"]
+__all__ = ["RayEngine"]
 
 Deployed = AbstractContextManager[tuple[Any, ReplicaFacts]]
 
@@ -34,22 +35,6 @@ _DIED = "The replica that wrote this answer ended before it was complete; ask ag
 _DIED_TWICE = "Two replicas ended before they began this answer; ask again."
 _CHECK_S = 60.0
 _GONE = "No replica has answered for a minute; ask again later."
-
-
-@dataclass(frozen=True)
-class RayStatus:
-    """How busy all replicas together are; figures of the engines are of the last second."""
-
-    running: int
-    waiting: int
-    running_adapters: tuple[str, ...]
-    waiting_adapters: tuple[str, ...]
-    kv_used_bytes: int
-    kv_total_bytes: int
-    prefix_queries: int
-    prefix_hits: int
-    adapter_loads: int
-    replicas: tuple[ReplicaStatus, ...]
 
 
 @dataclass
@@ -172,24 +157,25 @@ class RayEngine:
     def resume(self, request_id: str) -> None:
         """Do nothing, as for `pause`."""
 
-    def status(self) -> RayStatus:
-        """Return how busy the replicas are."""
+    def status(self) -> EngineStatus:
+        """Return how busy all replicas together are; figures of their engines are of the last second."""
         with self._lock:
             calls = list(self._calls.values())
         begun = [call for call in calls if call.begun]
         replicas = tuple(self._watch.latest.values())
+        engines = [replica.engine for replica in replicas if replica.engine is not None]
         totals = self._watch.totals()
-        return RayStatus(
+        return EngineStatus(
             running=len(begun),
             waiting=len(calls) - len(begun),
-            running_adapters=_adapters(begun),
-            waiting_adapters=_adapters([call for call in calls if not call.begun]),
-            kv_used_bytes=sum(replica.engine.kv_used_bytes for replica in replicas),
-            kv_total_bytes=sum(replica.engine.kv_total_bytes for replica in replicas),
+            running_adapters=adapters_of(call.request.adapters for call in begun),
+            waiting_adapters=adapters_of(call.request.adapters for call in calls if not call.begun),
+            kv_used_bytes=sum(engine.kv_used_bytes for engine in engines),
+            kv_total_bytes=sum(engine.kv_total_bytes for engine in engines),
             prefix_queries=totals.prefix_queries,
             prefix_hits=totals.prefix_hits,
             adapter_loads=totals.adapter_loads,
-            replicas=replicas,
+            workers=replicas,
         )
 
     def drain(self, timeout_s: float) -> bool:
@@ -316,8 +302,3 @@ def _outage(sentence: str) -> StreamChunk:
 def _reason(error: Exception) -> str:
     """Return the last line: an error from a replica comes with its traceback."""
     return (str(error).strip().splitlines() or [repr(error)])[-1]
-
-
-def _adapters(calls: list[_Call]) -> tuple[str, ...]:
-    mixes: set[AdapterMix] = {call.request.adapters for call in calls}
-    return tuple(sorted({adapter for mix in mixes for adapter, _ in mix}))

@@ -1,14 +1,13 @@
-"""What a replica is told when it begins, and what it says of itself. Never imports Ray."""
+"""What a replica is told when it begins, and what it sends. Never imports Ray."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from haori.bases import Base
-from haori.serve.engine.engine import EngineStatus
 from haori.serve.engine.scheduler import EngineLimits
 from haori.serve.request import StreamChunk
 
-__all__ = ["ReplicaChunks", "ReplicaFacts", "ReplicaPlan", "ReplicaStatus"]
+__all__ = ["ReplicaChunks", "ReplicaFacts", "ReplicaPlan"]
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,6 @@ class ReplicaFacts:
     vocabulary: int
     stop_tokens: frozenset[int]
     remarks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ReplicaStatus:
-    """How busy a replica is: its name, its process, and what its engine says."""
-
-    replica: str
-    pid: int
-    engine: EngineStatus
 
 
 @dataclass(frozen=True)

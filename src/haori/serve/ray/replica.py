@@ -12,8 +12,9 @@ from ray import serve
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.library.adapter_files import AdapterFiles
-from haori.serve.ray.plan import ReplicaChunks, ReplicaFacts, ReplicaPlan, ReplicaStatus
+from haori.serve.ray.plan import ReplicaChunks, ReplicaFacts, ReplicaPlan
 from haori.serve.request import StreamChunk, TextRequest
+from haori.serve.status import WorkerStatus
 
 __all__ = ["EngineReplica"]
 
@@ -53,9 +54,9 @@ class EngineReplica:
         engine = self._engine
         return ReplicaFacts(engine.context_length, engine.vocabulary, engine.stop_tokens, tuple(self._remarks))
 
-    async def status(self) -> ReplicaStatus:
+    async def status(self) -> WorkerStatus:
         """Return how busy it is."""
-        return ReplicaStatus(self._name, os.getpid(), self._engine.status())
+        return WorkerStatus(self._name, pid=os.getpid(), engine=self._engine.status())
 
     async def answer(self, request: TextRequest) -> AsyncIterator[ReplicaChunks]:
         """Answer one request; whoever stops to listen ends it."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from haori.serve.ray.plan import ReplicaStatus
+from haori.serve.status import EngineStatus, WorkerStatus
 
 __all__ = ["ReplicaWatch", "Totals"]
 
@@ -34,7 +34,7 @@ class ReplicaWatch:
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.latest: dict[str, ReplicaStatus] = {}
+        self.latest: dict[str, WorkerStatus] = {}
         self.gone = False
         self._say = say
         self._seen_s = time.monotonic()
@@ -61,9 +61,9 @@ class ReplicaWatch:
             return  # one that does not reply holds up all; Ray Serve's own checks will replace it
         except Exception:  # noqa: BLE001 - of whatever kind, it gave no reply; and polling must go on
             replies = []
-        self._update({reply.replica: reply for reply in replies if isinstance(reply, ReplicaStatus)})
+        self._update({reply.name: reply for reply in replies if isinstance(reply, WorkerStatus)})
 
-    def _update(self, found: dict[str, ReplicaStatus]) -> None:
+    def _update(self, found: dict[str, WorkerStatus]) -> None:
         lost = [_totals(replica) for name, replica in self.latest.items() if name not in found]
         before = set(self.latest)
         self._ended, self.latest = _sum([self._ended, *lost]), found
@@ -74,8 +74,8 @@ class ReplicaWatch:
             self._say(f"{count} replica{' answers' if count == 1 else 's answer'} requests.")
 
 
-def _totals(replica: ReplicaStatus) -> Totals:
-    engine = replica.engine
+def _totals(replica: WorkerStatus) -> Totals:
+    engine = replica.engine or EngineStatus()
     return Totals(engine.prefix_queries, engine.prefix_hits, engine.adapter_loads)
 
 

@@ -8,7 +8,7 @@ requests that it had not begun to answer go to another.
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from haori.serve.engine.queue_share import check_share
 from haori.serve.engine.scheduler import EngineLimits
 from haori.serve.engine.unforeseen import unforeseen
 from haori.serve.prompt_check import check_prompt
-from haori.serve.request import AdapterMix, Deliver, Fault, Finish, TextRequest
+from haori.serve.request import Deliver, Fault, Finish, TextRequest
+from haori.serve.status import EngineStatus, WorkerStatus, adapters_of
 from haori.serve.vllm.answer import VllmAnswer
 from haori.serve.vllm.conversion import VllmCopies, vllm_name
 from haori.serve.vllm.loop import LoopThread
@@ -37,29 +38,11 @@ if TYPE_CHECKING:
     from haori.bases import Base
     from haori.library import AdapterFiles
 
-__all__ = ["VllmEngine", "VllmStatus"]
+__all__ = ["VllmEngine"]
 
 _TRIES = 3
 _READERS = 2
 _CLOSE_S = 10.0
-
-
-@dataclass(frozen=True)
-class VllmStatus:
-    """How busy the engine is. What vLLM does with its memory is in its own `/metrics`."""
-
-    running: int
-    waiting: int
-    running_adapters: tuple[str, ...]
-    waiting_adapters: tuple[str, ...]
-    prefix_queries: int
-    prefix_hits: int
-    adapter_loads: int
-    adapter_evictions: int
-    servers: int
-    servers_alive: int
-    kv_used_bytes: int = 0
-    kv_total_bytes: int = 0
 
 
 @dataclass(eq=False)
@@ -172,24 +155,23 @@ class VllmEngine:
     def resume(self, request_id: str) -> None:
         """Do nothing, as for `pause`."""
 
-    def status(self) -> VllmStatus:
-        """Return how busy the engine is."""
+    def status(self) -> EngineStatus:
+        """Return how busy the engine is. What vLLM does with its memory is in its own `/metrics`."""
         with self._changed:
             jobs = list(self._jobs.values())
         running = [job for job in jobs if job.task is not None]
         waiting = [job for job in jobs if job.task is None]
         servers = self._servers.servers
-        return VllmStatus(
+        return EngineStatus(
             running=len(running),
             waiting=len(waiting),
-            running_adapters=_adapters(job.request.adapters for job in running),
-            waiting_adapters=_adapters(job.request.adapters for job in waiting),
+            running_adapters=adapters_of(job.request.adapters for job in running),
+            waiting_adapters=adapters_of(job.request.adapters for job in waiting),
             prefix_queries=self._prompt_tokens,
             prefix_hits=self._cached_tokens,
             adapter_loads=sum(server.adapters.loads for server in servers),
             adapter_evictions=sum(server.adapters.evictions for server in servers),
-            servers=len(servers),
-            servers_alive=sum(server.alive for server in servers),
+            workers=tuple(WorkerStatus(server.upstream.url, server.alive) for server in servers),
         )
 
     def drain(self, timeout_s: float) -> bool:
@@ -343,7 +325,3 @@ class VllmEngine:
             self._jobs.pop(job.request.id, None)
             if not self._jobs:
                 self._changed.notify_all()
-
-
-def _adapters(mixes: Iterable[AdapterMix]) -> tuple[str, ...]:
-    return tuple(sorted({adapter for mix in mixes for adapter, _ in mix}))
