@@ -148,6 +148,40 @@ def test_lines_read_well() -> None:
     assert lines[0].difference_interval == "-4.0 to 0.0"
 
 
+def test_errors_and_figures_below_zero_read_well() -> None:
+    metrics = {
+        "f1[x]": metric(0.5, 0.4, 0.02, 0.18),
+        "reward_margin": metric(12.3456, -0.5, 12.0, 13.0),
+        "mcc": metric(-0.042, 0.125, -0.3, -0.02),
+        "calibration_error": metric(0.03, 0.11, -0.1, -0.06),
+        "log_loss": metric(0.25, 0.75, -0.6, -0.4),
+    }
+    result = make(metrics=metrics, base_intervals={"mcc": (-0.2, 0.4)})
+    lines = {line.name: line for line in metric_lines(result)}
+    assert list(lines) == ["mcc", "calibration_error", "log_loss", "reward_margin", "f1[x]"]
+    mcc, error, margin = lines["mcc"], lines["calibration_error"], lines["reward_margin"]
+    assert (mcc.adapter, mcc.adapter_interval, mcc.base_interval) == ("-0.042", "-0.092 to 0.008", "-0.200 to 0.400")
+    assert (mcc.difference, mcc.difference_interval, mcc.verdict) == ("-0.167", "-0.300 to -0.020", "worse")
+    assert (error.adapter, error.difference, error.verdict) == ("3.0%", "-8.0 points", "better")
+    assert lines["log_loss"].verdict == "better"
+    assert (margin.adapter, margin.base, margin.verdict) == ("12.35", "-0.500", "better")
+    assert (lines["f1[x]"].kind.title, lines["f1[x]"].adapter) == ("F1, x", "50.0%")
+    assert headline(make(metrics={"mcc": metrics["mcc"]}, base_intervals={})) == (
+        "MCC -0.042 with the adapter, 0.125 without: -0.167 (95% interval -0.300 to -0.020), worse."
+    )
+    page = render_html(result)
+    Tags(page)
+    assert page.count("<svg") == 7  # shares, coefficients and nats, value and difference each, and the histogram
+    assert "lower is better" in page
+
+
+def test_titles_of_figures_lie_inside_their_frame() -> None:
+    dot = plots.Dot("base", 1.0, 0.5, 1.5, "t")
+    for kind in KINDS.values():
+        place = re.search(r'class="name" x="([^"]*)"', plots.dot_plot([plots.DotRow(kind.title, (dot,))], "l"))
+        assert float(place[1]) >= 7 * len(kind.title)  # 13 px letters are about 7 px wide, and the text ends there
+
+
 def test_terminal_shows_data_as_it_is() -> None:
     console = Console(file=StringIO(), width=100, color_system=None)
     show_result(make(), console)

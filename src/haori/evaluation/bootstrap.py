@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from haori.metrics.statistics import Array, Sums
+from haori.metrics.statistics import Array, Statistic
 
 __all__ = ["RESAMPLES", "Interval", "Intervals", "McNemar", "intervals", "mcnemar"]
 
@@ -43,28 +43,37 @@ class McNemar(NamedTuple):
     p_value: float
 
 
-def intervals(sums: Sums, base: Sums | None = None, *, resamples: int = RESAMPLES, seed: int = 0) -> Intervals | None:
+def intervals(
+    statistic: Statistic, base: Statistic | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Intervals | None:
     """Bootstrap a metric and, with `base`, the paired difference on the same resampled rows.
 
     The ends are the 2.5th and 97.5th percentiles over `resamples` draws of n rows with replacement
-    (Efron 1979).
+    (Efron 1979). Draws on which the metric is not defined, such as AUROC of one class, are left out.
 
     Returns:
-        None for fewer than two rows: there is nothing to draw from.
+        None for fewer than two rows, or where the metric is defined on no draw: there is nothing to draw from.
+
+    Raises:
+        ValueError: The two were measured on different numbers of rows.
     """
-    n = len(sums.rows)
+    n = statistic.rows
+    if base is not None and base.rows != n:
+        raise ValueError(f"a paired difference needs the same rows, not {n} and {base.rows}")
     if n < 2:
         return None
-    both = sums.rows if base is None else np.concatenate([sums.rows, base.rows], axis=1)  # [n, K] or [n, 2K]
-    drawn = np.concatenate([counts @ both for counts in _draws(n, resamples, seed)])  # [resamples, K or 2K]
-    width = sums.rows.shape[1]
-    values = sums.score(drawn[:, :width])
+    both = (statistic,) if base is None else (statistic, base)
+    draws = _draws(n, resamples, seed)
+    drawn = np.concatenate([[one.resampled(counts) for one in both] for counts in draws], axis=1)  # [1 or 2, resamples]
+    drawn = drawn[:, ~np.isnan(drawn).any(axis=0)]
+    if not drawn.size:
+        return None
+    value = _percentiles(drawn[0])
     if base is None:
-        return Intervals(_percentiles(values), None, None)
-    base_values = base.score(drawn[:, width:])
+        return Intervals(value, None, None)
     with np.errstate(invalid="ignore"):
-        differences = values - base_values
-    return Intervals(_percentiles(values), _percentiles(base_values), _percentiles(differences))
+        differences = drawn[0] - drawn[1]
+    return Intervals(value, _percentiles(drawn[1]), _percentiles(differences))
 
 
 def mcnemar(first_right: npt.ArrayLike, second_right: npt.ArrayLike) -> McNemar:

@@ -23,7 +23,7 @@ from haori.evaluation.scoring import default_budget, score_labels, score_rows
 from haori.evaluation.systems import Both, Systems
 from haori.metrics.labels import accuracy, confusion_matrix, f1, f1_sums
 from haori.metrics.likelihood import perplexity, perplexity_sums
-from haori.metrics.statistics import Array, Sums, mean_sums
+from haori.metrics.statistics import Array, Statistic, mean_sums
 from haori.metrics.text import NORMALISATION, bleu, bleu_sums, chrf, chrf_sums, exact_match
 
 __all__ = ["Group", "Part", "Writer", "measure_generation", "measure_labels", "measure_perplexity"]
@@ -49,7 +49,7 @@ class Group:
     notes: list[str] = field(default_factory=list)
     confusion: Confusion | None = None
 
-    def add(self, name: str, values: Both[float], rows: Both[Sums], seed: int) -> None:
+    def add(self, name: str, values: Both[float], rows: Both[Statistic], seed: int) -> None:
         """Add a metric: its values as the libraries give them, its intervals by bootstrap over `rows`."""
         found = intervals(rows.adapter, rows.base, resamples=RESAMPLES, seed=seed)
         low, high = found.value if found else (None, None)

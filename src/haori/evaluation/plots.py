@@ -19,6 +19,7 @@ _BAR_HEIGHT = 220
 _ROW = 52
 _BOTTOM = 30
 _TAIL_PERCENT = 1
+_LETTER = 7  # width of a letter of a row's title, at 13 px
 
 
 class Dot(NamedTuple):
@@ -65,7 +66,8 @@ def dot_plot(
         limits: Limits that the axis never leaves, such as 0 and 100.
     """
     height = _ROW * len(rows) + _BOTTOM + 8
-    axis = _Axis(*_ends(rows, zero, limits), left=96, right=_DOT_WIDTH - 20, bottom=height - _BOTTOM)
+    left = max(96, 14 + _LETTER * max(len(row.title) for row in rows))
+    axis = _Axis(*_ends(rows, zero, limits), left=left, right=_DOT_WIDTH - 20, bottom=height - _BOTTOM)
     parts = [_grid(axis)]
     if zero:
         parts.append(_upright("zero", axis.x(0), axis.bottom))

@@ -56,6 +56,8 @@ def _value_plots(result: EvaluationResult) -> list[Markup]:
     plots = []
     for scales, label, limits in (
         (("share", "score"), "Metrics from 0 to 100, base and adapter", (-2.0, 102.0)),
+        (("coefficient",), "Coefficients from -1 to 1, base and adapter", (-1.02, 1.02)),
+        (("nats",), "Figures in nats, base and adapter", None),
         (("perplexity",), "Perplexity, base and adapter", None),
     ):
         rows = [
@@ -71,6 +73,8 @@ def _difference_plots(result: EvaluationResult) -> list[Markup]:
     plots = []
     for scales, label in (
         (("share", "score"), "Differences in points"),
+        (("coefficient",), "Differences of coefficients"),
+        (("nats",), "Differences in nats"),
         (("perplexity",), "Difference in perplexity"),
     ):
         rows = []

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from haori.core.records import BaseReference, DataReference, Evaluation, Metric, now
-from haori.metrics.kinds import KINDS, Kind
+from haori.metrics.kinds import KINDS, Kind, in_order, kind_of
 
 __all__ = [
     "Answer",
@@ -89,7 +89,7 @@ class EvaluationResult:
         against: Name of the base it was compared with, if it was.
         base: Identity of the base, if the caller gave it.
         data: The dataset.
-        metrics: Metrics by name; `haori.metrics.kinds.KINDS` says how each is read.
+        metrics: Metrics by name; `haori.metrics.kinds.kind_of` says how each is read.
         base_intervals: 95% interval of the base's own figure, where it was compared.
         labels: The label set of a label task, else empty.
         confusion: Confusion matrices of a label task.
@@ -159,8 +159,8 @@ class MetricLine(NamedTuple):
 
 
 def metric_lines(result: EvaluationResult) -> list[MetricLine]:
-    """Return one readable line per metric, in the order of `KINDS`."""
-    return [_line(result, name) for name in KINDS if name in result.metrics]
+    """Return one readable line per metric, in the order of `KINDS`, those of single labels last."""
+    return [_line(result, name) for name in in_order(result.metrics)]
 
 
 def headline(result: EvaluationResult) -> str:
@@ -178,7 +178,7 @@ def headline(result: EvaluationResult) -> str:
 
 
 def _line(result: EvaluationResult, name: str) -> MetricLine:
-    kind, metric = KINDS[name], result.metrics[name]
+    kind, metric = kind_of(name), result.metrics[name]
     return MetricLine(
         kind=kind,
         name=name,
@@ -210,7 +210,7 @@ def interval_of(kind: Kind, low: float | None, high: float | None, *, signed: bo
 
 
 def _number(kind: Kind, value: float, signed: bool) -> str:
-    digits = (3 if abs(value) < 10 else 2) if kind.scale == "perplexity" else 1
+    digits = 1 if kind.scale in ("share", "score") else 3 if abs(value) < 10 else 2
     text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
     # No signed nothing: "-0.0" says less than "0.0".
     return text if any(digit in text for digit in "123456789") or "n" in text else text.lstrip("+-")

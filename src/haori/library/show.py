@@ -1,4 +1,4 @@
-"""What a terminal shows of the library: lists, cards, proofs."""
+"""What a terminal shows of the library: lists, cards, proofs. Text of a card is never read as rich markup."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -17,18 +17,19 @@ __all__ = ["card_table", "list_table", "verification_table"]
 def list_table(adapters: Iterable[StoredAdapter]) -> "Table":
     """Return one line per name."""
     from rich.table import Column, Table
+    from rich.text import Text
 
     titles = ("base", "method", "MB", "licence", "proved")
     table = Table(Column("name", no_wrap=True), *(Column(title, overflow="fold") for title in titles))
     for stored in adapters:
         card = stored.card
         table.add_row(
-            f"{stored.name} [green](promoted)[/]" if stored.promoted else stored.name,
-            card.base.name,
-            card.method + (f" r{card.rank}" if card.rank else ""),
+            Text.assemble(stored.name, (" (promoted)", "green") if stored.promoted else ""),
+            Text(card.base.name),
+            Text(card.method + (f" r{card.rank}" if card.rank else "")),
             f"{card.size_bytes / 1e6:.1f}",
-            card.licence or "unknown",
-            _proved(card.verification),
+            Text(card.licence or "unknown"),
+            Text(_proved(card.verification)),
         )
     return table
 
@@ -36,6 +37,7 @@ def list_table(adapters: Iterable[StoredAdapter]) -> "Table":
 def card_table(stored: StoredAdapter) -> "Table":
     """Return everything a person would ask about an adapter."""
     from rich.table import Column, Table
+    from rich.text import Text
 
     card = stored.card
     verdict = effective_licence(card)
@@ -62,18 +64,19 @@ def card_table(stored: StoredAdapter) -> "Table":
     ]  # fmt: skip
     for key, value in rows:
         if value:
-            table.add_row(key, value)
+            table.add_row(key, Text(value))
     return table
 
 
 def verification_table(verification: Verification) -> "Table":
     """Return the checks of a proof, one line each."""
     from rich.table import Column, Table
+    from rich.text import Text
 
     table = Table("check", "", Column("what was found", overflow="fold"))
     for check in verification.checks:
         mark = "[green]passed[/]" if check.passed else "[bold red]failed[/]"
-        table.add_row(check.name, mark, check.detail)
+        table.add_row(Text(check.name), mark, Text(check.detail))
     return table
 
 

@@ -1,9 +1,12 @@
 """How each metric reads: its title, the direction of improvement and its scale."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "Kind", "Scale", "in_order", "kind_of", "label_metric"]
+
+Scale = Literal["share", "score", "perplexity", "coefficient", "nats"]
 
 
 @dataclass(frozen=True)
@@ -13,20 +16,65 @@ class Kind:
     Attributes:
         title: What people call it.
         better: The direction of improvement.
-        scale: `share` (0..1, shown as per cent), `score` (0..100) or `perplexity` (1 and up).
+        scale: `share` (0..1, shown as per cent), `score` (0..100), `perplexity` (1 and up), `coefficient` (-1..1) or
+            `nats` (any number).
     """
 
     title: str
     better: Literal["higher", "lower"]
-    scale: Literal["share", "score", "perplexity"]
+    scale: Scale
 
 
 KINDS: dict[str, Kind] = {
     "accuracy": Kind("Accuracy", "higher", "share"),
+    "preference_accuracy": Kind("Preference accuracy", "higher", "share"),
+    "entity_f1": Kind("Entity F1", "higher", "share"),
+    "entity_precision": Kind("Entity precision", "higher", "share"),
+    "entity_recall": Kind("Entity recall", "higher", "share"),
+    "token_accuracy": Kind("Token accuracy", "higher", "share"),
     "macro_f1": Kind("Macro F1", "higher", "share"),
     "micro_f1": Kind("Micro F1", "higher", "share"),
+    "auroc": Kind("AUROC", "higher", "share"),
+    "aupr": Kind("AUPR", "higher", "share"),
+    "mcc": Kind("MCC", "higher", "coefficient"),
+    "calibration_error": Kind("Calibration error", "lower", "share"),
+    "log_loss": Kind("Log loss", "lower", "nats"),
+    "reward_margin": Kind("Reward margin", "higher", "nats"),
+    "chosen_reward": Kind("Chosen reward", "higher", "nats"),
+    "rejected_reward": Kind("Rejected reward", "lower", "nats"),
     "exact_match": Kind("Exact match", "higher", "share"),
     "bleu": Kind("BLEU", "higher", "score"),
     "chrf": Kind("chrF", "higher", "score"),
     "perplexity": Kind("Perplexity", "lower", "perplexity"),
 }
+
+_OF_A_LABEL = {
+    "precision": Kind("Precision", "higher", "share"),
+    "recall": Kind("Recall", "higher", "share"),
+    "f1": Kind("F1", "higher", "share"),
+}
+
+
+def label_metric(metric: str, label: str) -> str:
+    """Return the name of `precision`, `recall` or `f1` of one label, such as `recall[positive]`."""
+    return f"{metric}[{label}]"
+
+
+def kind_of(name: str) -> Kind:
+    """Return how a metric is read, that of one label included.
+
+    Raises:
+        KeyError: No metric has this name.
+    """
+    metric, bracket, label = name.partition("[")
+    if name in KINDS or not bracket:
+        return KINDS[name]
+    kind = _OF_A_LABEL[metric]
+    return replace(kind, title=f"{kind.title}, {label.removesuffix(']')}")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the names in the order in which metrics are shown: those of `KINDS`, then those of labels."""
+    given = [*names]
+    of_labels = [name for name in given if "[" in name and name.partition("[")[0] in _OF_A_LABEL]
+    return [name for name in KINDS if name in given] + of_labels

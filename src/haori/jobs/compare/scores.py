@@ -12,7 +12,7 @@ from haori.evaluation.bootstrap import intervals
 from haori.jobs.compare.records import Difference, Measured, Score
 from haori.metrics.labels import f1_sums
 from haori.metrics.likelihood import perplexity_sums
-from haori.metrics.statistics import Sums, mean_of, mean_sums
+from haori.metrics.statistics import Statistic, mean_of, mean_sums
 from haori.metrics.text import bleu_sums, chrf_sums
 
 __all__ = ["main_metric", "scores_of"]
@@ -32,8 +32,8 @@ def scores_of(runs: Sequence[Measured], against: dict[str, Sequence[Measured]], 
         MismatchError: Two runs were measured on different rows.
     """
     _require_same_rows([*runs, *(run for other in against.values() for run in other)])
-    own = _sums(runs)
-    others = {name: _sums(other) for name, other in against.items() if other}
+    own = _statistics(runs)
+    others = {name: _statistics(other) for name, other in against.items() if other}
     scores = {}
     for metric in _ORDER:
         if metric not in own:
@@ -57,7 +57,7 @@ def main_metric(scores: dict[str, Score]) -> str:
     return next(name for name in ("accuracy", "perplexity", *_ORDER) if name in scores)
 
 
-def _difference(mean: Sums, other: Sums, seed: int) -> Difference:
+def _difference(mean: Statistic, other: Statistic, seed: int) -> Difference:
     found = intervals(mean, other, seed=seed)
     low, high = found.difference if found and found.difference else (None, None)
     return Difference(value=mean.value - other.value, low=low, high=high)
@@ -69,17 +69,17 @@ def _require_same_rows(runs: Sequence[Measured]) -> None:
         raise MismatchError("The runs were scored on different rows: the test data changed; compare anew.")
 
 
-def _sums(runs: Sequence[Measured]) -> dict[str, list[Sums]]:
-    found: dict[str, list[Sums]] = {}
+def _statistics(runs: Sequence[Measured]) -> dict[str, list[Statistic]]:
+    found: dict[str, list[Statistic]] = {}
     for run in runs:
-        for name, sums in _sums_of(run).items():
-            found.setdefault(name, []).append(sums)
+        for name, statistic in _statistics_of(run).items():
+            found.setdefault(name, []).append(statistic)
     return found
 
 
-def _sums_of(run: Measured) -> dict[str, Sums]:
-    """Return the metrics that were measured, in summable form."""
-    found = {}
+def _statistics_of(run: Measured) -> dict[str, Statistic]:
+    """Return the metrics that were measured, as statistics over rows."""
+    found: dict[str, Statistic] = {}
     labelled = [row for row in run.rows if row.label is not None]
     if labelled:
         answers, references = [str(row.label) for row in labelled], [str(row.reference) for row in labelled]
