@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from haori.serve.adapters.multi_lora import _group_rows, _Span
-from haori.serve.adapters.packed import Layouts, Site, SpareMemory, pack_adapter
+from haori.serve.adapters.packed import PackedBank, Site
 from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
 from haori.serve.kernels.native import compiled, native_kernels
 from haori.serve.kernels.native_weights import NativeInt4Weight, NativeInt8Weight
@@ -21,7 +21,7 @@ def test_updates_of_many_adapters_on_many_rows(ranks, width, outputs):
     torch.manual_seed(0)
     outputs = outputs[: len(ranks)]
     site = Site(tuple(f"m{i}" for i in range(len(ranks))), width, outputs)
-    layouts, adapters = Layouts(), []
+    bank, adapters = PackedBank([site], (), (), torch.bfloat16, torch.device("cpu")), []
     for number in range(4):
         updates = {
             name: ModuleUpdate((torch.randn(rank, width) * 0.1).bfloat16(), (torch.randn(rank, out) * 0.1).bfloat16())
@@ -29,8 +29,8 @@ def test_updates_of_many_adapters_on_many_rows(ranks, width, outputs):
             if rank
         }
         weights = AdapterWeights(f"a{number}", updates, {}, {}, 0)
-        adapters.append((weights, pack_adapter(weights, [site], layouts, torch.bfloat16, SpareMemory())))
-    assert len(layouts) == 1
+        adapters.append((weights, bank.prepare(weights)))
+    assert len({packed.layout for _, packed in adapters}) == 1
     chosen = [(3, 1.0, 0, 1), (0, 1.0, 1, 10), (2, 0.5, 2, 4), (1, -2.0, 10, 12), (3, 0.25, 12, 13), (0, 0.7, 12, 13)]
     groups = _group_rows([_Span(adapters[n][1], *rest) for n, *rest in chosen], torch.device("cpu"))
     x = torch.randn(15, width).bfloat16()  # rows 13 and 14 are the base's

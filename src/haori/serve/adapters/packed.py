@@ -1,4 +1,4 @@
-"""An adapter laid out for multiplying: one stretch of memory, in the order in which a step reads it.
+"""Adapters in memory, laid out for multiplying: each one stretch of memory, in the order in which a step reads it.
 
 A site is a group of modules with the same input (q, k and v; gate and up): their A factors stand side by side, (D, R)
 with R the sum of the modules' true ranks, and make one product. Behind A come each module's B, then what DoRA and
@@ -10,7 +10,7 @@ import mmap
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,19 +19,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from haori.core.errors import MismatchError
 from haori.serve.adapters.weights import AdapterWeights
 
 __all__ = [
     "Layout",
-    "Layouts",
     "ModuleLayout",
     "PackedAdapter",
+    "PackedBank",
     "Site",
     "SiteFactors",
     "SiteLayout",
-    "SpareMemory",
     "memory_bytes",
-    "pack_adapter",
 ]
 
 _PAGE = mmap.PAGESIZE
@@ -39,7 +38,7 @@ _LARGE_PAGE = 2 << 20  # Linux gives large pages to memory that has a multiple o
 _READ_AHEAD = 64  # bytes behind a factor that a kernel may read, and ignores
 
 
-class SpareMemory:
+class _SpareMemory:
     """Gives memory to adapters, and keeps that of the last few which went for the next ones.
 
     Memory comes in large pages where there are any: a step reads hundreds of megabytes of adapters once each, and with
@@ -172,25 +171,6 @@ class Layout:
         return SiteLayout(site.width, total, outputs, a, tuple(modules), scale, bias)
 
 
-class Layouts:
-    """The layouts of the adapters in memory; one that no adapter has any more is forgotten."""
-
-    def __init__(self) -> None:
-        self._held: weakref.WeakValueDictionary[_Kind, Layout] = weakref.WeakValueDictionary()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def of(self, kind: _Kind, sites: Sequence[Site]) -> Layout:
-        """Return the layout of a kind; may be called on any thread."""
-        with self._lock:
-            layout = self._held.get(kind)
-            if layout is None:
-                layout = self._held[kind] = Layout(kind, sites)
-            return layout
-
-
 @dataclass(frozen=True, eq=False)
 class PackedAdapter:
     """An adapter ready to be multiplied with.
@@ -240,35 +220,87 @@ class PackedAdapter:
         return self.memory[start : start + math.prod(shape)].view(shape)
 
 
-def pack_adapter(
-    weights: AdapterWeights,
-    sites: Sequence[Site],
-    known: "Layouts",
-    dtype: torch.dtype,
-    spare: "SpareMemory",
-) -> PackedAdapter:
-    """Lay an adapter out; may run on any thread.
+class PackedBank:
+    """The adapters in memory.
 
     Args:
-        weights: The adapter.
-        sites: The sites of the model.
-        known: Layouts in use; adapters of one kind share one.
+        sites: The linear sites of the model.
+        vectors: Names of the norm weights that may be replaced.
+        tables: Names of the parameters whose rows may be changed.
         dtype: Of the factors.
-        spare: Where its memory comes from, and where it goes when nobody refers to the adapter any more.
+        device: Where they are multiplied with.
+
+    Attributes:
+        held: By content id.
+        token_rows: Those of the adapters that have any, by content id.
     """
-    layout = known.of(_kind(weights, sites), sites)
-    rows = {name: (ids, change.to(dtype)) for name, (ids, change) in weights.token_rows.items()}
-    memory = spare.take(memory_bytes(layout.elements * dtype.itemsize))
-    count = layout.elements
-    packed = PackedAdapter(weights.id, layout, torch.frombuffer(memory, dtype=dtype, count=max(count, 1))[:count], rows)
-    weakref.finalize(packed, spare.give, memory).atexit = False
-    for site, factors in zip(sites, packed.factors, strict=True):
-        if factors is not None:
-            for target, source in zip(_targets(factors), _sources(weights, site, factors), strict=True):
-                target.copy_(source)
-    for name, vector in packed.vectors.items():
-        vector.copy_(weights.vectors[name])
-    return packed
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        vectors: Collection[str],
+        tables: Collection[str],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._sites = sites
+        self._changeable = frozenset(name for site in sites for name in site.modules).union(vectors, tables)
+        self._dtype = dtype
+        self._device = device
+        self._layouts: weakref.WeakValueDictionary[_Kind, Layout] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+        self._spare = _SpareMemory()
+        self.held: dict[str, PackedAdapter] = {}
+        self.token_rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def prepare(self, weights: AdapterWeights) -> PackedAdapter:
+        """Lay an adapter out; may be called on any thread.
+
+        Raises:
+            MismatchError: It changes something that is not applied here.
+        """
+        lost = sorted({*weights.updates, *weights.vectors, *weights.token_rows} - self._changeable)
+        if lost:
+            raise MismatchError(
+                f"The adapter {weights.id[:19]} changes {lost[0]!r}{' and others' if lost[1:] else ''}, which the "
+                "engine cannot apply per request; merge it with `haori merge` and serve the merged model."
+            )
+        packed = self._packed(weights, self._layout(_kind(weights, self._sites)))
+        return packed if self._device.type == "cpu" else packed.to(self._device)
+
+    def put(self, adapter: PackedAdapter) -> None:
+        """Keep an adapter."""
+        self.held[adapter.id] = adapter
+        if adapter.token_rows:
+            self.token_rows[adapter.id] = adapter.token_rows
+
+    def drop(self, adapter: str) -> None:
+        """Forget an adapter; its memory is kept for another once nobody refers to it."""
+        del self.held[adapter]
+        self.token_rows.pop(adapter, None)
+
+    def _layout(self, kind: _Kind) -> Layout:
+        """Return the layout that all adapters of a kind share, for as long as there is one."""
+        with self._lock:
+            layout = self._layouts.get(kind)
+            if layout is None:
+                layout = self._layouts[kind] = Layout(kind, self._sites)
+            return layout
+
+    def _packed(self, weights: AdapterWeights, layout: Layout) -> PackedAdapter:
+        rows = {name: (ids, change.to(self._dtype)) for name, (ids, change) in weights.token_rows.items()}
+        memory = self._spare.take(memory_bytes(layout.elements * self._dtype.itemsize))
+        count = layout.elements
+        numbers = torch.frombuffer(memory, dtype=self._dtype, count=max(count, 1))[:count]
+        packed = PackedAdapter(weights.id, layout, numbers, rows)
+        weakref.finalize(packed, self._spare.give, memory).atexit = False
+        for site, factors in zip(self._sites, packed.factors, strict=True):
+            if factors is not None:
+                for target, source in zip(_targets(factors), _sources(weights, site, factors), strict=True):
+                    target.copy_(source)
+        for name, vector in packed.vectors.items():
+            vector.copy_(weights.vectors[name])
+        return packed
 
 
 def _kind(weights: AdapterWeights, sites: Sequence[Site]) -> _Kind:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from haori.serve.adapters.bank import PackedBank
 from haori.serve.adapters.multi_lora import StepPlan, plan_step
+from haori.serve.adapters.packed import PackedBank
 from haori.serve.engine.kv_cache import CacheShape, KVCache, Shelf
 from haori.serve.engine.runner import LOGIT_ROWS, Run
 from haori.serve.kernels.torch_kernels import (
