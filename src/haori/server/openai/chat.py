@@ -15,25 +15,13 @@ from haori.server.openai.chat_form import ChatForm
 from haori.server.openai.chat_messages import ChatMessage, turns_of
 from haori.server.openai.replies import ChatReply
 from haori.server.openai.replying import ERRORS, choices_of, heading, reply
-from haori.server.openai.structured import StructuredFields
+from haori.server.openai.structured import JsonObjectFormat, StructuredFields, TextFormat
 from haori.server.openai.token_texts import TokenTexts
 from haori.server.openai.tools import CallPlan, FunctionChoice, FunctionTool, ToolUse, prompt_of
 
 __all__ = ["ChatRequest", "router"]
 
 router = APIRouter()
-
-
-class TextFormat(Asked):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Asked):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
 
 
 class NamedSchema(Asked):
@@ -97,12 +85,8 @@ class ChatRequest(StructuredFields):
         Raises:
             ApiError: The fields contradict one another.
         """
-        choice = self.tool_choice
-        return ToolUse.of(
-            [tool.function for tool in self.tools or ()],
-            f"function:{choice.function.name}" if isinstance(choice, FunctionChoice) else choice,
-            several=self.parallel_tool_calls,
-        )
+        functions = [tool.function for tool in self.tools or ()]
+        return ToolUse.of(functions, self.tool_choice, several=self.parallel_tool_calls)
 
     @property
     def wanted_logprobs(self) -> int | None:

@@ -10,6 +10,7 @@ from haori.data.tool_prompt import Turn
 from haori.server.errors import ApiError
 from haori.server.openai.asked import Asked, ChoosingFields
 from haori.server.openai.chat_messages import called_turn
+from haori.server.openai.structured import JsonObjectFormat, TextFormat
 from haori.server.openai.tools import Function, FunctionName, ToolUse
 
 __all__ = ["ResponseRequest"]
@@ -83,18 +84,6 @@ InputItem = Annotated[
         custom_error_message="It must be a message, a function_call or a function_call_output; no other is supported",
     ),
 ]  # fmt: skip
-
-
-class TextFormat(Asked):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Asked):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
 
 
 class JsonSchemaFormat(Asked):
@@ -191,11 +180,7 @@ class ResponseRequest(ChoosingFields):
         Raises:
             ApiError: The fields contradict one another.
         """
-        choice = self.tool_choice
-        return ToolUse.of(
-            self.tools or (), f"function:{choice.name}" if isinstance(choice, ResponseFunctionChoice) else choice,
-            several=self.parallel_tool_calls,
-        )  # fmt: skip
+        return ToolUse.of(self.tools or (), self.tool_choice, several=self.parallel_tool_calls)
 
     @property
     def wanted_logprobs(self) -> int | None:

@@ -3,20 +3,39 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from haori.server.errors import ApiError
 from haori.server.openai.asked import Asked, SamplingFields
 
-__all__ = ["StructuredFields", "StructuredOutputs", "choice_grammar", "regex_grammar"]
+__all__ = [
+    "JsonObjectFormat",
+    "StructuredFields",
+    "StructuredOutputs",
+    "TextFormat",
+    "choice_grammar",
+    "regex_grammar",
+]
 
 _ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 _UNUSUAL = re.compile(r"\\?[/\n\r]|\\.", re.S)  # in a grammar, a regex stands between slashes on one line
 _WRITTEN = {"/": r"\/", "\n": r"\n", "\r": r"\r", r"\d": "[0-9]", r"\D": "[^0-9]"}  # digits as in JSON schemas
 
 Choices = list[str]
+
+
+class TextFormat(Asked):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Asked):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
 
 
 class StructuredOutputs(Asked):

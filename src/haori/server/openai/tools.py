@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -54,6 +54,23 @@ class FunctionChoice(Asked):
     type: Literal["function"]
     function: FunctionName
 
+    @property
+    def name(self) -> str:
+        """Return its name."""
+        return self.function.name
+
+
+class NamedChoice(Protocol):
+    """A choice of one function, in whatever form a route writes it."""
+
+    @property
+    def name(self) -> str:
+        """Return its name."""
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedChoice | None
+"""Whether to call: never, as it comes, certainly, or a certain function."""
+
 
 @dataclass(frozen=True)
 class ToolUse:
@@ -72,12 +89,12 @@ class ToolUse:
     several: bool = True
 
     @classmethod
-    def of(cls, functions: Sequence[Function], choice: str | None, *, several: bool | None) -> "ToolUse":
+    def of(cls, functions: Sequence[Function], choice: "ToolChoice", *, several: bool | None) -> "ToolUse":
         """Return what is asked for.
 
         Args:
             functions: All that are given.
-            choice: `auto`, `none` or `required`, or a function as `function:name`; None for `auto`.
+            choice: As given; None for `auto`.
             several: As given.
 
         Raises:
@@ -90,7 +107,7 @@ class ToolUse:
             if (function.parameters or {}).get("type", "object") != "object":
                 message = f"The parameters of {function.name!r} must be a schema of the type 'object'."
                 raise ApiError(400, message, param="tools", code="invalid_value")
-        only = choice.removeprefix("function:") if choice is not None and choice.startswith("function:") else None
+        only = None if choice is None or isinstance(choice, str) else choice.name
         if only is not None and only not in names:
             message = f"'tool_choice' names {only[:80]!r}, which is not among the tools: {', '.join(names) or 'none'}."
             raise ApiError(400, message, param="tool_choice", code="invalid_value")
