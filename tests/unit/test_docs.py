@@ -334,6 +334,52 @@ def test_error_messages_are_those_of_the_guide(tmp_path: Path, monkeypatch: pyte
         assert str(caught.value).startswith(line.removesuffix("..."))
 
 
+TROUBLES = ROOT / "docs/guide/troubleshooting.md"
+
+
+def troubles() -> list[list[str]]:
+    """Return the rows of all tables of the page: symptom, cause, command."""
+    lines = [line for line in TROUBLES.read_text("utf-8").splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in lines if not line.startswith("| you see")]
+
+
+def said_in_the_code() -> str:
+    """Return all text in the code, each string on a line of its own, with formatted parts as a gap."""
+    found: list[str] = []
+    for path in (ROOT / "src/haori").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_of_the_troubleshooting_page_are_said_in_the_code():
+    text = said_in_the_code()
+    quoted = [words for row in troubles() for words in re.findall(r'(?<!`)"([^"]+)"(?!: )', row[0])]
+    assert len(quoted) >= 30
+    assert [words for words in quoted if words not in text] == []
+
+
+def test_the_troubleshooting_page_gives_a_way_out_of_each_trouble():
+    rows = troubles()
+    assert len(rows) >= 40
+    assert [row for row in rows if len(row) != 3 or not all(row)] == []
+
+
+def test_commands_in_tables_of_the_guide_parse(cli: Any):
+    for page in (TROUBLES, ROOT / "docs/guide/coming-from.md"):
+        for span in spans(page):
+            if span.startswith("haori "):
+                command, words = find(cli, shlex.split(span)[1:])
+                try:
+                    command.make_context(command.name, words) if words else None  # without any it is only spoken of
+                except Exception as error:
+                    pytest.fail(f"{span}: {getattr(error, 'message', '') or error}")
+
+
 def test_the_experiment_on_initialisation_holds():
     code = next(block for block in blocks(ROOT / "docs/guide/initialisation.md") if block.language == "python")
     exec(compile(code.text, "initialisation.md", "exec"), {"__name__": "guide"})

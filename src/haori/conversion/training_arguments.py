@@ -167,7 +167,7 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     "fsdp": lacks("FSDP is not supported", "training.gradient_checkpointing and method.kind=qlora save memory"),
     "use_cpu": lacks("the device is found by itself", "CUDA_VISIBLE_DEVICES= hides the GPUs"),
     "auto_find_batch_size": lacks(
-        "the batch is not changed during a run", "training.micro_batch_tokens is halved after running out of memory"
+        "the batch is not changed during a run", "training.micro_batch_tokens"
     ),
     "do_train": same_if((True,), "haori train trains", "haori train trains; that file does not", "haori evaluate"),
     "do_eval": same("validation is measured where there are rows for it"),
