@@ -516,6 +516,34 @@ def test_bad_input_gets_a_sentence(name: str, text: str | None, part: str, tmp_p
     assert part in done.err
 
 
+def test_keys_cannot_write_into_the_recipe_or_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    evil = {"a\nbase: evil/model\n#": 1, "b\x1b[2J": {"in\nside": 2}, "special_tokens": {"x\ny": "z"}}
+    done = haori(capsys, "import-config", written(tmp_path, AXOLOTL | evil))
+    assert yaml.safe_load(done.out)["base"] == "b/m"
+    assert "\x1b" not in done.out + done.err
+    assert "\nbase: evil" not in done.err
+
+
+def test_a_configuration_of_another_tool_trains(
+    tmp_path: Path, haori_home: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{"instruction": f"what is number {i}?", "output": "odd" if i % 2 else "even"} for i in range(24)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = {
+        "base_model": str(tiny_base_folder), "datasets": [{"path": str(data), "type": "alpaca"}], "adapter": "lora",
+        "lora_r": 3, "lora_alpha": 6, "lora_target_modules": ["q_proj"], "sequence_len": 64, "micro_batch_size": 2,
+        "gradient_accumulation_steps": 2, "num_epochs": 2, "learning_rate": 2e-3, "val_set_size": 0.25, "seed": 4,
+        "lora_modules_to_save": ["lm_head"], "float32": True,
+    }  # fmt: skip
+    out = tmp_path / "recipe.yaml"
+    assert haori(capsys, "import-config", written(tmp_path, config), "--out", out).code == 0
+    done = haori(capsys, "train", out)
+    assert done.code == 0, done.err
+    saved = json.loads(next((haori_home / "library").rglob("adapter_config.json")).read_text("utf-8"))
+    assert (saved["r"], saved["lora_alpha"], saved["modules_to_save"]) == (3, 6, ["lm_head"])
+
+
 def test_a_tool_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = written(tmp_path, {"lora_r": 4, "base_model": "b/m", "datasets": [{"path": "a.jsonl"}]})
     assert haori(capsys, "import-config", path, "--tool", "axolotl").code == 0

@@ -10,8 +10,16 @@ from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.conversion.convert import Conversion, import_config
+    from haori.conversion.report import commented_recipe, report_lines
     from haori.conversion.tools import TOOLS
 
-__all__ = ["TOOLS", "Conversion", "import_config"]
+__all__ = ["TOOLS", "Conversion", "commented_recipe", "import_config", "report_lines"]
 
-__getattr__ = lazy_exports(__name__, {"convert": ("Conversion", "import_config"), "tools": ("TOOLS",)})
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "convert": ("Conversion", "import_config"),
+        "report": ("commented_recipe", "report_lines"),
+        "tools": ("TOOLS",),
+    },
+)

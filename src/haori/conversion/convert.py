@@ -19,7 +19,7 @@ from haori.conversion.values import UnfitValueError
 from haori.core.errors import RecipeError, nearest
 from haori.tasks.recipe import Recipe, recipe_from
 
-__all__ = ["Conversion", "import_config"]
+__all__ = ["Conversion", "import_config", "printable"]
 
 _QUANTISED_COPY = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 _ONE_ENTRY = "a recipe reads one file, folder or dataset"
@@ -44,7 +44,7 @@ class Conversion:
 
     def carried(self) -> list[tuple[str, str]]:
         """Return keys of the file with the keys of the recipe they became."""
-        return [(entry.key, _became(entry.outcome)) for entry in self.entries
+        return [(printable(entry.key), _became(entry.outcome)) for entry in self.entries
                 if isinstance(entry.outcome, Carried) and not entry.assumed]  # fmt: skip
 
     def assumed(self) -> list[tuple[str, str]]:
@@ -54,14 +54,14 @@ class Conversion:
 
     def left(self) -> list[tuple[str, str]]:
         """Return keys that are not carried over, with the reason and what to do instead."""
-        return [(entry.key, _why(entry)) for entry in self.entries if isinstance(entry.outcome, Left)]
+        return [(printable(entry.key), _why(entry)) for entry in self.entries if isinstance(entry.outcome, Left)]
 
     def unneeded(self) -> list[tuple[str, list[str]]]:
         """Return keys that need nothing, by the reason."""
         found: dict[str, list[str]] = {}
         for entry in self.entries:
             if isinstance(entry.outcome, Unneeded):
-                found.setdefault(entry.outcome.reason, []).append(entry.key)
+                found.setdefault(entry.outcome.reason, []).append(printable(entry.key))
         return list(found.items())
 
 
@@ -111,14 +111,19 @@ def import_config(
 
 def _became(outcome: Carried) -> str:
     ours = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in outcome.ours.items())
-    return f"{ours} ({outcome.remark})" if outcome.remark else ours
+    return printable(f"{ours} ({outcome.remark})" if outcome.remark else ours)
+
+
+def printable(text: str) -> str:
+    """Return text of a file as one line, without what a terminal or a comment would take for a command."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _why(entry: Entry) -> str:
     assert isinstance(entry.outcome, Left)
     by_itself = "(not in the file) " if entry.assumed else ""
     nearest_here = f"; instead: {entry.outcome.instead}" if entry.outcome.instead else ""
-    return f"{by_itself}{entry.outcome.reason}{nearest_here}"
+    return printable(f"{by_itself}{entry.outcome.reason}{nearest_here}")
 
 
 def _tool(given: str | None, document: Mapping[str, Any], path: Path) -> Tool:

@@ -46,6 +46,8 @@ def _finetuning(value: Any) -> Outcome:
     spelt = str(value).lower()
     if spelt in ("lora", "full"):
         return Fact("kind", spelt)
+    if spelt == "oft":
+        return Fact("peft_type", "OFT")
     return Left(f"there is no method {value!r} here", "method.kind; LoRA is taken")
 
 
@@ -71,6 +73,16 @@ def _no_checkpointing(value: Any) -> Outcome:
     return Carried({"training.gradient_checkpointing": not flag(value)})
 
 
+def _option(name: str) -> Rule:
+    return Rule(lambda value: Carried({f"method.options.{name}": number(value)}), ("method.options",))
+
+
+def _rank(value: Any) -> Outcome:
+    if whole(value) == 0:
+        return Unneeded("oft_block_size says it")
+    return Carried({"method.options.r": whole(value)})
+
+
 def _tracker(name: str) -> Rule:
     return Rule(lambda value: Left(f"there is no {name} here", "training.trackers") if flag(value) else Unneeded("off"))
 
@@ -93,6 +105,10 @@ _KEYS: dict[str, Rule] = {
     "lora_dropout": to("method.dropout", number),
     "lora_target": to("method.target", modules),
     "additional_target": to("method.modules_to_save", words),
+    "oft_target": to("method.target", modules),
+    "oft_rank": Rule(_rank, ("method.options",)),
+    "oft_block_size": _option("oft_block_size"),
+    "module_dropout": _option("module_dropout"),
     "loraplus_lr_ratio": to("method.lr_ratio", number),
     "loraplus_lr_embedding": lacks("embeddings have no learning rate of their own"),
     "use_rslora": to("method.rslora", flag),
@@ -165,7 +181,24 @@ _KEYS: dict[str, Rule] = {
             "kto_chosen_weight", "kto_rejected_weight", "ref_model", "reward_model", "reward_model_type", "ld_alpha"),
     **group(lacks("single layers are not trained in full", "method.layers, method.modules_to_save"),
             "freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"),
-    **group(_IMAGES, "media_dir", "image_max_pixels", "video_max_pixels", "freeze_vision_tower",
+    **group(same("read only beside another key"), "init_special_tokens", "fp8_backend", "galore_target", "galore_rank",
+            "galore_update_interval", "galore_scale", "galore_proj_type", "galore_layerwise", "apollo_target",
+            "apollo_rank", "apollo_update_interval", "apollo_scale", "apollo_proj", "apollo_proj_type",
+            "apollo_scale_type", "apollo_layerwise", "apollo_scale_front", "badam_mode", "badam_start_block",
+            "badam_switch_mode", "badam_switch_interval", "badam_update_ratio", "badam_mask_mode", "badam_verbose",
+            "fp8_enable_fsdp_float8_all_gather", "ppo_buffer_size", "ppo_epochs", "ppo_score_norm", "ppo_target",
+            "ppo_whiten_rewards", "ref_model_adapters", "ref_model_quantization_bit", "reward_model_adapters",
+            "reward_model_quantization_bit"),
+    **group(same("about answers, not training; haori chat and haori serve have such options"), "do_sample",
+        "temperature",
+            "top_p", "top_k", "num_beams", "max_length", "max_new_tokens", "repetition_penalty", "length_penalty",
+            "skip_special_tokens"),
+    **group(lacks("a recipe trains, and does not export", "haori merge, haori library export"), "export_dir",
+        "export_size",
+            "export_device", "export_quantization_bit", "export_quantization_dataset", "export_quantization_nsamples",
+            "export_quantization_maxlen", "export_legacy_format", "export_hub_model_id"),
+    **group(_IMAGES, "media_dir", "image_do_pan_and_scan", "crop_to_patches", "video_min_pixels", "use_audio_in_video",
+            "audio_sampling_rate", "image_max_pixels", "video_max_pixels", "freeze_vision_tower",
             "freeze_multi_modal_projector", "freeze_language_model", "image_min_pixels", "video_fps", "video_maxlen"),
     **group(TRAINING_ARGUMENTS["tf32"], "flash_attn", "use_unsloth", "use_unsloth_gc", "enable_liger_kernel",
             "use_reentrant_gc", "low_cpu_mem_usage", "upcast_lmhead_output", "use_v1_kernels",
@@ -173,6 +206,7 @@ _KEYS: dict[str, Rule] = {
     **group(TRAINING_ARGUMENTS["logging_steps"], "plot_loss", "include_effective_tokens_per_second",
             "print_param_status"),
     **of_the_tool(
+        "adapter_folder", "vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager", "vllm_max_lora_rank", "vllm_config",
         "overwrite_cache", "tokenized_path", "cache_dir", "use_fast_tokenizer", "split_special_tokens", "infer_backend",
         "buffer_size", "ignore_pad_token_for_loss", "eval_on_each_dataset", "eval_num_beams", "infer_dtype",
         "ray_run_name",
