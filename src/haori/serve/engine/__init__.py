@@ -1,1 +1,1 @@
-"""The step loop: which requests run, their queue, their caches."""
+"""The step loop: which requests run, the queues that they wait in, the caches."""

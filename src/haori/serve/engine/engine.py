@@ -1,8 +1,8 @@
-"""The text engine: requests join and leave a running batch at every step.
+"""The text engine: requests join and leave a running batch at every step (continuous batching).
 
-One thread owns the model. Each step it takes in what came since the last one, admits waiting requests in fair turn,
-lets every running sequence go on by a token while prompts are read in chunks beside them, and hands out what was
-said. Other threads only leave requests and cancellations. It knows nothing about HTTP.
+One thread owns the model. In each step it receives new requests and cancellations, admits waiting requests in fair
+turn, decodes a token of every running sequence, prefills a chunk of the prompts of new ones beside them, and delivers
+stream chunks. Other threads only leave requests and cancellations. It knows nothing about HTTP.
 """
 
 import threading
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["TextEngine"]
 
 _POLL_S = 0.05
-_PROBE_S = 1.0  # between two looks whether an engine that could not compute can
-_FAILURES = 3  # steps on end that raise something on nobody's account
+_PROBE_S = 1.0  # between two probes whether an engine that could not compute can again
+_FAILURES = 3  # consecutive steps that raise an error which belongs to no request
 _ENDED = "The engine has ended."
 
 
@@ -48,7 +48,7 @@ class TextEngine:
         stop_tokens: Ids that end an answer.
         limits: What it takes on.
         vocabulary: Width of the logits.
-        pinned: Adapters that are never put out of memory once they are in it.
+        pinned: Adapters that are never evicted once they are in memory.
         check_adapter: Refuses an adapter before it has a name; None refuses none.
     """
 
@@ -80,10 +80,10 @@ class TextEngine:
         self._condition = threading.Condition()
         self._arrived: list[Sequence] = []
         self._cancelled: set[str] = set()
-        self._told: dict[str, bool] = {}  # requests that are to pause, or to go on
+        self._pause_changes: dict[str, bool] = {}  # requests that are to pause, or to go on
         self._paused = 0
-        self._known: dict[str, Sequence] = {}
-        self._woken = False
+        self._sequences: dict[str, Sequence] = {}
+        self._awake = False
         self._closing = False
         self._ended = False
         self._failure: str | None = None
@@ -93,7 +93,7 @@ class TextEngine:
 
     @property
     def failure(self) -> str | None:
-        """Say why nothing can be answered, now or ever again; None while all is well."""
+        """Say why no request can be answered, for now or for good; None while requests can be answered."""
         return self._failure
 
     def check_adapter(self, files: "AdapterFiles", adapter: str) -> None:
@@ -125,39 +125,39 @@ class TextEngine:
                 raise OverloadedError("The engine is shutting down.", retry_after_s=5.0)
             if self._ended:
                 raise UnavailableError(self._failure or _ENDED)
-            if request.id in self._known:
+            if request.id in self._sequences:
                 raise InputError(f"A request {request.id!r} is under way already; choose another id.")
             waiting, paused = self._waiting, self._scheduler.paused
-            queued = (s for s in self._known.values() if s.slot is None and s not in paused)
+            queued = (s for s in self._sequences.values() if s.slot is None and s not in paused)
             own = sum(sequence.request.owner == request.owner for sequence in queued)
             again = max(1.0, round(waiting / max(self.limits.running, 1)))
             check_share(request.owner, own, waiting, self.limits.waiting, retry_after_s=again, why="--max-queue")
-            self._known[request.id] = sequence
+            self._sequences[request.id] = sequence
             self._arrived.append(sequence)
-            self._woken = True
+            self._awake = True
             self._condition.notify_all()
 
     def cancel(self, request_id: str) -> None:
         """End a request before the next step; one that has ended is no error."""
         with self._condition:
-            if request_id in self._known:
+            if request_id in self._sequences:
                 self._cancelled.add(request_id)
-                self._woken = True
+                self._awake = True
                 self._condition.notify_all()
 
     def pause(self, request_id: str) -> None:
-        """Have a request write nothing and hold nothing until `resume`; one that has ended is no error."""
-        self._tell(request_id, paused=True)
+        """Stop a request and free its slot until `resume`; one that has ended is no error."""
+        self._set_paused(request_id, paused=True)
 
     def resume(self, request_id: str) -> None:
-        """Let a request go on; one that was not paused is no error."""
-        self._tell(request_id, paused=False)
+        """Let a paused request go on; one that was not paused is no error."""
+        self._set_paused(request_id, paused=False)
 
-    def _tell(self, request_id: str, *, paused: bool) -> None:
+    def _set_paused(self, request_id: str, *, paused: bool) -> None:
         with self._condition:
-            if request_id in self._known:
-                self._told[request_id] = paused
-                self._woken = True
+            if request_id in self._sequences:
+                self._pause_changes[request_id] = paused
+                self._awake = True
                 self._condition.notify_all()
 
     def status(self) -> EngineStatus:
@@ -167,19 +167,19 @@ class TextEngine:
 
     @property
     def _waiting(self) -> int:
-        """Requests that wait for a turn; those that are paused wait for their readers."""
-        return max(len(self._known) - self._status.running - self._paused, 0)
+        """Requests that wait to be admitted; paused ones wait for their readers and do not count."""
+        return max(len(self._sequences) - self._status.running - self._paused, 0)
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until every request has ended; False if some have not after `timeout_s`."""
         with self._condition:
-            return self._condition.wait_for(lambda: not self._known, timeout_s)
+            return self._condition.wait_for(lambda: not self._sequences, timeout_s)
 
     def close(self) -> None:
         """Cancel what runs and free everything."""
         with self._condition:
             self._closing = True
-            self._woken = True
+            self._awake = True
             self._condition.notify_all()
         self._thread.join()
         self._tiers.close()
@@ -187,8 +187,8 @@ class TextEngine:
             self._constraints.close()
 
     def prepare_constraints(self) -> None:
-        """Read the tokenizer for schemas and grammars before one is asked for, as running answers would notice it."""
-        with suppress(HaoriError):  # said to whoever asks for one
+        """Read the tokenizer for schemas and grammars in advance: later it would slow running answers down."""
+        with suppress(HaoriError):  # the request that needs it is told
             self._constraints_made().read_tokenizer()
 
     def _constraint(self, sampling: Sampling) -> Constraint | None:
@@ -206,7 +206,7 @@ class TextEngine:
 
     def _wake(self) -> None:
         with self._condition:
-            self._woken = True
+            self._awake = True
             self._condition.notify_all()
 
     def _work(self) -> None:
@@ -225,14 +225,14 @@ class TextEngine:
                     self._scheduler.doubtful = True
                 if self._scheduler.doubtful:
                     self._failure = self._scheduler.probe()
-        except BaseException as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+        except BaseException as error:  # noqa: BLE001 - whatever it was, every caller must be told
             self._failure = f"{_ENDED[:-1]} ({type(error).__name__}: {error}); start the server again."
         self._end_all()
 
     def _end_all(self) -> None:
         with self._condition:
-            self._ended = True  # from here on nobody joins
-            left = list(self._known.values())
+            self._ended = True  # no request is accepted from here on
+            left = list(self._sequences.values())
         for sequence in left:
             with suppress(Exception):
                 if self._closing:
@@ -240,28 +240,30 @@ class TextEngine:
                 else:
                     self._scheduler.end(sequence, "error", self._failure, "outage")
         with self._condition:
-            self._known.clear()
+            self._sequences.clear()
             self._condition.notify_all()
 
     def _receive(self) -> bool:
-        """Wait for work if there is none; take new requests and cancellations. False when it is time to end."""
+        """Receive new requests and cancellations, waiting if there is no work; False when the engine is to end."""
         scheduler = self._scheduler
         with self._condition:
             self._status, self._paused = self._measure(), len(scheduler.paused)
             if not scheduler.running:
-                # A request whose adapter is being read is looked at again when one has landed; so is an engine that
-                # could not compute.
+                # A finished read wakes this thread; the timeouts are for adapters that lack room, and for an engine
+                # that could not compute.
                 pause_s = _POLL_S if len(scheduler.waiting) else _PROBE_S if self._failure else None
-                self._condition.wait_for(lambda: self._woken, pause_s)
-            self._woken = False
+                self._condition.wait_for(lambda: self._awake, pause_s)
+            self._awake = False
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, set()
-            gone = [self._known[name] for name in cancelled if name in self._known]
-            told = [(self._known[name], paused) for name, paused in self._told.items() if name in self._known]
-            self._told = {}
+            gone = [self._sequences[name] for name in cancelled if name in self._sequences]
+            changes = [
+                (self._sequences[n], paused) for n, paused in self._pause_changes.items() if n in self._sequences
+            ]
+            self._pause_changes = {}
         for sequence in arrived:
             scheduler.add(sequence)
-        for sequence, paused in told:
+        for sequence, paused in changes:
             (scheduler.pause if paused else scheduler.resume)(sequence)
         for sequence in gone:
             scheduler.end(sequence, "cancelled")
@@ -271,12 +273,12 @@ class TextEngine:
 
     def _forget(self, sequence: Sequence) -> None:
         with self._condition:
-            self._known.pop(sequence.request.id, None)
-            if not self._known:
+            self._sequences.pop(sequence.request.id, None)
+            if not self._sequences:
                 self._condition.notify_all()
 
     def _measure(self) -> EngineStatus:
-        """Say how busy the engine is; on its own thread."""
+        """Return how busy the engine is; called on its own thread."""
         scheduler, tiers, cache = self._scheduler, self._tiers, self._runner.cache
         counts, prefixes = scheduler.counts, scheduler.prefixes
         return EngineStatus(

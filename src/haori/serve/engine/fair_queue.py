@@ -1,8 +1,8 @@
-"""Whose turn is it? Requests wait in one queue per owner and model name; owners take turns, and so do their queues.
+"""Fair turns: requests wait in a queue for each owner and model name; owners take turns, and so do their queues.
 
 The counter of an owner, and of each of its queues, is the tokens it was served (virtual token counter, Sheng et al.,
-OSDI 2024): one that asks for ten times as much as others waits for itself, not they for it. One that begins to wait
-starts at the smallest counter of those that do, so neither being idle nor asking for little earns anything.
+OSDI 2024): an owner that asks for ten times as much as others delays its own requests, not theirs. Whoever begins to
+wait starts at the smallest counter of those that wait, so neither being idle nor asking for little earns credit.
 
 Waiting is counted in the tokens that everybody was served meanwhile, and taken off the counter. Among the queues of one
 owner the first few thousand count in full, for a name that many ask for stands for many users: they wait a few times as
@@ -32,7 +32,7 @@ class _Counters:
         self._floor = 0.0  # counter of the one whose turn it was last
 
     def enter(self, name: str, waiting: Iterable[str]) -> None:
-        """Let a name begin to wait beside others."""
+        """Set the counter of a name that begins to wait beside others."""
         floor = min((self.served[other] for other in waiting), default=self._floor)
         self.served[name] = max(self.served.get(name, floor), floor)
 
@@ -42,7 +42,7 @@ class _Counters:
 
 
 class _Owner(Generic[_T]):
-    """The queues of one owner. Each item stands beside the tokens that had been served when it came."""
+    """The queues of one owner: items with the tokens that everybody had been served when each came."""
 
     def __init__(self) -> None:
         self.counters = _Counters()
@@ -56,7 +56,7 @@ class _Owner(Generic[_T]):
 
 
 class FairQueue(Generic[_T]):
-    """Items that wait, by owner and queue."""
+    """Waiting items, by owner and queue."""
 
     def __init__(self) -> None:
         self._owners: dict[str, _Owner[_T]] = {}
@@ -70,7 +70,7 @@ class FairQueue(Generic[_T]):
         return (item for owner in self._owners.values() for queue in owner.waiting.values() for _, item in queue)
 
     def add(self, key: QueueKey, item: _T, *, first: bool = False) -> None:
-        """Let an item wait; `first` puts one that was interrupted back in front."""
+        """Add an item; `first` puts one that was preempted back in front."""
         name, queue = key
         owner = self._owners.setdefault(name, _Owner())
         if not owner.waiting:
@@ -85,7 +85,7 @@ class FairQueue(Generic[_T]):
             owner.waiting[queue].append(entry)
 
     def in_turn(self) -> list[QueueKey]:
-        """Return the queues with somebody waiting, the one whose turn it is first."""
+        """Return the queues with waiting items, the one whose turn it is first."""
 
         def turn(key: QueueKey) -> tuple[float, float]:
             owner = self._owners[key[0]]
@@ -127,7 +127,7 @@ class FairQueue(Generic[_T]):
         self._owners[name].counters.served[queue] += tokens
 
     def leave(self, key: QueueKey) -> None:
-        """Say that an item that was taken is done with."""
+        """Note that an item which was taken has ended."""
         self._owners[key[0]].active[key[1]] -= 1
         self._tidy(key)
 
@@ -146,7 +146,7 @@ class FairQueue(Generic[_T]):
             self._tidy(key)
 
     def _tidy(self, key: QueueKey) -> None:
-        """Forget a queue, and an owner, that nothing waits in or is served of: its counter will be set anew."""
+        """Forget a queue, and an owner, of which nothing waits or runs; its counter will start anew."""
         name, queue = key
         owner = self._owners[name]
         if queue not in owner.waiting and not owner.active[queue]:

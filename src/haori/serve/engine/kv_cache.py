@@ -1,15 +1,15 @@
 """Keys and values of the sequences under way, one contiguous row for each, never concatenated.
 
-Rows of like capacity (128 tokens, 192, 256, 384, 512 ... up to the context length) stand in one shelf, without gaps,
-so that all sequences of a shelf are attended to by one batched product, over whole rows: what is not yet written is
-masked, for a view of less than the row is not contiguous and would be copied. What an earlier sequence left there stays
-until it is written over; see `LlamaRunner` for what happens if it is no number.
+Rows of one capacity (128 tokens, 192, 256, 384, 512 ... up to the context length) form a shelf without gaps, so that
+one batched product attends to all sequences of a shelf. It covers whole rows, and masks what is not written yet: a view
+of a part of each row would not be contiguous, and would be copied. What an earlier sequence wrote stays until it is
+overwritten; see `LlamaRunner` for what happens if that is NaN or infinity.
 
     keys, values   [rows, Hkv, capacity, d]
 
 A sequence that outgrows its row moves to the next shelf; it is copied twice per doubling. When a sequence ends, the
-last row of its shelf moves into the gap. Sequences that decode stand before those whose prompt is still being read.
-A shelf keeps its rows when they are empty, until another has need of the memory.
+last row of its shelf moves into the gap. Sequences that decode come before those whose prompt is being prefilled.
+A shelf keeps its empty rows until another needs the memory.
 """
 
 from collections.abc import Sequence
@@ -60,11 +60,11 @@ class Shelf:
         return self.capacity * self.shape.token_bytes
 
     def grow(self, rows: int) -> None:
-        """Have `rows` rows, keeping what the present ones hold."""
+        """Resize to `rows` rows, keeping what is in those that are used."""
         try:
             self.keys = self._grown(self.keys, rows)
             self.values = self._grown(self.values, rows)
-        finally:  # without memory for all of it, some layers have moved
+        finally:  # if memory ran out, only some layers have grown
             both = self.keys, self.values
             self.rows = min(min(map(len, tensors), default=0) for tensors in both)
             if self.rows:
@@ -74,7 +74,7 @@ class Shelf:
         s, held = self.shape, len(self.order)
         new = []
         for layer in range(s.layers):
-            # Zeros: a masked position must hold a finite number, for zero times NaN is NaN.
+            # Zeros: a masked position must hold a finite number, as zero times NaN is NaN.
             tensor = torch.zeros(rows, s.kv_heads, self.capacity, s.head_width, dtype=s.dtype, device=s.device)
             if held:
                 tensor[:held] = old[layer][:held]
@@ -133,7 +133,7 @@ class KVCache:
         return [self._shelves[size] for size in sorted(self._shelves) if self._shelves[size].order]
 
     def open(self, tokens: int) -> int | None:
-        """Begin a sequence with room for so many tokens; None when memory does not allow it now."""
+        """Open a slot with room for so many tokens; None if there is no memory for it now."""
         shelf = self._shelf(tokens)
         if not self._add_row(shelf):
             return None
@@ -143,7 +143,7 @@ class KVCache:
         return sequence
 
     def extend(self, sequence: int, tokens: int) -> bool:
-        """See to it that so many tokens fit into a sequence; False when memory does not allow it now."""
+        """Make room for so many tokens of a sequence; False if there is no memory for that now."""
         old = self._shelf_of[sequence]
         if tokens <= old.capacity:
             return True
@@ -162,11 +162,11 @@ class KVCache:
         return True
 
     def close(self, sequence: int) -> None:
-        """Forget a sequence."""
+        """Free a slot."""
         self._remove(sequence)
 
     def decode(self, sequence: int) -> None:
-        """Let a sequence whose prompt has been read stand with those that decode."""
+        """Move a sequence whose prompt is prefilled to those that decode."""
         shelf, row = self._shelf_of[sequence], self._row_of[sequence]
         if row >= shelf.decoding:
             self._exchange(shelf, row, shelf.decoding)
@@ -184,7 +184,7 @@ class KVCache:
         )
 
     def put(self, sequence: int, start: int, block: Tensor) -> None:
-        """Copy what `take` gave into a sequence, from the token `start` on."""
+        """Copy what `take` returned into a sequence, from the token `start` on."""
         shelf, row = self.locate(sequence)
         stop = start + block.shape[3]
         for layer in range(self.shape.layers):
@@ -201,7 +201,7 @@ class KVCache:
         return self._shelves[capacity]
 
     def _add_row(self, shelf: Shelf, leaving: int = 0) -> bool:
-        """See to it that the shelf has a free row; False when the budget does not allow it."""
+        """Make sure that the shelf has a free row; False if the budget does not allow it."""
         if self.used_bytes + shelf.row_bytes - leaving > self._budget:
             return False
         if len(shelf.order) == shelf.rows:
@@ -235,7 +235,7 @@ class KVCache:
         del self._row_of[sequence]
 
     def _move(self, shelf: Shelf, source: int, target: int) -> None:
-        """Put the row `source` where `target` is; what was there is lost."""
+        """Move the row `source` to `target`, and overwrite what was there."""
         if source != target:
             shelf.copy(source, target)
             moved = shelf.order[source]

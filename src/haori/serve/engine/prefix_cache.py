@@ -1,9 +1,9 @@
-"""Keys and values of prompts already read, to be used again by prompts that begin alike under the same adapters.
+"""The prefix cache: keys and values of earlier prompts, for prompts that begin alike under the same adapters.
 
 Blocks of 32 tokens, each known by (whose prompt it was, the adapters' content ids and strengths, all tokens up to its
-end). No owner finds another's: how soon an answer begins would tell what others have asked. An adapter that
+end). No owner finds another's blocks: the time to the first token would tell what others have asked. An adapter that
 is retrained under its old name has another content id, so a block is never taken for another adapter's. The blocks lie
-side by side in one tensor: coming and going they would leave holes in the process's memory that nothing else fills.
+side by side in one tensor: allocated one by one, they would fragment the process's memory.
 """
 
 import math
@@ -38,7 +38,7 @@ class PrefixCache:
     def find(self, owner: str, mix: AdapterMix, tokens: Sequence[int]) -> "list[Tensor]":
         """Return the blocks of the longest known beginning of a prompt, which leaves at least its last token.
 
-        They are good until the next `keep`.
+        They are valid until the next `keep`.
         """
         found: list[Tensor] = []
         for key in _keys(owner, mix, tokens[: len(tokens) - 1]):
@@ -60,7 +60,7 @@ class PrefixCache:
     def keep(self, key: bytes, block: "Tensor") -> None:
         """Keep a copy of a block, in place of another if there is no room. All blocks are of one shape.
 
-        One with anything in it that is no number is not kept: whoever found it would fail with it.
+        A block with NaN or infinity in it is not kept: every request that found it would fail.
         """
         if not math.isfinite(float(block.sum())):
             return

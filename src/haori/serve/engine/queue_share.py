@@ -1,8 +1,8 @@
-"""How much of a queue is one API key's.
+"""How much of a queue the requests of one API key may fill.
 
 A key may have three times as many requests in a queue as there are free places (dynamic thresholds, Choudhury and
-Hahne, 1998): alone, three quarters of them; beside another that also takes all it can, three sevenths. So whoever comes
-finds a place. Requests without a key, where there are none, may fill it.
+Hahne, 1998): alone, three quarters of them; beside another that also takes all it can, three sevenths. So there is
+always a place for a newcomer. Where there are no keys, requests may fill the whole queue.
 """
 
 from haori.core.errors import OverloadedError
@@ -13,7 +13,7 @@ _SHARE = 3
 
 
 def check_share(owner: str, own: int, waiting: int, capacity: int, *, retry_after_s: float, why: str) -> None:
-    """Refuse a request for which a queue has no place.
+    """Refuse a request for which a queue has no free place.
 
     Args:
         owner: Whose it is.
@@ -21,7 +21,7 @@ def check_share(owner: str, own: int, waiting: int, capacity: int, *, retry_afte
         waiting: How many wait.
         capacity: Most that may.
         retry_after_s: When to come again.
-        why: What to say of the limit.
+        why: What the error says of the limit.
 
     Raises:
         OverloadedError: The queue is full, or the owner has its share.

@@ -1,7 +1,7 @@
 """What the engine asks of whatever computes logits. Two answer: `LlamaRunner` (fast) and `ReferenceRunner` (any model).
 
-A sequence lives in the runner's cache under a number. A step takes a run of new tokens from each of several sequences,
-each under its own mix of adapters, and gives the logits after the last token of those that want them.
+Each sequence has a slot in the runner's cache. A step takes a run of new tokens from each of several sequences, each
+under its own mix of adapters, and returns the logits after the last token of those runs that want them.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["LOGIT_ROWS", "AdapterBank", "ReadyAdapter", "Run", "Runner", "SequenceCache"]
 
 LOGIT_ROWS = 32
-"""Logits of so many tokens are there at once when those after every token of a run are taken."""
+"""Most tokens whose logits exist at once when those after every token of a run are taken."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Run:
     """New tokens of one sequence in one step.
 
     Attributes:
-        sequence: Its number in the cache, which holds what came before.
-        start: How many tokens came before.
+        sequence: Its slot in the cache, which holds the tokens before.
+        start: How many tokens the cache holds of it.
         tokens: The new ones: one when decoding, a chunk of the prompt otherwise.
         adapters: Adapters acting on it; all of them are in the bank.
-        wants_logits: Whether the logits after the last of them are needed.
+        wants_logits: Whether the logits after the last one are needed.
         take_logits: Takes the logits after each of them, a few at a time: the position of the first in
             the sequence, and logits (N, V) that are gone afterwards. If a step is asked for again, it is called again.
     """
@@ -47,23 +47,23 @@ class SequenceCache(Protocol):
     """Keys and values of the sequences under way, within a budget of bytes."""
 
     def open(self, tokens: int) -> int | None:
-        """Begin a sequence with room for so many tokens; None when there is no memory for it now."""
+        """Open a slot with room for so many tokens; None if there is no memory for it now."""
         ...
 
     def extend(self, sequence: int, tokens: int) -> bool:
-        """See to it that so many tokens fit; False when there is no memory for that now."""
+        """Make room for so many tokens; False if there is no memory for that now."""
         ...
 
     def close(self, sequence: int) -> None:
-        """Forget a sequence."""
+        """Free a slot."""
         ...
 
     def take(self, sequence: int, start: int, stop: int) -> "Tensor | None":
-        """Copy keys and values of some tokens out, to be put into another sequence; None if that is not possible."""
+        """Return a copy of the keys and values of some tokens, for another sequence; None if that is not possible."""
         ...
 
     def put(self, sequence: int, start: int, block: "Tensor") -> None:
-        """Copy what `take` gave into a sequence."""
+        """Copy what `take` returned into a sequence."""
         ...
 
     @property
@@ -95,7 +95,7 @@ class AdapterBank(Protocol):
     """Adapters ready to be multiplied with."""
 
     def prepare(self, weights: "AdapterWeights") -> ReadyAdapter:
-        """Make ready what was read; unlike the other methods, on any thread.
+        """Lay out an adapter that was read; unlike the other methods, may be called on any thread.
 
         Raises:
             MismatchError: The runner cannot apply something in it.
@@ -103,11 +103,11 @@ class AdapterBank(Protocol):
         ...
 
     def put(self, adapter: Any) -> None:
-        """Keep what `prepare` gave; takes no time."""
+        """Keep what `prepare` returned; takes no time."""
         ...
 
     def drop(self, adapter: str) -> None:
-        """Forget an adapter and give its memory back."""
+        """Forget an adapter and free its memory."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Which sequences run, and what each does in a step. Lives on the engine's thread; knows nothing about threads.
+"""Which sequences run, and what each does in a step. Used by the engine's thread alone; knows nothing about threads.
 
-A step lets every running sequence go on by a token, and beside that reads as much of the prompts of new ones as
-`chunk_tokens` allows, so a long prompt never holds up the answers under way (chunked prefill, arXiv 2308.16369).
+A step decodes a token of every running sequence, and prefills as many tokens of new prompts beside them as
+`chunk_tokens` allows, so a long prompt never holds up running answers (chunked prefill, arXiv 2308.16369).
 """
 
 import time
@@ -23,8 +23,8 @@ from haori.serve.sampling.sampler import Choice, choose
 __all__ = ["EngineLimits", "Scheduler"]
 
 _KV = "than there is for keys and values (--kv-memory)"
-_PATIENCE_S = 2.0  # a request that lacks room for its adapters waits so long before others make way
-_INTERRUPT_S = 10.0  # and so long before those that run under the adapters which must go are interrupted
+_PATIENCE_S = 2.0  # how long a request waits for room for its adapters before others have to leave memory
+_INTERRUPT_S = 10.0  # and before the sequences that run under those others are preempted
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class EngineLimits:
         context_length: Most tokens of prompt and answer together.
         running: Most requests in the batch.
         waiting: Most requests that wait.
-        chunk_tokens: Most prompt tokens read in one step; more reads prompts faster and holds up answers longer.
-        prefix_bytes: Memory for prompts already read.
+        chunk_tokens: Most prompt tokens prefilled in one step; more reads prompts faster and delays decoding.
+        prefix_bytes: Memory of the prefix cache.
         adapter_bytes: Memory for adapters.
     """
 
@@ -49,13 +49,13 @@ class EngineLimits:
 
 
 class Scheduler:
-    """The sequences that wait and run.
+    """The waiting and the running sequences.
 
     Args:
         runner: Computes logits.
         tiers: The adapters.
         limits: How much may run at once.
-        ended: Told of every sequence that is done with.
+        ended: Called with every sequence that has ended.
     """
 
     def __init__(
@@ -66,30 +66,30 @@ class Scheduler:
         self.paused: set[Sequence] = set()
         self.prefixes = PrefixCache(limits.prefix_bytes)
         self.counts: Counter[str] = Counter()
-        self.doubtful = False  # whether a step failed for which it is not known that others would not
+        self.doubtful = False  # a step failed, and it is not known whether all others would too
         self._runner = runner
         self._tiers = tiers
         self._limits = limits
         self._ended = ended
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for its turn."""
+        """Put a sequence into its queue."""
         self._wait(sequence)
 
     def step(self) -> None:
-        """Admit who can be admitted, and compute one step if anything runs."""
+        """Admit waiting sequences, and compute one step if any run."""
         self._admit()
-        composed = self._compose()
-        if composed:
-            self._compute(composed)
+        planned = self._plan_step()
+        if planned:
+            self._compute(planned)
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
-        """End a sequence with what was raised on its account."""
+        """End a sequence with the error that it raised."""
         self.end(sequence, "error", unforeseen(error), fault_of(error))
         self.forget_unwanted_adapters()
 
     def probe(self) -> str | None:
-        """Say why nothing can be computed, not even a token of the bare base; None if it can."""
+        """Say why nothing can be computed, not even a token of the bare base; None if that can."""
         self.doubtful = False
         try:
             slot = self._runner.cache.open(1)
@@ -104,7 +104,7 @@ class Scheduler:
         return None
 
     def pause(self, sequence: Sequence) -> None:
-        """Let a sequence hold nothing and wait for nothing until `resume`."""
+        """Take a sequence out of the batch or its queue, and free its slot, until `resume`."""
         if sequence in self.running:
             self._free(sequence)
             self.waiting.leave(sequence.request.turn)
@@ -113,7 +113,7 @@ class Scheduler:
         self.paused.add(sequence)
 
     def resume(self, sequence: Sequence) -> None:
-        """Let a paused sequence wait for its turn; its tokens are read again."""
+        """Put a paused sequence in front of its queue; its tokens are prefilled again."""
         if sequence in self.paused:
             self.paused.remove(sequence)
             self._wait(sequence, first=True)
@@ -131,7 +131,7 @@ class Scheduler:
                 self.waiting.remove(sequence.request.turn, sequence)
         finally:
             if reason is not None:
-                with suppress(BaseException):  # a caller that cannot be told is no reason to hurt others
+                with suppress(BaseException):  # a caller that raises must not hurt others
                     sequence.finish(reason, error, fault)
             self._ended(sequence)
 
@@ -140,10 +140,10 @@ class Scheduler:
         self._tiers.forget_unwanted({name for sequence in self.waiting for name, _ in sequence.request.adapters})
 
     def _admit(self) -> None:
-        """Let waiting requests join while there is room, in fair turn; one whose adapters are not here is passed by."""
+        """Start waiting sequences in fair turn while there is room, except those whose adapters are not in memory."""
         if not len(self.waiting) or len(self.running) >= self._limits.running:
             return
-        self._make_way()
+        self._reserve_room()
         passed: set[QueueKey] = set()
         while len(self.running) < self._limits.running:
             queue = next((name for name in self.waiting.in_turn() if name not in passed), None)
@@ -156,7 +156,7 @@ class Scheduler:
                     continue
                 slot = self._runner.cache.open(len(sequence.tokens) + 1)
                 if slot is not None:
-                    self._join(self.waiting.take(queue), slot)
+                    self._start(self.waiting.take(queue), slot)
                 elif self.running:
                     return
                 else:
@@ -166,8 +166,8 @@ class Scheduler:
             except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
                 self.fail(sequence, error)
 
-    def _make_way(self) -> None:
-        """See to it that a request whose adapters find no room, as others use it all, does not wait for ever."""
+    def _reserve_room(self) -> None:
+        """Reserve room for a request whose adapters find none in memory, so that it does not wait for ever."""
         now = time.monotonic()
         late = [head for head in self.waiting.heads() if now - head.waiting_since > _PATIENCE_S]
         lacking = [head for head in late if self._tiers.lacks_room(head.request.adapters)]
@@ -176,15 +176,15 @@ class Scheduler:
         if first is not None and now - first.waiting_since > _INTERRUPT_S:
             for sequence in list(self.running):
                 if any(adapter in leaving for adapter, _ in sequence.request.adapters):
-                    self._put_back(sequence)
+                    self._preempt(sequence)
 
-    def _join(self, sequence: Sequence, slot: int) -> None:
+    def _start(self, sequence: Sequence, slot: int) -> None:
         sequence.slot = slot
         sequence.read = 0
         self._tiers.acquire(sequence.request.adapters)
-        self.running.append(sequence)  # from here on `end` frees all it holds
+        self.running.append(sequence)  # from here on `end` frees its slot and adapters
         request = sequence.request
-        # What is taken from the cache is not computed, so there would be no logits at its positions.
+        # No logits are computed at positions that come from the prefix cache.
         blocks = [] if sequence.scoring else self.prefixes.find(request.owner, request.adapters, sequence.tokens)
         for number, block in enumerate(blocks):
             self._runner.cache.put(slot, number * BLOCK, block)
@@ -193,18 +193,18 @@ class Scheduler:
             sequence.cached_tokens = sequence.read
         self.waiting.serve(request.turn, len(sequence.tokens) - sequence.read)
 
-    def _compose(self) -> list[tuple[Sequence, Run]]:
-        """Choose this step's tokens: the newest of every answer, and as much of the prompts as is read at once."""
+    def _plan_step(self) -> list[tuple[Sequence, Run]]:
+        """Choose the step's tokens: the newest one of every answer, and the next chunk of prompts."""
         runs: list[tuple[Sequence, Run]] = []
         budget = self._limits.chunk_tokens
         for sequence in list(self.running):
             if sequence not in self.running:
-                continue  # put back to make room for an earlier one
+                continue  # preempted for an earlier one
             count = 1 if sequence.decoding else min(len(sequence.tokens) - sequence.read, budget)
             try:
                 if not count or not self._make_room(sequence, sequence.read + count):
                     continue
-            except Exception as error:  # noqa: BLE001 - whatever it was, it is this sequence that wanted the room
+            except Exception as error:  # noqa: BLE001 - whatever it was, this sequence needed the room
                 self.fail(sequence, error)
                 continue
             if not sequence.decoding:
@@ -220,20 +220,20 @@ class Scheduler:
         return [(sequence, run) for sequence, run in runs if sequence in self.running]
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
-        """Have the cache hold so many tokens of a sequence; the one that joined last gives way if need be."""
+        """Extend a sequence's slot to so many tokens, preempting the sequence that started last if need be."""
         assert sequence.slot is not None
         while not self._runner.cache.extend(sequence.slot, tokens):
             last = self.running[-1]
             if len(self.running) == 1:
                 self.end(sequence, "error", f"The answer needs more memory {_KV}.", "request")
                 return False
-            self._put_back(last)
+            self._preempt(last)
             if last is sequence:
                 return False
         return True
 
-    def _put_back(self, sequence: Sequence) -> None:
-        """Interrupt a sequence: it waits in front of its queue, and its tokens are read again later."""
+    def _preempt(self, sequence: Sequence) -> None:
+        """Put a running sequence back in front of its queue; its tokens are prefilled again later."""
         self.counts["preemptions"] += 1
         self._free(sequence)
         self.waiting.leave(sequence.request.turn)
@@ -243,35 +243,35 @@ class Scheduler:
         sequence.waiting_since = time.monotonic()
         self.waiting.add(sequence.request.turn, sequence, first=first)
 
-    def _compute(self, composed: list[tuple[Sequence, Run]]) -> None:
-        """Compute a step. One that raises is computed again in halves, until those at fault are alone, and end."""
+    def _compute(self, planned: list[tuple[Sequence, Run]]) -> None:
+        """Compute a step. One that raises is computed again in halves, until the sequences at fault are alone."""
         try:
-            logits = self._runner.step([run for _, run in composed])
+            logits = self._runner.step([run for _, run in planned])
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
-            half = len(composed) // 2
+            half = len(planned) // 2
             if half:
-                self._compute(composed[:half])
-                self._compute(composed[half:])
+                self._compute(planned[:half])
+                self._compute(planned[half:])
             else:
                 self.doubtful = True
-                self.fail(composed[0][0], error)
+                self.fail(planned[0][0], error)
             return
         self.counts["steps"] += 1
-        speaking = []
-        for sequence, run in composed:
+        sampled = []
+        for sequence, run in planned:
             sequence.read += len(run.tokens)
             if len(run.tokens) > 1 or run.start == 0:
                 self.counts["prompt"] += len(run.tokens)
             if run.wants_logits:
-                speaking.append(sequence)
-        for sequence, choice in zip(speaking, choose(logits, [s.sampler for s in speaking]), strict=True):
-            self._speak(sequence, choice)
+                sampled.append(sequence)
+        for sequence, choice in zip(sampled, choose(logits, [s.sampler for s in sampled]), strict=True):
+            self._take_token(sequence, choice)
 
-    def _speak(self, sequence: Sequence, choice: Choice) -> None:
+    def _take_token(self, sequence: Sequence, choice: Choice) -> None:
         if choice.error is None:
-            self._keep_prefix(sequence)
+            self._cache_prefix(sequence)
         try:
             sequence.take(choice)
         except (KeyboardInterrupt, SystemExit):
@@ -284,14 +284,14 @@ class Scheduler:
         if sequence.ended:
             self.end(sequence)
 
-    def _keep_prefix(self, sequence: Sequence) -> None:
-        """Keep the blocks of a prompt that has just been read."""
-        if sequence.prefix_kept:
+    def _cache_prefix(self, sequence: Sequence) -> None:
+        """Put a prompt that was just prefilled into the prefix cache."""
+        if sequence.prefix_cached:
             return
-        sequence.prefix_kept = True
+        sequence.prefix_cached = True
         assert sequence.slot is not None
         prompt = sequence.tokens[: sequence.prompt_length]
-        with suppress(Exception):  # without memory for them, they are not kept
+        with suppress(Exception):  # without memory for them, its blocks are not cached
             for start, key in self.prefixes.missing(sequence.request.owner, sequence.request.adapters, prompt):
                 block = self._runner.cache.take(sequence.slot, start, start + BLOCK)
                 if block is None:

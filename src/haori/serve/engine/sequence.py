@@ -14,7 +14,7 @@ __all__ = ["Sequence"]
 
 
 class Sequence:
-    """A request with its state.
+    """A request with its state in the engine.
 
     Args:
         request: What was asked.
@@ -41,22 +41,22 @@ class Sequence:
         wanted, tops = request.sampling.max_tokens, request.sampling.prompt_logprobs
         self.longest = longest if wanted is None else min(self.prompt_length + wanted, longest)
         self.scores = None if tops is None else PromptScores(request.prompt, tops)  # until they are told
-        self.slot: int | None = None  # its number in the runner's cache
+        self.slot: int | None = None  # in the runner's cache
         self.read = 0  # tokens whose keys and values are in the cache
         self.cached_tokens = 0
         self.waiting_since = 0.0  # by the monotonic clock
-        self.prefix_kept = False
+        self.prefix_cached = False
         self.ended = False
         self._writer = AnswerWriter(request, deliver, tokenizer, stop_tokens)
 
     @property
     def decoding(self) -> bool:
-        """Say whether only the newest token has not been read yet."""
+        """Say whether it decodes: all tokens but the newest are in the cache."""
         return self.read == len(self.tokens) - 1
 
     @property
     def scoring(self) -> bool:
-        """Say whether the log-probabilities of its prompt are wanted and not all known yet."""
+        """Say whether log-probabilities of its prompt are wanted and not all computed yet."""
         return self.scores is not None and not self.scores.complete
 
     @property

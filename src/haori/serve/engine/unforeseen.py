@@ -1,4 +1,4 @@
-"""What a request is told that ends with an error which nobody foresaw, and what is to blame."""
+"""What a caller is told when its request fails with an unexpected error, and what the error comes from."""
 
 from haori.core.errors import HaoriError, InputError
 from haori.serve.request import Fault
@@ -7,12 +7,12 @@ __all__ = ["fault_of", "unforeseen"]
 
 
 def unforeseen(error: BaseException) -> str:
-    """Return a sentence for what was raised on a request's account; a foreseen error has its own."""
+    """Return a sentence for an error that a request raised; a `HaoriError` has its own."""
     if isinstance(error, HaoriError):
         return str(error)
     return f"The engine could not go on with this request ({type(error).__name__}: {error})."
 
 
 def fault_of(error: BaseException) -> Fault:
-    """Return what an error raised on a request's account comes from: what was asked for, or the engine."""
+    """Return what an error that a request raised comes from: what was asked for, or the engine."""
     return "request" if isinstance(error, InputError) else "engine"
