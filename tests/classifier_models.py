@@ -11,7 +11,15 @@ import transformers
 from tests.conftest import build_tiny_base
 from tests.encoder_models import build_tiny_encoder
 
-__all__ = ["ARCHITECTURES", "DECODERS", "ENCODERS", "build_classifier_base"]
+__all__ = [
+    "ARCHITECTURES",
+    "DECODERS",
+    "ENCODERS",
+    "build_classifier_base",
+    "scores",
+    "stock_classifier",
+    "stock_scores",
+]
 
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _WORDS = {"vocab_size": 25, "max_position_embeddings": 66, "pad_token_id": 0}
@@ -81,3 +89,54 @@ def build_classifier_base(name: str, folder: Path) -> Path:
         parameter.data += 0.1 * torch.randn(parameter.shape)
     model.save_pretrained(folder)
     return folder
+
+
+def stock_classifier(
+    base: Path, folder: Path, *, labels: int = 3, seed: int = 1, scale: float = 0.1, **options: Any
+) -> Path:
+    """Save a classifier made with stock PEFT, its trained values moved as training would."""
+    import warnings
+
+    from peft import LoraConfig, get_peft_model
+
+    of_tokens = options.get("task_type") == "TOKEN_CLS"
+    kind = (
+        transformers.AutoModelForTokenClassification if of_tokens else transformers.AutoModelForSequenceClassification
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = kind.from_pretrained(base, num_labels=labels)
+        linear = [
+            name
+            for name, module in plain.named_modules()
+            if type(module).__name__ in ("Linear", "Conv1D") and any(part.isdigit() for part in name.split("."))
+        ]
+        given = {"r": 4, "lora_alpha": 8, "target_modules": linear, "task_type": "SEQ_CLS", **options}
+        model = get_peft_model(plain, LoraConfig(**given)).eval()
+        draw = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += torch.randn(parameter.shape, generator=draw) * scale
+        model.save_pretrained(folder)
+    return folder
+
+
+def stock_scores(base: Path, folder: Path, rows: list[list[int]], *, labels: int = 3, of_tokens: bool = False) -> Any:
+    """Load base and adapter with transformers and PEFT alone, and return the logits of each row."""
+    import warnings
+
+    from peft import PeftModel
+
+    kind = (
+        transformers.AutoModelForTokenClassification if of_tokens else transformers.AutoModelForSequenceClassification
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(kind.from_pretrained(base, num_labels=labels), folder).eval()
+    return scores(model, rows)
+
+
+@torch.no_grad()
+def scores(model: Any, rows: list[list[int]]) -> Any:
+    found = [model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=int)) for row in rows]
+    return torch.cat([output.logits.float().reshape(-1, output.logits.shape[-1]) for output in found])

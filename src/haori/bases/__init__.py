@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from haori.bases.find import add_base, find_base, list_bases, remove_base, show_base
     from haori.bases.fingerprint import fingerprint_folder
     from haori.bases.generation import end_tokens, generate, stop_tokens, stream
-    from haori.bases.heads import head_modules, own_head
+    from haori.bases.heads import fresh_modules, head_modules, own_head
     from haori.bases.loading import load_model, load_skeleton, weight_bytes
     from haori.bases.targets import linear_modules, resolve_targets
     from haori.bases.tokenizer import embeddings_of, load_tokenizer
@@ -32,6 +32,7 @@ __all__ = [
     "end_tokens",
     "find_base",
     "fingerprint_folder",
+    "fresh_modules",
     "generate",
     "head_modules",
     "linear_modules",
@@ -58,7 +59,7 @@ __getattr__ = lazy_exports(
         "find": ("add_base", "find_base", "list_bases", "remove_base", "show_base"),
         "fingerprint": ("fingerprint_folder",),
         "generation": ("end_tokens", "generate", "stop_tokens", "stream"),
-        "heads": ("head_modules", "own_head"),
+        "heads": ("fresh_modules", "head_modules", "own_head"),
         "loading": ("load_model", "load_skeleton", "weight_bytes"),
         "targets": ("linear_modules", "resolve_targets"),
         "tokenizer": ("embeddings_of", "load_tokenizer"),

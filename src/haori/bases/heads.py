@@ -7,7 +7,7 @@ a dense layer, a norm). A base that has been trained with other labels, or with 
 from typing import TYPE_CHECKING, Any
 
 from haori.bases.base import Base
-from haori.bases.folder import read_json
+from haori.bases.folder import read_json, read_model_folder
 from haori.bases.tokenizer import load_tokenizer
 from haori.core.errors import BaseError
 from haori.core.records import Head
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["begin_head", "head_class", "head_modules", "labelled_configuration", "own_head"]
+__all__ = ["begin_head", "fresh_modules", "head_class", "head_modules", "labelled_configuration", "own_head"]
 
 _ENDINGS = {
     "sequence_classification": "ForSequenceClassification",
@@ -95,10 +95,11 @@ def labelled_configuration(base: Base, head: Head) -> "PreTrainedConfig":
     config.problem_type = "multi_label_classification" if head.multi_label else "single_label_classification"
     if head.kind == "token_classification":
         config.problem_type = None
-    elif base.fingerprint.tokenizer is not None:
-        padding: Any = load_tokenizer(base).pad_token_id
+    else:
+        padding: Any = None if base.fingerprint.tokenizer is None else load_tokenizer(base).pad_token_id
         text = config.get_text_config()
-        text.pad_token_id = padding if padding is not None else text.pad_token_id
+        known = [padding, text.pad_token_id, text.eos_token_id]
+        text.pad_token_id = next((token for token in known if isinstance(token, int)), None)
     return config
 
 
@@ -115,6 +116,34 @@ def head_modules(model: "nn.Module") -> tuple[str, ...]:
     pooler = getattr(getattr(model, prefix, None), "pooler", None)
     inner = [f"{prefix}.pooler"] if pooler is not None and _has_weights(pooler) else []
     return (*inner, *beside)
+
+
+def fresh_modules(base: Base, head: Head, model: "nn.Module") -> tuple[str, ...]:
+    """Return the modules of a head that `base` has no weights for, so that they begin at random.
+
+    Args:
+        base: The base.
+        head: The head that `model` was built with; where the base brings one of other labels, all of it is fresh.
+        model: The model, which may be a skeleton without weights.
+    """
+    if own_head(base) == head:
+        return ()
+    names = [
+        f"{part}.{name}".rstrip(".")
+        for part in head_modules(model)
+        for name, module in model.get_submodule(part).named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    if base.fingerprint.architecture.endswith(tuple(_ENDINGS.values())):
+        return tuple(names)
+    kept = read_model_folder(base.path).tensors
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return tuple(
+        name
+        for name in names
+        for keys in [[f"{name}.{key}" for key, _ in model.get_submodule(name).named_parameters(recurse=False)]]
+        if not all(key in kept or key.removeprefix(prefix) in kept for key in keys)
+    )
 
 
 def begin_head(model: "PreTrainedModel", names: tuple[str, ...], seed: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.bases.base import Base
 from haori.bases.dtype import choose_dtype, default_device, torch_dtype
-from haori.bases.heads import begin_head, head_class, head_modules, labelled_configuration, own_head
+from haori.bases.heads import begin_head, fresh_modules, head_class, head_modules, labelled_configuration, own_head
 from haori.bases.quiet import quiet_transformers
 from haori.core.errors import BaseError, InputError
 from haori.core.out_of_memory import is_out_of_memory
@@ -54,20 +54,20 @@ def load_model(
     _check_device(place)
     number_format = torch_dtype(choose_dtype(dtype, place).name)
     model_class = _model_class(base) if head is None else head_class(base, head)
-    begins = head is not None and own_head(base) != head
-    on_cpu = place == "cpu" and quantization is None
-    options: dict[str, Any] = {"dtype": number_format} | ({} if on_cpu else {"device_map": {"": place}})
+    placed = {} if place == "cpu" and quantization is None else {"device_map": {"": place}}
+    options: dict[str, Any] = {"dtype": number_format, **placed}
     try:
         with quiet_transformers():
             if quantization is not None:
                 whole = () if head is None else head_modules(load_skeleton(base, head=head))
                 options["quantization_config"] = _bitsandbytes(base, quantization, number_format, whole)
             if head is not None:
-                options |= {"config": labelled_configuration(base, head), "ignore_mismatched_sizes": begins}
-            model, report = model_class.from_pretrained(
-                base.path, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                output_loading_info=True, **options,
-            )  # fmt: skip
+                options |= {
+                    "config": labelled_configuration(base, head),
+                    "ignore_mismatched_sizes": own_head(base) != head,
+                }
+            options |= {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+            model, report = model_class.from_pretrained(base.path, output_loading_info=True, **options)
     except (MemoryError, *_LOAD_ERRORS) as error:
         if is_out_of_memory(error):
             raise BaseError(
@@ -76,10 +76,10 @@ def load_model(
             ) from None
         raise BaseError(f"The base {base.name!r} cannot be loaded: {_first_line(error)}.") from error
     # A pooler is a head that many encoder checkpoints leave out; only a classifier uses it.
-    fresh = ("pooler",) if head is None else head_modules(model) if begins else ()
+    fresh = ("pooler",) if head is None else fresh_modules(base, head, model)
     _check_complete(base, report, fresh)
-    if begins:
-        begin_head(model, _lacking(base, report, fresh), head_seed)
+    if head is not None:
+        begin_head(model, fresh, head_seed)
     if quantization is not None:
         _compute_alike(model)
     frozen: PreTrainedModel = model.requires_grad_(False).eval()
@@ -118,13 +118,6 @@ def _check_complete(base: Base, report: dict[str, Any], fresh: tuple[str, ...]) 
             f"The weight files of {base.name!r} lack {len(missing)} of the model's weights, such as {missing[0]!r}; "
             "config.json and the weights do not belong together."
         )
-
-
-def _lacking(base: Base, report: dict[str, Any], head: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the modules of a head to begin: all where it was made for other labels, else what the files lack."""
-    if base.fingerprint.architecture.endswith("Classification"):
-        return head
-    return tuple(sorted({key.rpartition(".")[0] for key in report["missing_keys"]}))
 
 
 def _bitsandbytes(base: Base, wanted: Quantization, compute: "torch.dtype", whole: tuple[str, ...] = ()) -> Any:

@@ -14,8 +14,10 @@ from typing import Any
 
 from haori.adapters.patterns import clash_of
 from haori.core.errors import FileFormatError, nearest
+from haori.core.records import Head
 from haori.core.safetensors_header import TensorEntry, read_safetensors_header
 from haori.library.config_values import check_values
+from haori.library.head_files import read_head
 from haori.library.peft_options import PEFT_OPTIONS, unknown_options
 
 __all__ = [
@@ -62,6 +64,7 @@ class AdapterFiles:
         trainable_tokens: Token ids whose embeddings are stored.
         target_modules: Names or the one regular expression of the adapted modules.
         size_bytes: Size of the weight file.
+        head: The head of a classifier, with its labels.
     """
 
     folder: Path
@@ -76,6 +79,7 @@ class AdapterFiles:
     trainable_tokens: tuple[int, ...]
     target_modules: tuple[str, ...]
     size_bytes: int
+    head: Head | None = None
 
     @property
     def method(self) -> str:
@@ -152,6 +156,7 @@ def inspect_adapter(folder: Path) -> AdapterFiles:
         trainable_tokens=_token_ids(config.get("trainable_token_indices", config.get("token_indices"))),
         target_modules=_names(config.get("target_modules")),
         size_bytes=weights.stat().st_size,
+        head=read_head(folder, config, tensors),
     )
 
 

@@ -60,7 +60,7 @@ def attach(
     card = card or read_card(folder)
     if card is not None:
         check_base(card, base.reference(), allow_different_weights=allow_different_weights)
-    model = load_model(base, dtype=dtype, device=device)
+    model = load_model(base, dtype=dtype, device=device, head=files.head)
     return attach_files(model, files, base_name=base.name, trainable=trainable)
 
 

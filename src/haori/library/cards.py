@@ -1,6 +1,7 @@
 """The card of an adapter: drafting it from files, its content id, reading it back.
 
-The id is a hash of the weight file's bytes and of the configuration that changes what the adapter computes. Left out
+The id is a hash of the weight file's bytes, of the configuration that changes what the adapter computes, and of the
+names of a classifier's labels. Left out
 of it are the fields that only say where things were or which program wrote them, so that the same adapter keeps its
 id when a folder is moved, exported or saved again by a newer PEFT.
 """
@@ -15,6 +16,7 @@ from haori.core.errors import LibraryError
 from haori.core.hashing import hash_data, hash_file
 from haori.core.records import AdapterCard, BaseReference, now
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
+from haori.library.head_files import stock_head
 from haori.library.licences import effective_licence
 
 __all__ = ["CARD_NAME", "adapter_id", "draft_card", "id_on_base", "is_id_of", "read_card"]
@@ -51,7 +53,9 @@ def _id(files: AdapterFiles, ordered: dict[str, Any]) -> str:
         if key in _VOLATILE or (value in (None, False, [], {}) and not (key in _ALPHAS and value is not None)):
             continue
         config[key] = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
-    return hash_data([hash_file(files.weights), {**config, **ordered}])
+    named = files.head != stock_head(files.folder, files.config, files.tensors)
+    labels = [files.head.model_dump(mode="json")] if files.head is not None and named else []
+    return hash_data([hash_file(files.weights), {**config, **ordered}, *labels])
 
 
 def id_on_base(identity: str, base: BaseReference) -> str:
@@ -75,6 +79,8 @@ def draft_card(folder: Path, base: BaseReference, *, origin: Literal["trained", 
     files = inspect_adapter(folder)
     fields.setdefault("versions", _versions() if origin == "trained" else _foreign_versions(files))
     fields.setdefault("created", now())
+    fields.setdefault("head", files.head)
+    fields.setdefault("task", "causal_lm" if files.head is None else "classification")
     card = AdapterCard(
         id=adapter_id(files),
         origin=origin,

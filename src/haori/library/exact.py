@@ -77,13 +77,18 @@ def _logits(model: nn.Module, probes: Sequence[Probe]) -> list[Tensor]:
     if len(prompts) < len(probes):
         return [last_logits(model, probe, device).cpu() for probe in probes]
     longest = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)  # [B, T]
+    config: Any = getattr(model, "config", None)
+    padding = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "pad_token_id", None)
+    fill = padding if isinstance(padding, int) else 0  # by which a decoder with a head of labels finds the last token
+    ids = torch.full((len(prompts), longest), fill, device=device)  # [B, T]
     mask = torch.zeros_like(ids)
     for row, probe in enumerate(prompts):
         ids[row, : len(probe)] = torch.tensor(probe, device=device)
         mask[row, : len(probe)] = 1
     output: Any = model(input_ids=ids, attention_mask=mask)
     values: Tensor = output.logits if hasattr(output, "logits") else output[0]  # [B, P + T, V], P of prompt tuning
+    if values.dim() == 2:  # [B, labels], one score each for a whole text
+        return [row[None].cpu() for row in values]
     before = values.shape[1] - longest
     return [
         values[row, before + max(0, len(probe) - _POSITIONS) : before + len(probe)].cpu()

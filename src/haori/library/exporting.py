@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import VerificationError
 from haori.library.attaching import attach_files, check_base
+from haori.library.classifiers import wearing_head
 from haori.library.formats.peft import check_new_folder, export_peft
 from haori.library.opened import base_of
 from haori.library.store import Library, StoredAdapter
@@ -63,13 +64,14 @@ def _prove(base: "Base", stored: StoredAdapter, written: Path) -> None:
 
     files = inspect_adapter(stored.path)
     probes = adapter_probes(files, default_probes(load_tokenizer(base)))
-    model = load_model(base)
-    of_base = _logits(base, model, probes)
+    model = load_model(base, head=files.head)
+    with wearing_head(model, files):
+        of_base = _logits(base, model, probes)
     adapted = attach_files(model, files, base_name=base.name)
     of_stored = _logits(base, adapted, probes)
     del model, adapted
     gc.collect()  # before the base is loaded once more
-    of_written = _logits(base, _in_stock_peft(load_model(base), written), probes)
+    of_written = _logits(base, _in_stock_peft(load_model(base, head=files.head), written), probes)
     effect, error = compare_logits(of_stored, of_base).rms, compare_logits(of_stored, of_written).rms
     limit = (_SHARE if base.quantization is None else _SHARE_QUANTISED) * effect + _NOISE
     if not error <= limit:

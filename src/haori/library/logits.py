@@ -112,7 +112,7 @@ def compare_logits(first: "Sequence[Tensor]", second: "Sequence[Tensor]") -> Log
     if [tuple(a.shape) for a in first] != [tuple(b.shape) for b in second]:
         raise ValueError("logits of different probes cannot be compared")
     a, b = torch.cat(list(first)), torch.cat(list(second))  # [sum of T', V]
-    centred = a - a.mean(-1, keepdim=True)
+    centred = a - a.mean(-1, keepdim=True) if a.shape[-1] > 1 else a  # the one score of one label has no spread
     spread = centred.square().mean().sqrt().clamp_min(1e-12)
     difference = a - b
     return LogitDifference(

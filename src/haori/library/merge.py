@@ -19,6 +19,7 @@ from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.attaching import attach_files, check_base
 from haori.library.cards import read_card
 from haori.library.checks import failed, passed, verification_of
+from haori.library.classifiers import wearing_head
 from haori.library.exact import checksums_by_name, exact_logits
 from haori.library.formats.peft import check_new_folder
 from haori.library.logits import adapter_probes, compare_logits, default_probes
@@ -79,8 +80,9 @@ def merge_adapter(
         check_base(card, base.reference(), allow_different_weights=allow_different_weights)
     tokenizer = prompt_format(load_tokenizer(base), folder, card).tokenizer
     probes = adapter_probes(files, default_probes(tokenizer))
-    model = load_model(base, dtype=dtype)
-    of_base = exact_logits(model, probes)
+    model = load_model(base, dtype=dtype, head=files.head)
+    with wearing_head(model, files):
+        of_base = exact_logits(model, probes)
     adapted = attach_files(model, files, base_name=base.name)
     of_adapter = exact_logits(adapted, probes)
     merged = merge_in_place(adapted, probes)
@@ -90,8 +92,10 @@ def merge_adapter(
     sums = checksums_by_name(merged.model, torch_dtype(dtype))
     with staged_folder(out) as stage:
         _save(merged.model, tokenizer, stage)
+        kind = base.fingerprint.with_fields(architecture=type(merged.model).__name__)
         del merged
-        reloaded = load_model(dataclasses.replace(base, name=out.name, path=stage), dtype=dtype)
+        written = dataclasses.replace(base, name=out.name, path=stage, fingerprint=kind)
+        reloaded = load_model(written, dtype=dtype, head=files.head)
         checks = [check, _check_rounded(rounded, of_adapter, of_base, dtype)]
         checks.append(_check_written(checksums_by_name(reloaded), sums, exact_logits(reloaded, probes), rounded))
         proof = verification_of(checks, dtype)

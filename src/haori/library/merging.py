@@ -12,7 +12,7 @@ from haori.library.logits import Probe, compare_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 __all__ = ["MergedInPlace", "check_merged", "compare_merged", "merge_in_place"]
@@ -62,13 +62,15 @@ def merge_in_place(adapted: "PeftModel", probes: "Sequence[Probe]") -> MergedInP
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logits, sums = merging_logits(adapted, probes)
+            whole = _kept_whole(adapted)
             model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)  # every layer is merged already
     except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
         if "NaN" in str(error):
             raise VerificationError("Merging gives weights that are NaN or infinite: the adapter is broken.") from error
         raise MismatchError(f"PEFT cannot merge this {method} adapter: {str(error).splitlines()[0][:300]}") from error
     _untie_if_apart(model)
-    changed = [name for name, parameter in model.named_parameters() if sums.get(parameter) != checksum(parameter)]
+    expected = {name: sums.get(whole.get(name, parameter)) for name, parameter in model.named_parameters()}
+    changed = [name for name, parameter in model.named_parameters() if expected[name] != checksum(parameter)]
     return MergedInPlace(model, logits, changed)
 
 
@@ -104,6 +106,18 @@ def compare_merged(of_merged: "Sequence[Tensor]", of_adapter: "Sequence[Tensor]"
     if compare_logits(of_base, of_merged).max == 0:
         return failed("merge", "the merged model computes exactly what the base does: the adapter was lost")
     return Check(name="merge", passed=error.rms <= limit, detail=detail, value=error.rms, limit=limit)
+
+
+def _kept_whole(adapted: "PeftModel") -> "dict[str, nn.Parameter]":
+    """Return the parameters of modules that the adapter keeps whole, by the names they have in the merged model."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    return {
+        f"{name}.{key}": parameter
+        for name, module in adapted.get_base_model().named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+        for key, parameter in module.modules_to_save["default"].named_parameters()
+    }
 
 
 def _unshare(adapted: "PeftModel") -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from haori.core.errors import InputError
-from haori.core.records import Check, Verification
+from haori.core.errors import BaseError, InputError
+from haori.core.records import Check, Head, Verification
 from haori.library.checks import check_effect, check_prompts, check_reloaded, failed, passed, verification_of
 from haori.library.logits import Probe, compare_logits, default_probes, live_probe_logits
 
@@ -30,6 +30,7 @@ def verify_model(
     probes: Sequence[Probe] = (),
     live_logits: "Sequence[Tensor] | None" = None,
     prompt_pair: tuple[Sequence[int], Sequence[int]] | None = None,
+    head: Head | None = None,
 ) -> Verification:
     """Reload the model in `folder`, which was trained from `base`, and check it.
 
@@ -41,16 +42,19 @@ def verify_model(
         probes: Token ids of a few prompts; none given means `default_probes`.
         live_logits: What `live_probe_logits` gave for the same probes on the model still in memory.
         prompt_pair: Ids of one prompt as training rendered it and as inference renders it.
+        head: The head that was trained, for a classifier; the folder must bring it, with its labels.
 
     Returns:
         The checks; it never raises for a model that is wrong. See `require_passed`.
     """
-    from haori.bases import find_base, load_model, load_tokenizer
+    from haori.bases import find_base, head_modules, load_model, load_tokenizer, own_head
 
     try:
         found = find_base(str(folder))
         probes = probes or default_probes(load_tokenizer(found))
-        model = load_model(found, dtype=dtype, device=device)
+        if head is not None and own_head(found) != head:
+            raise BaseError(f"{str(folder)!r} does not name the labels that were trained: {own_head(found)}")
+        model = load_model(found, dtype=dtype, device=device, head=head)
     except InputError as error:
         return verification_of([failed("files", str(error).rstrip("."))], dtype)
     checks = [
@@ -58,9 +62,13 @@ def verify_model(
         _check_finite(model),
     ]
     of_model = live_probe_logits(model, probes)
+    trained_head = {part: model.get_submodule(part).state_dict() for part in head_modules(model)}
     del model
     gc.collect()
-    of_base = live_probe_logits(load_model(base, dtype=dtype, device=device), probes)
+    bare = load_model(base, dtype=dtype, device=device, head=head)
+    for part, weights in trained_head.items():  # what the head alone does is no effect on the base
+        bare.get_submodule(part).load_state_dict(weights)
+    of_base = live_probe_logits(bare, probes)
     checks += [
         check_effect(of_model, of_base, subject="training"),
         check_reloaded(of_model, live_logits, compare_logits(of_model, of_base).rms),

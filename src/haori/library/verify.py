@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import FileFormatError, MismatchError, VerificationError
 from haori.core.quantization import Quantization
-from haori.core.records import Check, Verification
+from haori.core.records import Check, Head, Verification
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.attaching import attach_files
 from haori.library.checks import (
@@ -26,6 +26,7 @@ from haori.library.checks import (
     passed,
     verification_of,
 )
+from haori.library.classifiers import check_head, wearing_head
 from haori.library.exact import exact_logits
 from haori.library.logits import Probe, adapter_probes, compare_logits, default_probes, live_probe_logits, model_dtype
 from haori.library.merging import check_merged, merge_in_place
@@ -87,7 +88,7 @@ def verify_adapter(
     checks.append(_check_finite(files))
     if checks[-1].passed:
         probes = probes or default_probes(load_tokenizer(base))
-        place = _Place(base, dtype, device, quantization)
+        place = _Place(base, dtype, device, quantization, files.head)
         found, dtype = _check_on_base(place, files, probes, live_logits)
         checks += found
     checks.append(check_prompts(prompt_pair))
@@ -139,11 +140,14 @@ class _Place(NamedTuple):
     dtype: str
     device: str | None
     quantization: Quantization | None
+    head: Head | None
 
     def load(self) -> "PreTrainedModel":
         from haori.bases import load_model
 
-        return load_model(self.base, dtype=self.dtype, device=self.device, quantization=self.quantization)
+        return load_model(
+            self.base, dtype=self.dtype, device=self.device, quantization=self.quantization, head=self.head
+        )
 
     @property
     def quantised(self) -> bool:
@@ -152,6 +156,14 @@ class _Place(NamedTuple):
     def logits(self, model: "nn.Module", probes: Sequence[Probe]) -> "list[Tensor]":
         """Measure in float64; a quantised base computes in formats of its own."""
         return (live_probe_logits if self.quantised else exact_logits)(model, probes)
+
+    def attach(
+        self, model: "PreTrainedModel", files: AdapterFiles, probes: Sequence[Sequence[int]]
+    ) -> "tuple[PeftModel, list[Tensor]]":
+        """Put the adapter on; return also the logits without it, those of a classifier under the adapter's head."""
+        with wearing_head(model, files):
+            of_base = self.logits(model, probes)
+        return attach_files(model, files, base_name=self.base.name), of_base
 
 
 def _check_on_base(
@@ -164,15 +176,16 @@ def _check_on_base(
     live_probes, probes = probes, adapter_probes(files, probes)
     model = place.load()
     dtype = model_dtype(model)
-    of_base = place.logits(model, probes)
+    head = [] if files.head is None else [check_head(place.base, model, files)]
     try:
-        adapted = attach_files(model, files, base_name=place.base.name)
+        adapted, of_base = place.attach(model, files, probes)
     except MismatchError as error:
-        return [failed("keys", str(error))], dtype
+        return [*head, failed("keys", str(error))], dtype
     of_adapter = place.logits(adapted, probes)
     effect = compare_logits(of_adapter, of_base).rms
     reloaded = live_probe_logits(adapted, live_probes) if live_logits is not None else ()
     checks = [
+        *head,
         passed("keys", f"all {len(files.tensors)} tensors were used, none is missing"),
         _check_delta(adapted),
         check_effect(of_adapter, of_base),
@@ -208,9 +221,7 @@ def _check_unquantised(
     """Put an adapter that was trained over a quantised base on the base itself, and merge it there."""
     assert place.quantization is not None
     plain = place._replace(dtype=dtype, quantization=None)
-    model = plain.load()
-    plain_base = plain.logits(model, probes)
-    adapted = attach_files(model, files, base_name=place.base.name)
+    adapted, plain_base = plain.attach(plain.load(), files, probes)
     plain_adapter = plain.logits(adapted, probes)
     moved = compare_logits(plain_adapter, of_adapter).rms
     effect, grid = compare_logits(of_adapter, of_base).rms, compare_logits(plain_base, of_base).rms
@@ -241,7 +252,13 @@ def _check_finite(files: AdapterFiles) -> Check:
 
 
 def _check_delta(adapted: "PeftModel") -> Check:
+    from haori.bases import head_modules
+
     norms = delta_norms(adapted)
+    heads = head_modules(adapted.get_base_model())
+    trained = {name: norm for name, norm in norms.items() if name not in heads}
+    # The head of a classifier is trained from scratch: it says nothing of the rest, unless it is all there is.
+    norms = trained or norms
     if not norms:
         return passed("delta", "skipped: this method adds nothing to weights; its effect on the logits is checked")
     zero = [name for name, norm in norms.items() if not norm > 0]

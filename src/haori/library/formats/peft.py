@@ -10,6 +10,7 @@ from haori.adapters.patterns import exact_patterns
 from haori.core.errors import FileFormatError, InputError, LibraryError
 from haori.core.storage import staged_folder
 from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME, inspect_adapter
+from haori.library.head_files import HEAD_NAME
 
 if TYPE_CHECKING:
     from haori.core.records import AdapterCard
@@ -23,7 +24,7 @@ _BESIDE = (
     "README*", "LICENSE*", "LICENCE*", "NOTICE*", "chat_template.jinja", "chat_template.json", "tokenizer.json",
     "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "spiece.model", "generation_config.json", "*.png", "*.svg", "recipe.yaml",
-    "metrics.jsonl",
+    "metrics.jsonl", HEAD_NAME,
 )  # fmt: skip
 _BESIDE_LIMIT_BYTES = 64 << 20
 
