@@ -146,6 +146,16 @@ def test_planted_faults_fail_the_proof(name, bases, tmp_path):
     assert planted("weaker", scaled("lora_B", 0.9)) == ["reload"]
 
 
+def test_labels_that_are_not_those_trained_fail(bases, tmp_path):
+    folder = classifier(bases["bert"], tmp_path / "a", "bert")
+    base = find_base(str(bases["bert"]))
+    assert failures(verify_adapter(base, folder, head=MOODS)) == ["labels"]
+    write_head(folder, MOODS.with_fields(labels=("good", "bad", "so so")))
+    assert failures(verify_adapter(base, folder, head=MOODS)) == ["labels"]
+    write_head(folder, MOODS)
+    assert failures(verify_adapter(base, folder, head=MOODS)) == []
+
+
 def test_lora_that_is_dropped_fails_without_a_live_model_too(bases, tmp_path):
     """The head alone moves the logits; it must not pass for the rest of the adapter."""
 

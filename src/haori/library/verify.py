@@ -62,6 +62,7 @@ def verify_adapter(
     quantization: Quantization | None = None,
     live_logits: "Sequence[Tensor] | None" = None,
     prompt_pair: tuple[Sequence[int], Sequence[int]] | None = None,
+    head: Head | None = None,
 ) -> Verification:
     """Reload the adapter in `folder` onto a fresh copy of `base` and check it.
 
@@ -74,6 +75,7 @@ def verify_adapter(
         quantization: How the base was quantised on loading for the training, if it was.
         live_logits: What `live_probe_logits` gave for the same probes on the model still in memory.
         prompt_pair: Ids of one prompt as training rendered it and as inference renders it.
+        head: The head that was trained, for a classifier; None takes what the folder says of it.
 
     Returns:
         The checks; it never raises for an adapter that is wrong. See `require_passed`.
@@ -85,6 +87,9 @@ def verify_adapter(
     except FileFormatError as error:
         return verification_of([failed("files", str(error))], dtype)
     checks = [passed("files", f"{files.method}, {len(files.tensors)} tensors, {files.size_bytes:,} bytes")]
+    if head is not None and files.head != head:
+        kept = "no head" if files.head is None else f"the labels {', '.join(files.head.labels)}"
+        checks.append(failed("labels", f"{', '.join(head.labels)} were trained, and the folder keeps {kept}"))
     checks.append(_check_finite(files))
     if checks[-1].passed:
         probes = probes or default_probes(load_tokenizer(base))
@@ -158,7 +163,7 @@ class _Place(NamedTuple):
         return (live_probe_logits if self.quantised else exact_logits)(model, probes)
 
     def attach(
-        self, model: "PreTrainedModel", files: AdapterFiles, probes: Sequence[Sequence[int]]
+        self, model: "PreTrainedModel", files: AdapterFiles, probes: Sequence[Probe]
     ) -> "tuple[PeftModel, list[Tensor]]":
         """Put the adapter on; return also the logits without it, those of a classifier under the adapter's head."""
         with wearing_head(model, files):

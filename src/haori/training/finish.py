@@ -75,6 +75,7 @@ def prove_and_store(
         probes=live.probes if live else [],
         live_logits=live.logits if live else None,
         prompt_pair=prepared.task.rendering(prepared.processor, prepared.recipe, prepared.split),
+        head=prepared.task.head(prepared.recipe),
     )
     write_text(folder / "verification.json", verification.model_dump_json(indent=1))
     require_passed(verification)
@@ -114,6 +115,7 @@ def prove_model(prepared: Prepared, folder: Path, live: LiveProbes | None, say: 
         probes=live.probes if live else [],
         live_logits=live.logits if live else None,
         prompt_pair=prepared.task.rendering(prepared.processor, prepared.recipe, prepared.split),
+        head=prepared.task.head(prepared.recipe),
     )
     write_text(folder / "verification.json", verification.model_dump_json(indent=1))
     require_passed(verification, subject="model")
