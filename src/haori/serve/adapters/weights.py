@@ -13,7 +13,7 @@ shrinks kills the process.
 import re
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from haori.core.errors import FileFormatError, InputError
 from haori.core.hashing import short
 from haori.serve.adapters.plan import AdapterPlan, ModuleTensors, plan_adapter
-from haori.serve.adapters.refusals import not_applied
+from haori.serve.adapters.refusals import not_applied, refuse_classifier
 
 if TYPE_CHECKING:
     from haori.library import AdapterFiles
@@ -87,6 +87,7 @@ class AdapterWeights:
             rows to the base's [K, D]. On a base with tied embeddings the rows of the input embedding hold for the
             output head too, unless the head has an entry of its own, even an empty one.
         size_bytes: Memory of all tensors.
+        apart: Copies of the tensors that were to be kept apart, by their key in the file, in fp32.
     """
 
     id: str
@@ -94,10 +95,16 @@ class AdapterWeights:
     vectors: Mapping[str, Tensor]
     token_rows: Mapping[str, tuple[Tensor, Tensor]]
     size_bytes: int
+    apart: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_adapter_weights(
-    files: "AdapterFiles", base: BaseTensors, *, adapter: str, dtype: torch.dtype
+    files: "AdapterFiles",
+    base: BaseTensors,
+    *,
+    adapter: str,
+    dtype: torch.dtype,
+    apart: Collection[str] | None = None,
 ) -> AdapterWeights:
     """Read the adapter in a PEFT folder for serving over `base`.
 
@@ -106,6 +113,8 @@ def read_adapter_weights(
         base: The base.
         adapter: Its content id; hashing the file here would take longer than reading it.
         dtype: Dtype of A, B and token rows.
+        apart: Of a classifier, the keys of tensors that are no change of the base, such as those of its head. Without
+            them no classifier is read.
 
     Raises:
         InputError: It holds what the engine cannot apply per request, or does nothing.
@@ -113,8 +122,11 @@ def read_adapter_weights(
         FileFormatError: The file changed since it was inspected, or holds NaN or infinity.
     """
     label = repr(short(adapter))
+    if apart is None:
+        refuse_classifier(files, label)
+    acting = {key: entry for key, entry in files.tensors.items() if key not in apart} if apart else files.tensors
     try:
-        plan = plan_adapter(files, base, label)
+        plan = plan_adapter(replace(files, tensors=acting), base, label)
     except (KeyError, ValueError, TypeError, ZeroDivisionError, re.error) as error:
         raise FileFormatError(f"The configuration of the adapter {label} is damaged ({error!r}).") from None
     with torch.no_grad():
@@ -122,7 +134,8 @@ def read_adapter_weights(
         if any(module.rho is not None for module in plan.modules.values()):
             tensors = _without_gates(files, tensors, label)
             sums_to_zero = tensors.keys()
-        return _Reader(plan, tensors, sums_to_zero, base, dtype).read(adapter, label)
+        kept = {key: tensors[key].to(torch.float32, copy=True) for key in apart or ()}
+        return _Reader(plan, tensors, sums_to_zero, base, dtype).read(adapter, label, kept)
 
 
 class _Reader:
@@ -142,7 +155,7 @@ class _Reader:
         self.base = base
         self.dtype = dtype
 
-    def read(self, adapter: str, label: str) -> AdapterWeights:
+    def read(self, adapter: str, label: str, apart: Mapping[str, Tensor]) -> AdapterWeights:
         rows = self._whole_tables(label)
         updates = {}
         for name, module in self.plan.modules.items():
@@ -151,11 +164,11 @@ class _Reader:
         vectors = {name: self._difference(key, name) for name, key in self.plan.vectors.items()}
         vectors = {name: vector for name, vector in vectors.items() if vector.any()}
         rows |= {name: pair for name in self.plan.tokens if (pair := self._token_rows(name))[1].any()}
-        if not updates and not vectors and not any(len(ids) for ids, _ in rows.values()):
+        if not updates and not vectors and not apart and not any(len(ids) for ids, _ in rows.values()):
             raise InputError(f"The adapter {label} does nothing: every update in its file is zero. Train it again.")
         held = [t for u in updates.values() for t in (u.a, u.b, u.output_scale, u.bias) if t is not None]
-        held += [*vectors.values(), *(t for pair in rows.values() for t in pair)]
-        return AdapterWeights(adapter, updates, vectors, rows, sum(tensor.nbytes for tensor in held))
+        held += [*vectors.values(), *(t for pair in rows.values() for t in pair), *apart.values()]
+        return AdapterWeights(adapter, updates, vectors, rows, sum(tensor.nbytes for tensor in held), apart)
 
     def _update(self, name: str, module: ModuleTensors) -> ModuleUpdate | None:
         """Return what is done to a module, without the parts that change nothing; None if none is left."""

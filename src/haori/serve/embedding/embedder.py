@@ -1,4 +1,4 @@
-"""Texts to vectors with one encoder and any of its adapters: requests that come at the same time share batches.
+"""Texts to vectors or labels with one encoder and its adapters: requests that come at the same time share batches.
 
 One thread owns the model. In each round it takes texts of the running requests in turn, whatever their adapters are,
 sorts them by length, so that little is padded, and computes them in batches; requests join between rounds, oldest
@@ -8,14 +8,18 @@ first, when their adapters are in memory. Other threads only tokenise. It knows 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
 from haori.serve.adapters.check import adapter_check
-from haori.serve.adapters.tiers import AdapterTiers, PinnedAdapters, ReadAdapter
+from haori.serve.adapters.tiers import AdapterTiers, PinnedAdapters
+from haori.serve.embedding.classified import Classified, ClassifierInputs, scores_of
+from haori.serve.embedding.heads import AdapterHeads
+from haori.serve.embedding.jobs import Job, JobText, adapters_of, batches_of
+from haori.serve.embedding.texts import TextReader
 from haori.serve.models.encoder import AdaptedEncoder, Row
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
+    from haori.library import AdapterFiles
+    from haori.serve.adapters.weights import AdapterWeights
 
 __all__ = ["EmbedderLimits", "EmbedderStatus", "TextEmbedder"]
 
@@ -32,7 +38,8 @@ _ROUND_TOKENS = 4 * _BATCH_TOKENS  # what comes meanwhile waits so long
 _MOST_RUNNING = 64
 _PATIENCE_S = 5.0
 _PROBE_S = 1.0  # between two looks whether an embedder that could not compute can
-_NOT_NUMBERS = "The vectors of this request are not numbers; its adapter or strength may be at fault."
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class EmbedderLimits:
         longest: Longest text in tokens.
         waiting: Most requests that wait.
         adapter_bytes: Memory for adapters.
+        longest_classified: Longest text that is classified; None for what is embedded.
     """
 
     longest: int
     waiting: int = 512
     adapter_bytes: int = 1 << 30
+    longest_classified: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,66 +79,16 @@ class EmbedderStatus:
     prefix_hits: int = 0
 
 
-class _Job:
-    """The texts of one request."""
-
-    def __init__(self, rows: Sequence[Row], mix: AdapterMix) -> None:
-        self.rows = rows
-        self.mix = mix
-        self.future: Future[Embedded] = Future()
-        self.left = deque(range(len(rows)))
-        self.began = time.monotonic()
-        self._vectors: dict[int, list[float]] = {}
-
-    @property
-    def cancelled(self) -> bool:
-        return self.future.cancelled()
-
-    def take(self, index: int, vector: list[float]) -> None:
-        self._vectors[index] = vector
-        if len(self._vectors) == len(self.rows) and self._may_end():
-            vectors = [self._vectors[i] for i in range(len(self.rows))]
-            self.future.set_result(Embedded(vectors, [len(row.ids) for row in self.rows]))
-
-    def fail(self, error: BaseException) -> None:
-        self.left.clear()
-        if self._may_end():
-            known = isinstance(error, HaoriError)
-            sentence = f"The texts could not be embedded ({type(error).__name__}: {error})."
-            self.future.set_exception(error if known else HaoriError(sentence))
-
-    def _may_end(self) -> bool:
-        return not self.future.done() and self.future.set_running_or_notify_cancel()
-
-
-@dataclass(frozen=True, eq=False)
-class _Place:
-    """One text of a job."""
-
-    job: _Job
-    index: int
-
-    @property
-    def row(self) -> Row:
-        return self.job.rows[self.index]
-
-    @property
-    def length(self) -> int:
-        return len(self.row.ids)
-
-    @property
-    def wanted(self) -> bool:
-        return not self.job.future.done()
-
-
 class TextEmbedder:
-    """Turns texts into vectors; every method may be called from any thread.
+    """Turns texts into vectors, or labels them; every method may be called from any thread.
 
     Args:
         base: What is served.
         tokenizer: Its tokenizer.
-        encoder: Computes vectors.
-        read_adapter: Reads an adapter from disk, given its content id.
+        encoder: Computes vectors and logits.
+        read_adapter: Reads an adapter, given its files and its content id.
+        files_of: Finds an adapter's files by its content id.
+        heads: Which adapters classify.
         limits: What it takes on.
         prepare_text: Applied to each text before it is tokenised.
         pinned: Adapters that are never put out of memory once they are in it.
@@ -140,7 +99,9 @@ class TextEmbedder:
         base: "Base",
         tokenizer: "PreTrainedTokenizerBase",
         encoder: AdaptedEncoder,
-        read_adapter: ReadAdapter,
+        read_adapter: "Callable[[AdapterFiles, str], AdapterWeights]",
+        files_of: "Callable[[str], AdapterFiles]",
+        heads: AdapterHeads,
         *,
         limits: EmbedderLimits,
         prepare_text: Callable[[str], str] = str.strip,
@@ -150,13 +111,19 @@ class TextEmbedder:
         self.limits = limits
         self.context_length = limits.longest
         self._encoder = encoder
-        self.check_adapter = adapter_check(encoder.bank, encoder.bank, encoder.dtype, limits.adapter_bytes)
-        self._prepare_text = prepare_text
-        self._tokenizing = threading.Lock()  # tokenizers are not made to be shared
-        self._tiers = AdapterTiers(encoder.bank, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned)
+        self.check_adapter = adapter_check(read_adapter, encoder.bank, limits.adapter_bytes)
+        self._heads = heads
+        self._texts = TextReader(
+            tokenizer, prepare_text, longest=limits.longest,
+            longest_classified=limits.longest_classified or limits.longest, name=base.name,
+        )  # fmt: skip
+        self._tiers = AdapterTiers(
+            encoder.bank, lambda adapter: read_adapter(files_of(adapter), adapter), limits.adapter_bytes,
+            landed=self._wake, pinned=pinned,
+        )  # fmt: skip
         self._condition = threading.Condition()
-        self._waiting: deque[_Job] = deque()
-        self._running: list[_Job] = []
+        self._waiting: deque[Job[Any]] = deque()
+        self._running: list[Job[Any]] = []
         self._woken = False
         self._closing = self._ended = False
         self._failure: str | None = None
@@ -176,13 +143,38 @@ class TextEmbedder:
         Cancelling the future takes texts that have not been embedded out of the queue.
 
         Raises:
-            InputError: A text is too long, or there is none.
+            InputError: A text is too long, or there is none, or an adapter is a classifier.
             OverloadedError: Too many requests wait.
             UnavailableError: The embedder has ended on its own.
         """
         if not texts:
             raise InputError("There is no text to embed; give at least one.")
-        job = _Job([Row(ids, mix) for ids in self._tokenize(texts)], mix)
+        self._heads.check_embeds(mix)
+        rows = [Row(ids, mix) for ids in self._texts.embedded(texts)]
+        return self._queue(Job(rows, mix, Embedded))
+
+    def classify(self, inputs: ClassifierInputs, mix: AdapterMix) -> "Future[Classified]":
+        """Queue texts to be classified by the one adapter of a mix, or by the base's own head; see `embed`.
+
+        Raises:
+            InputError: There is no text, one is too long, or there is no head, or more than one.
+            FileFormatError: The file with the labels is damaged.
+            OverloadedError: Too many requests wait.
+            UnavailableError: The embedder has ended on its own.
+        """
+        if not inputs.given:
+            raise InputError("There is no text to classify; give at least one.")
+        head = self._heads.of_mix(mix)
+        rows = [Row(ids, mix, classify=True) for ids in self._texts.classified(inputs)]
+
+        def answer(logits: list[list[float]], tokens: list[int]) -> Classified:
+            if len(logits[0]) != len(head.labels):
+                raise HaoriError("The labels of this adapter were changed since it was loaded; load it again.")
+            return Classified(head.labels, [scores_of(head, row, activated=inputs.activated) for row in logits], tokens)
+
+        return self._queue(Job(rows, mix, answer))
+
+    def _queue(self, job: Job[R]) -> "Future[R]":
         with self._condition:
             if self._closing:
                 raise OverloadedError("The embedder is shutting down.", retry_after_s=5.0)
@@ -205,7 +197,9 @@ class TextEmbedder:
         Raises:
             InputError: Always.
         """
-        raise InputError(f"The base {self.base.name!r} is an encoder and writes no text; it makes embeddings only.")
+        raise InputError(
+            f"The base {self.base.name!r} is an encoder and writes no text; it makes embeddings and classifies."
+        )
 
     def cancel(self, request_id: str) -> None:
         """Do nothing: there are no requests for text."""
@@ -215,7 +209,7 @@ class TextEmbedder:
     def status(self) -> EmbedderStatus:
         """Return how busy it is, as of its last round."""
         with self._condition:
-            return replace(self._status, waiting=len(self._waiting), waiting_adapters=_adapters(self._waiting))
+            return replace(self._status, waiting=len(self._waiting), waiting_adapters=adapters_of(self._waiting))
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until every request has ended; False if some have not after `timeout_s`."""
@@ -230,22 +224,6 @@ class TextEmbedder:
             self._condition.notify_all()
         self._thread.join()
         self._tiers.close()
-
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        prepared = [self._prepare_text(text) for text in texts]
-        with self._tokenizing:
-            found: list[list[int]] = self.tokenizer(prepared, truncation=False, padding=False, verbose=False)[
-                "input_ids"
-            ]
-        for number, ids in enumerate(found, start=1):
-            if len(ids) > self.limits.longest:
-                raise InputError(
-                    f"Text {number} has {len(ids):,} tokens; the base {self.base.name!r} embeds at most "
-                    f"{self.limits.longest:,}. Shorten it, or embed it in parts."
-                )
-            if not ids:
-                raise InputError(f"Text {number} has no tokens; give at least one word.")
-        return found
 
     def _wake(self) -> None:
         with self._condition:
@@ -306,26 +284,26 @@ class TextEmbedder:
             self._condition.notify_all()
         return bool(self._running) and not self._closing
 
-    def _refuse(self, job: _Job, error: BaseException) -> None:
+    def _refuse(self, job: Job[Any], error: BaseException) -> None:
         with self._condition:
             self._waiting.remove(job)
-            wanted = _adapters(self._waiting)
+            wanted = adapters_of(self._waiting)
             self._condition.notify_all()
         job.fail(error)
         self._tiers.forget_unwanted(wanted)
 
     def _round(self) -> None:
-        """Embed some texts of the running requests, in turn, so that a long request does not hold up short ones."""
-        chosen: list[_Place] = []
+        """Compute some texts of the running requests, in turn, so that a long request does not hold up short ones."""
+        chosen: list[JobText] = []
         turns = deque(job for job in self._running if job.left and not job.cancelled)
         tokens = 0
         while turns and tokens < _ROUND_TOKENS:
             job = turns.popleft()
-            chosen.append(_Place(job, job.left.popleft()))
+            chosen.append(JobText(job, job.left.popleft()))
             tokens += chosen[-1].length
             if job.left:
                 turns.append(job)
-        for batch in _batches(sorted(chosen, key=lambda place: place.length, reverse=True)):
+        for batch in batches_of(sorted(chosen, key=lambda text: text.length, reverse=True), _BATCH_TOKENS):
             self._compute(batch)
         running = [job for job in self._running if job.left and not job.cancelled]
         for job in self._running:
@@ -336,13 +314,13 @@ class TextEmbedder:
             self._status = self._look()
             self._condition.notify_all()
 
-    def _compute(self, batch: Sequence[_Place]) -> None:
+    def _compute(self, batch: Sequence[JobText]) -> None:
         """Compute a batch. One that raises is computed again in halves, until the texts at fault are alone."""
-        batch = [place for place in batch if place.wanted]
+        batch = [text for text in batch if text.wanted]
         if not batch:
             return
         try:
-            vectors = self._encoder.vectors([place.row for place in batch])
+            computed = [found.tolist() for found in self._encoder.compute([text.row for text in batch])]
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it was, its caller must hear of it and others go on
@@ -356,16 +334,13 @@ class TextEmbedder:
             return
         self._batches += 1
         self._status = self._look()  # before any caller has its answer
-        for place, vector, finite in zip(batch, vectors.tolist(), vectors.isfinite().all(1).tolist(), strict=True):
-            if finite:
-                place.job.take(place.index, vector)
-            else:
-                place.job.fail(HaoriError(_NOT_NUMBERS))
+        for text, numbers in zip(batch, computed, strict=True):
+            text.job.take(text.index, numbers)
 
     def _probe(self) -> str | None:
         """Say why nothing can be computed, not even by the bare base; None if it can."""
         try:
-            self._encoder.vectors([Row([0], ())])
+            self._encoder.compute([Row([0], ())])
         except Exception as error:  # noqa: BLE001 - whatever it was, it is the answer
             return f"The embedder cannot compute ({type(error).__name__}: {error}); it may have to be started again."
         return None
@@ -376,8 +351,8 @@ class TextEmbedder:
         return EmbedderStatus(
             running=len(self._running),
             waiting=len(self._waiting),
-            running_adapters=_adapters(self._running),
-            waiting_adapters=_adapters(self._waiting),
+            running_adapters=adapters_of(self._running),
+            waiting_adapters=adapters_of(self._waiting),
             resident_adapters=tiers.resident,
             adapter_used_bytes=tiers.used_bytes,
             adapter_total_bytes=tiers.budget_bytes,
@@ -385,16 +360,3 @@ class TextEmbedder:
             adapter_evictions=tiers.evictions,
             batches=self._batches,
         )
-
-
-def _adapters(jobs: Iterable[_Job]) -> tuple[str, ...]:
-    return tuple(sorted({adapter for job in jobs for adapter, _ in job.mix}))
-
-
-def _batches(places: Sequence[_Place]) -> Iterator[Sequence[_Place]]:
-    """Divide texts, longest first, so that no batch holds too many tokens with its padding."""
-    start = 0
-    while start < len(places):
-        count = max(1, _BATCH_TOKENS // places[start].length)
-        yield places[start : start + count]
-        start += count

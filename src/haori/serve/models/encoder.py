@@ -3,11 +3,13 @@
     y = output_scale * (W x) + B A x + bias          by rows; see `adapter_weights`
 
 The model's own forward runs over the whole batch, and hooks add to the rows of each mix what its adapters change: in
-linear layers, layer norms and embeddings. Which modules see one slice per row is measured with a probe, so a module
-that is shared between rows (relative positions, say) takes no adapter: it could not be changed for one row alone.
+linear layers, layer norms and embeddings. Which modules see one slice per row is measured with a probe. A module that
+also sees what rows share (relative positions, say) cannot be changed for one row alone: rows whose adapters change one
+are computed in a batch of their own. Behind the encoder, rows are pooled to vectors or given to the head of their
+adapter.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -15,94 +17,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from haori.core.errors import BaseError, MismatchError
+from haori.core.errors import BaseError
 from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
 from haori.serve.embedding.layout import EmbeddingLayout
+from haori.serve.models.classifier_form import ClassifierForm, HiddenStates
+from haori.serve.models.encoder_bank import EncoderBank, EncoderSites
 from haori.serve.request import AdapterMix
 
-__all__ = ["AdaptedEncoder", "EncoderBank", "Row"]
+__all__ = ["AdaptedEncoder", "Row"]
 
 _PROBE_ROWS, _PROBE_TOKENS = 3, 7
 
 
 class Row(NamedTuple):
-    """A text as token ids, and the adapters that act on it."""
+    """A text as token ids, the adapters that act on it, and whether it is to be classified, or embedded."""
 
     ids: Sequence[int]
     mix: AdapterMix
+    classify: bool = False
 
 
 class _Span(NamedTuple):
-    """Neighbouring rows of a batch under one mix."""
+    """Neighbouring rows of a batch under one mix and for one purpose."""
 
     rows: slice
     mix: AdapterMix
-
-
-class EncoderBank:
-    """The adapters in memory, and what they may change.
-
-    Args:
-        model: The encoder.
-        sites: Full names of the modules that see one slice per row.
-    """
-
-    def __init__(self, model: nn.Module, sites: Collection[str]) -> None:
-        self.held: dict[str, AdapterWeights] = {}
-        self._model = model
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        modules = {name: module for name, module in model.named_modules() if name in sites}
-        self._linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
-        norms = [name for name, module in modules.items() if isinstance(module, nn.LayerNorm)]
-        self._vectors = {f"{name}.{part}" for name in norms for part in ("weight", "bias")}
-        self._tables = {f"{name}.weight" for name, module in modules.items() if isinstance(module, nn.Embedding)}
-
-    @property
-    def names(self) -> Collection[str]:
-        """Full names of all parameters of the base."""
-        return self._parameters.keys()
-
-    def linear(self, name: str) -> tuple[int, int] | None:
-        """Return (D_out, D_in) of a linear module that takes updates."""
-        found = self._linears.get(name)
-        return None if found is None else (found.out_features, found.in_features)
-
-    @property
-    def tables(self) -> Collection[str]:
-        """None: a whole table for each row of a batch would cost more than the encoder."""
-        return ()
-
-    def weight(self, module: str) -> Tensor:
-        """Return the weight (D_out, D_in) of a linear module."""
-        return self._parameters[f"{module}.weight"]
-
-    def tensor(self, name: str) -> Tensor:
-        """Return a parameter of the base."""
-        return self._parameters[name]
-
-    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
-        """Refuse an adapter that cannot be served.
-
-        Raises:
-            MismatchError: It changes something that cannot be changed for single rows.
-        """
-        lost = set(weights.updates) - set(self._linears)
-        lost |= set(weights.vectors) - self._vectors
-        lost |= set(weights.token_rows) - self._tables
-        if lost:
-            raise MismatchError(
-                f"The adapter {weights.id[:19]} changes {min(lost)!r}, which cannot be changed for one text alone; "
-                "merge it with `haori merge` and serve the merged model."
-            )
-        return weights
-
-    def put(self, adapter: AdapterWeights) -> None:
-        """Keep an adapter."""
-        self.held[adapter.id] = adapter
-
-    def drop(self, adapter: str) -> None:
-        """Forget an adapter."""
-        del self.held[adapter]
+    classify: bool
 
 
 class AdaptedEncoder:
@@ -125,11 +65,15 @@ class AdaptedEncoder:
         self._layout = layout
         self._pad = pad
         self._spans: list[_Span] = []
-        sites = self._probe(name)
+        self._is_alone = False
+        self._form: ClassifierForm | None = None
+        self._own_head: Mapping[str, Tensor] = {}
+        self.probe = torch.arange(_PROBE_ROWS * _PROBE_TOKENS).reshape(_PROBE_ROWS, -1) * 37 % model.config.vocab_size
+        sites = self._look(name)
         self.bank = EncoderBank(model, sites)
         for site, module in model.named_modules():
-            if site in sites:
-                self._hook(site, module)
+            if site in sites.by_row or site in sites.shared:
+                self._hook(site, module, shared=site in sites.shared)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -138,29 +82,58 @@ class AdaptedEncoder:
         assert isinstance(found, torch.dtype)
         return found
 
+    def classify_by(self, form: ClassifierForm, own_head: Mapping[str, Tensor]) -> None:
+        """Compute logits from now on, of rows that are to be classified.
+
+        Args:
+            form: What follows the encoder.
+            own_head: The base's own head, in fp32; empty where it has none.
+        """
+        self._form, self._own_head = form, own_head
+        for site in {form.inner(name.rpartition(".")[0]) for name in form.poolers}:
+            if isinstance(module := self._model.get_submodule(site), nn.Linear):
+                module.register_forward_hook(self._pooler_hook(str(site)))
+
     @torch.inference_mode()
-    def vectors(self, rows: Sequence[Row]) -> Tensor:
-        """Return the vectors of a batch, N D in fp32, in the order of `rows`.
+    def compute(self, rows: Sequence[Row]) -> Sequence[Tensor]:
+        """Return the vector (D) of each row, or its logits where it is to be classified, in fp32.
 
         The adapters of every mix are in the bank.
         """
-        order = sorted(range(len(rows)), key=lambda i: rows[i].mix)
-        longest = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), longest), self._pad)  # B T
+        found: dict[int, Tensor] = {}
+        order = sorted(range(len(rows)), key=lambda i: (rows[i].mix, rows[i].classify))
+        apart = [i for i in order if self.bank.acts_on_shared(rows[i].mix)]
+        for _, group in groupby(apart, key=lambda i: rows[i].mix):
+            self._compute(rows, list(group), found, alone=True)
+        if together := [i for i in order if i not in set(apart)] if apart else order:
+            self._compute(rows, together, found, alone=False)
+        return [found[i] for i in range(len(rows))]
+
+    def _compute(self, rows: Sequence[Row], order: Sequence[int], found: dict[int, Tensor], *, alone: bool) -> None:
+        """Compute rows in one batch, in an order in which those of one mix are neighbours."""
+        longest = max(len(rows[index].ids) for index in order)
+        ids = torch.full((len(order), longest), self._pad)  # B T
         mask = torch.zeros_like(ids)
         for place, index in enumerate(order):
             count = len(rows[index].ids)
             ids[place, :count] = torch.tensor(rows[index].ids)
             mask[place, :count] = 1
-        self._spans = list(_spans([rows[index].mix for index in order]))
+        spans = list(_spans([rows[index] for index in order]))
+        self._spans = [span for span in spans if span.mix]  # rows of the bare base need nothing
+        self._is_alone = alone
         try:
-            states = self._states(ids, mask).float()
+            hidden = self._hidden(ids, mask)
         finally:
             self._spans = []
-        pooled = self._pool(states, mask.float())
-        found = torch.empty_like(pooled)
-        found[torch.tensor(order)] = pooled
-        return found
+        embeds = not all(span.classify for span in spans)
+        vectors = self._pool(hidden.states.float(), mask.float()) if embeds else hidden.states
+        for span in spans:
+            results = self._logits(span, hidden) if span.classify else vectors[span.rows]
+            found.update(zip(order[span.rows], results, strict=True))
+
+    def _logits(self, span: _Span, hidden: HiddenStates) -> Tensor:
+        assert self._form is not None
+        return self._form.logits(self.bank.head(span.mix) if span.mix else self._own_head, hidden.rows(span.rows))
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self._layout.pooling == "cls":
@@ -169,13 +142,13 @@ class AdaptedEncoder:
             pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # B D
         return functional.normalize(pooled, dim=1) if self._layout.normalise else pooled
 
-    def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        states: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # B T D
-        return states
+    def _hidden(self, ids: Tensor, mask: Tensor) -> HiddenStates:
+        found = self._model(input_ids=ids, attention_mask=mask)
+        return HiddenStates(ids, mask, found.last_hidden_state, getattr(found, "pooler_output", None))
 
     @torch.inference_mode()
-    def _probe(self, name: str) -> set[str]:
-        """Return the modules that see one slice per row, and make sure that every token sees those after it."""
+    def _look(self, name: str) -> EncoderSites:
+        """Return the modules that are called, and make sure that every token sees those after it."""
         seen: dict[str, bool] = {}
 
         def look(site: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -186,11 +159,11 @@ class AdaptedEncoder:
             return hook
 
         handles = [module.register_forward_pre_hook(look(site)) for site, module in self._model.named_modules()]
-        ids = torch.arange(_PROBE_ROWS * _PROBE_TOKENS).reshape(_PROBE_ROWS, -1) * 37 % self._model.config.vocab_size
+        ids = self.probe.clone()
         try:
-            states = self._states(ids, torch.ones_like(ids))
+            states = self._hidden(ids, torch.ones_like(ids)).states
             ids[:, -1] = (ids[:, -1] + 1) % self._model.config.vocab_size
-            changed = self._states(ids, torch.ones_like(ids))
+            changed = self._hidden(ids, torch.ones_like(ids)).states
         except (AttributeError, TypeError) as error:
             raise BaseError(f"The base {name!r} gives no hidden states for token ids ({error}).") from None
         finally:
@@ -201,15 +174,43 @@ class AdaptedEncoder:
                 f"In the base {name!r} no token sees those after it, so it is a decoder; embeddings need an encoder "
                 "such as 'all-minilm-l6-v2'."
             )
-        return {site for site, by_row in seen.items() if by_row}
+        by_row = frozenset(site for site, is_by_row in seen.items() if is_by_row)
+        return EncoderSites(by_row, frozenset(seen) - by_row)
 
-    def _hook(self, site: str, module: nn.Module) -> None:
+    def _hook(self, site: str, module: nn.Module, *, shared: bool) -> None:
+        hook: Callable[[Any, Any, Tensor], None]
         if isinstance(module, nn.Linear):
-            module.register_forward_hook(self._linear_hook(site))
+            hook = self._linear_hook(site)
         elif isinstance(module, nn.LayerNorm):
-            module.register_forward_hook(self._norm_hook(site))
+            hook = self._norm_hook(site)
         elif isinstance(module, nn.Embedding):
-            module.register_forward_hook(self._embedding_hook(f"{site}.weight"))
+            hook = self._embedding_hook(f"{site}.weight")
+        else:
+            return
+        module.register_forward_hook(self._only_alone(hook) if shared else hook)
+
+    def _only_alone(self, hook: Callable[[Any, Any, Tensor], None]) -> Callable[[Any, Any, Tensor], None]:
+        """Return a hook that acts on all of what a module sees, where a whole batch is of one mix."""
+
+        def act(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            if self._is_alone and self._spans:
+                spans, self._spans = self._spans, [_Span(slice(None), self._spans[0].mix, classify=False)]
+                try:
+                    hook(module, inputs, output)
+                finally:
+                    self._spans = spans
+
+        return act
+
+    def _pooler_hook(self, site: str) -> Callable[[nn.Linear, tuple[Tensor], Tensor], None]:
+        def hook(module: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
+            for span in self._spans:
+                if own := self.bank.pooler(span.mix):
+                    weight, bias = own.get(f"{site}.weight", module.weight), own.get(f"{site}.bias", module.bias)
+                    given = inputs[0][span.rows].float()
+                    output[span.rows] = functional.linear(given, weight.float(), bias.float()).to(output.dtype)
+
+        return hook
 
     def _acting(self, span: _Span) -> list[tuple[AdapterWeights, float]]:
         return [(self.bank.held[adapter], strength) for adapter, strength in span.mix]
@@ -271,11 +272,10 @@ def _changed(parameter: Tensor | None, name: str, acting: Sequence[tuple[Adapter
     return result
 
 
-def _spans(mixes: Sequence[AdapterMix]) -> Iterator[_Span]:
-    """Yield the neighbouring rows under each mix; rows of the bare base need nothing."""
+def _spans(rows: Sequence[Row]) -> Iterator[_Span]:
+    """Yield the neighbouring rows under each mix and for each purpose."""
     start = 0
-    for mix, group in groupby(mixes):
+    for (mix, classify), group in groupby(rows, key=lambda row: (row.mix, row.classify)):
         stop = start + len(list(group))
-        if mix:
-            yield _Span(slice(start, stop), mix)
+        yield _Span(slice(start, stop), mix, classify)
         start = stop
