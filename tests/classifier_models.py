@@ -38,7 +38,12 @@ def _distilbert() -> Any:
 
 
 def _deberta() -> Any:
-    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "share_att_key": True}
+    relative = {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 8,
+        "share_att_key": True,
+    }
     return transformers.DebertaV2Model(transformers.DebertaV2Config(**_SIZES, **_WORDS, **relative))
 
 

@@ -16,7 +16,7 @@ from tests.server_samples import RepeatingEngine, served
 
 PATHS = [
     "/health", "/version", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/v1/responses",
-    "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize", "/v1/load_lora_adapter",
+    "/v1/completions", "/v1/embeddings", "/classify", "/tokenize", "/detokenize", "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What classifiers give in batches of every mixture, against stock transformers and PEFT, which have each text alone."""
+"""What classifiers give in batches of every mixture, against stock transformers and PEFT on each text alone."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_one_batch_of_classifiers_and_embeddings_gives_each_row_what_it_is_alone
     for place, found in enumerate(together):
         i, text = place % len(kinds), (place % len(kinds) + place // len(kinds)) % len(tokens)
         [(name, _)] = kinds[i][0] or (("base", 1.0),)
-        expected = wanted[name] if name in wanted else vectors if name == "embeds" else plain
+        expected = wanted.get(name, vectors if name == "embeds" else plain)
         torch.testing.assert_close(found, expected[text], **NEAR)
 
 

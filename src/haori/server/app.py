@@ -18,7 +18,7 @@ from haori.server.errors import handle_errors
 from haori.server.front import Front
 from haori.server.gate import Gate
 from haori.server.lifecycle import Service
-from haori.server.openai import chat, completions, embeddings, models, responses, tokenizing
+from haori.server.openai import chat, classification, completions, embeddings, models, responses, tokenizing
 
 __all__ = ["create_app"]
 
@@ -51,7 +51,8 @@ def create_app(service: Service, access: Access) -> FastAPI:
     )
     app.state.service = service
     handle_errors(app)
-    for module in (operations, models, chat, responses, completions, embeddings, tokenizing, adapters_routes):
+    texts = (chat, responses, completions, embeddings, classification, tokenizing)
+    for module in (operations, models, *texts, adapters_routes):
         app.include_router(module.router)
     correct_document(app)
     return app

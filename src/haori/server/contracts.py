@@ -13,6 +13,7 @@ from haori.bases import Base
 from haori.data import PromptFormat
 from haori.library import AdapterFiles
 from haori.serve.adapters.check import CheckAdapter
+from haori.serve.embedding.classified import Classified, ClassifierInputs
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
 
 __all__ = ["Backend", "Directory", "Embedder", "Engine", "EngineStatus", "ModelEntry", "Resolved"]
@@ -195,13 +196,21 @@ class Directory(Protocol):
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors."""
+    """Turns texts into vectors, or labels them."""
 
     def embed(self, texts: Sequence[str], mix: AdapterMix) -> "Future[Embedded]":
         """Queue texts; the future gives their vectors and token counts, and may be cancelled.
 
         Raises:
             InputError: A text is too long.
+            OverloadedError: There is no room in the queue.
+        """
+
+    def classify(self, inputs: ClassifierInputs, mix: AdapterMix) -> "Future[Classified]":
+        """Queue texts; the future gives the scores of their labels and token counts, and may be cancelled.
+
+        Raises:
+            InputError: A text is too long, or nothing classifies under this mix.
             OverloadedError: There is no room in the queue.
         """
 

@@ -1,1 +1,1 @@
-"""OpenAI's routes: models, chat completions, completions, embeddings."""
+"""OpenAI's routes: models, chat completions, completions, embeddings; and vLLM's beside them."""

@@ -93,7 +93,7 @@ async def reply(request: Request, question: Question, form: ReplyForm, *, stream
     """Answer a question: as a stream, or whole."""
     service = service_of(request)
     if not service.backend.writes_text:
-        message = f"The base {service.base.name!r} is an encoder and writes no text; it answers /v1/embeddings only."
+        message = f"The base {service.base.name!r} is an encoder and writes no text; ask /v1/embeddings or /classify."
         raise ApiError(400, message, param="model", code="text_not_served")
     answers = Answers(service, service.backend, question, note_of(request.scope))
     try:
