@@ -102,9 +102,7 @@ def open_native(base: "Base", settings: "ServerSettings", choice: NativeChoice, 
     if is_encoder(base):
         longest = settings.max_prompt_tokens or base.context_length
         limits = EmbedderLimits(longest, choice.waiting, choice.adapter_bytes)
-        embedder = open_embedder(
-            base, directory.files, limits, weights=choice.weights, folder_of=directory.folder, pinned=pinned
-        )
+        embedder = open_embedder(base, directory.files, limits, weights=choice.weights, pinned=pinned)
         return Backend(embedder, directory, embedder, writes_text=False)
     engine = open_engine(
         base, directory.files,

@@ -68,11 +68,10 @@ def refuse_classifier(files: "AdapterFiles", label: str) -> None:
     Raises:
         InputError: It is one.
     """
-    if files.config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"):
+    if files.head is not None:
         raise InputError(
-            f"The adapter {label} is a classifier, and nothing here tells what its labels are: classifiers are served "
-            "over encoders, by /classify, with their labels in head.json beside the weights. `haori classify` answers "
-            "with any."
+            f"The adapter {label} is a classifier; classifiers are served over encoders, by /classify. "
+            "`haori classify` answers with any."
         )
 
 

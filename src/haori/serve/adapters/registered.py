@@ -17,6 +17,7 @@ from haori.core.records import Record
 from haori.core.storage import make_folder, write_text
 from haori.library import AdapterFiles, inspect_adapter
 from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME
+from haori.library.head_files import HEAD_NAME
 
 __all__ = ["Registered", "RegisteredFile", "folder_inside", "is_inside", "registered_files", "stamp_of"]
 
@@ -124,7 +125,8 @@ def stamp_of(folder: Path, roots: Sequence[Path]) -> tuple[tuple[int, int, int],
         FileFormatError: One is missing, or a link that leads outside.
     """
     stamps = []
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
+    labels = (HEAD_NAME,) if (folder / HEAD_NAME).is_symlink() or (folder / HEAD_NAME).exists() else ()
+    for name in (CONFIG_NAME, WEIGHTS_NAME, *labels):
         real = _resolved(folder / name, roots)
         if real is None:
             raise FileFormatError(f"The folder {folder.name!r} holds no {name}, so there is no adapter in it.")

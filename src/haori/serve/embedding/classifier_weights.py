@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Never
 import torch
 from torch import Tensor
 
-from haori.core.errors import FileFormatError, MismatchError
+from haori.core.errors import MismatchError
 from haori.core.hashing import short
 from haori.core.records import Head
 from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate, read_adapter_weights
@@ -65,14 +65,14 @@ class ClassifierReader:
             MismatchError: It does not fit the base or its labels, or a part of its head is nowhere.
             FileFormatError: The file changed since it was inspected, or holds NaN or infinity.
         """
-        label = repr(short(adapter))
-        saved = self._saved(files, head, label)
-        tensors = _ClassifierTensors(self._form, self._bank, self._stored, len(head.labels), saved)
+        label, labels = repr(short(adapter)), len(head.labels)
+        saved = self._saved(files, labels, label)
+        tensors = _ClassifierTensors(self._form, self._bank, self._stored, labels, saved)
         encoder_files = replace(files, modules_to_save=tensors.unsaved(files.modules_to_save))
         keys = {f"{_PREFIX}{name}" for name in saved}
         found = read_adapter_weights(encoder_files, tensors, adapter=adapter, dtype=dtype, apart=keys)
         own = {key.removeprefix(_PREFIX): tensor for key, tensor in found.apart.items()}
-        parameters = self._head(own, found, head, label)
+        parameters = self._head(own, found, labels, label)
         return ClassifierWeights(
             id=adapter,
             updates={inner: update for name, update in found.updates.items() if (inner := self._form.inner(name))},
@@ -86,9 +86,9 @@ class ClassifierReader:
     def _inner(self, by_name: Mapping[str, Any]) -> dict[str, Any]:
         return {inner: value for name, value in by_name.items() if (inner := self._form.inner(name))}
 
-    def _saved(self, files: "AdapterFiles", head: Head, label: str) -> frozenset[str]:
+    def _saved(self, files: "AdapterFiles", labels: int, label: str) -> frozenset[str]:
         """Return the parameters of head and pooler that the file holds whole; their shapes are checked."""
-        shapes: dict[str, tuple[int, ...]] = self._form.shapes(len(head.labels))
+        shapes = self._form.shapes(labels)
         for name in self._form.poolers:
             shapes[name] = tuple(self._bank.tensor(str(self._form.inner(name))).shape)
         saved = frozenset(name for name in shapes if f"{_PREFIX}{name}" in files.tensors)
@@ -96,11 +96,6 @@ class ClassifierReader:
             entry, shape = files.tensors[f"{_PREFIX}{name}"], shapes[name]
             if entry.dtype not in _FLOATS:
                 self._misfit(label, f"its {name!r} is of dtype {entry.dtype}; use floats")
-            if entry.shape[1:] == shape[1:] and entry.shape != shape and name in self._by_label(head):
-                raise FileFormatError(
-                    f"The adapter {label} gives {entry.shape[0]} scores ({name!r}), and its head.json names "
-                    f"{len(head.labels)} labels: {', '.join(head.labels[:20])}. Give it the labels it was trained with."
-                )
             if entry.shape != shape:
                 self._misfit(label, f"its {name!r} of shape {list(entry.shape)} is not the {list(shape)} of this base")
         lost = [name for name in self._form.poolers if name not in saved and name not in self._stored]
@@ -108,14 +103,10 @@ class ClassifierReader:
             self._refuse_lost(label, lost[0])
         return saved
 
-    def _by_label(self, head: Head) -> Collection[str]:
-        one, more = self._form.shapes(len(head.labels)), self._form.shapes(len(head.labels) + 1)
-        return {name for name in one if one[name][0] != more[name][0]}
-
-    def _head(self, own: Mapping[str, Tensor], found: AdapterWeights, head: Head, label: str) -> dict[str, Tensor]:
+    def _head(self, own: Mapping[str, Tensor], found: AdapterWeights, labels: int, label: str) -> dict[str, Tensor]:
         """Return every parameter of the head: what the adapter saved, else the base's, with its updates added."""
         parameters = {}
-        for name, shape in self._form.shapes(len(head.labels)).items():
+        for name, shape in self._form.shapes(labels).items():
             held = own.get(name, self._stored.get(name))
             if held is None or held.shape != shape:
                 self._refuse_lost(label, name)

@@ -158,7 +158,6 @@ class TextEmbedder:
 
         Raises:
             InputError: There is no text, one is too long, or there is no head, or more than one.
-            FileFormatError: The file with the labels is damaged.
             OverloadedError: Too many requests wait.
             UnavailableError: The embedder has ended on its own.
         """
@@ -168,8 +167,6 @@ class TextEmbedder:
         rows = [Row(ids, mix, classify=True) for ids in self._texts.classified(inputs)]
 
         def answer(logits: list[list[float]], tokens: list[int]) -> Classified:
-            if len(logits[0]) != len(head.labels):
-                raise HaoriError("The labels of this adapter were changed since it was loaded; load it again.")
             return Classified(head.labels, [scores_of(head, row, activated=inputs.activated) for row in logits], tokens)
 
         return self._queue(Job(rows, mix, answer))

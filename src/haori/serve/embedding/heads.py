@@ -1,60 +1,44 @@
-"""Which adapters of an encoder classify, and what their labels are: `head.json` beside the weights says so."""
+"""Which adapters of an encoder classify, into which labels, and why others are not asked to."""
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from haori.core.errors import FileFormatError, InputError
+from haori.core.errors import InputError
 from haori.core.hashing import short
 from haori.core.records import Head
 from haori.serve.request import AdapterMix
 
-__all__ = ["HEAD_NAME", "AdapterHeads", "read_head"]
+if TYPE_CHECKING:
+    from haori.library import AdapterFiles
 
-HEAD_NAME = "head.json"
-_LIMIT_BYTES = 4 << 20
-_MOST_KEPT = 1000
+__all__ = ["AdapterHeads"]
 
-
-def read_head(folder: Path) -> Head | None:
-    """Return what the head of the adapter in a folder is for; None where it has none.
-
-    Raises:
-        FileFormatError: The file is damaged.
-    """
-    path = folder / HEAD_NAME
-    try:
-        with path.open("rb") as file:
-            return Head.model_validate_json(file.read(_LIMIT_BYTES))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValidationError, OSError) as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-        raise FileFormatError(
-            f"{str(path)!r} cannot be read ({first}); it holds, for instance, "
-            '{"kind": "sequence_classification", "labels": ["no", "yes"], "multi_label": false}.'
-        ) from None
+_MOST_KEPT = 10_000
 
 
 class AdapterHeads:
     """The heads of one base's adapters, and the base's own; may be asked from any thread.
 
     Args:
-        folder_of: Finds an adapter's folder by its content id.
+        files_of: Finds an adapter's files by its content id, of which the labels are a part.
         own: The base's own head.
         name: What errors call the base.
         unserved: Why no classifier of this base is served; None where they are.
     """
 
     def __init__(
-        self, folder_of: Callable[[str], Path], own: Head | None, *, name: str, unserved: str | None = None
+        self,
+        files_of: "Callable[[str], AdapterFiles]",
+        own: Head | None,
+        *,
+        name: str,
+        unserved: str | None = None,
     ) -> None:
-        self._folder_of = folder_of
+        self._files_of = files_of
         self._own = own
         self._name = name
         self._unserved = unserved
-        self._known: dict[Path, tuple[tuple[int, int, int], Head]] = {}
+        self._known: dict[str, Head | None] = {}
 
     def of_mix(self, mix: AdapterMix) -> Head:
         """Return the head that classifies under a mix.
@@ -70,8 +54,8 @@ class AdapterHeads:
         without = next((adapter for adapter, head in heads if head is None), None)
         if without is not None:
             raise InputError(
-                f"The adapter {short(without)!r} does not classify: there is no {HEAD_NAME} with labels beside its "
-                "weights. Ask for a classifier, or send texts to /v1/embeddings."
+                f"The adapter {short(without)!r} has no head, so it does not classify; ask for one that was trained "
+                "to, or send texts to /v1/embeddings."
             )
         if len(mix) > 1:
             raise InputError(
@@ -103,22 +87,15 @@ class AdapterHeads:
         """Return the head of an adapter; None where it has none.
 
         Raises:
-            FileFormatError: Its file is damaged.
+            HaoriError: It is not here, or its files are unusable.
         """
-        folder = self._folder_of(adapter)
         try:
-            stat = (folder / HEAD_NAME).stat()
-        except OSError:
-            return None
-        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        known = self._known.get(folder)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        head = read_head(folder)
-        if head is not None:
-            while len(self._known) >= _MOST_KEPT:
-                self._known.pop(next(iter(self._known)), None)
-            self._known[folder] = stamp, head
+            return self._known[adapter]
+        except KeyError:
+            head = self._files_of(adapter).head
+        while len(self._known) >= _MOST_KEPT:
+            self._known.pop(next(iter(self._known)), None)
+        self._known[adapter] = head
         return head
 
     def check_served(self, adapter: str, head: Head) -> Head:

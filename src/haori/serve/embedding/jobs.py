@@ -52,10 +52,7 @@ class Job(Generic[R]):
         self._computed[index] = numbers
         if len(self._computed) == len(self.rows) and self._may_end():
             computed = [self._computed[i] for i in range(len(self.rows))]
-            try:
-                self.future.set_result(self._answer(computed, [len(row.ids) for row in self.rows]))
-            except HaoriError as error:
-                self.future.set_exception(error)
+            self.future.set_result(self._answer(computed, [len(row.ids) for row in self.rows]))
 
     def fail(self, error: BaseException) -> None:
         """End it with an error."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haori.core.errors import BaseError, InputError
@@ -11,7 +10,7 @@ from haori.serve.adapters.tiers import PinnedAdapters
 from haori.serve.adapters.weights import AdapterWeights, read_adapter_weights
 from haori.serve.embedding.classifier_weights import ClassifierReader
 from haori.serve.embedding.embedder import EmbedderLimits, TextEmbedder
-from haori.serve.embedding.heads import AdapterHeads, read_head
+from haori.serve.embedding.heads import AdapterHeads
 from haori.serve.embedding.layout import read_embedding_layout
 from haori.serve.kernels.onednn import remember_few_shapes
 from haori.serve.kernels.openmp import let_workers_go
@@ -37,7 +36,6 @@ def open_embedder(
     limits: EmbedderLimits,
     *,
     weights: str = "auto",
-    folder_of: Callable[[str], Path] | None = None,
     pinned: PinnedAdapters = tuple,
 ) -> TextEmbedder:
     """Load a base and start an embedder over it.
@@ -47,7 +45,6 @@ def open_embedder(
         files_of: Finds an adapter's files by its content id.
         limits: What the embedder takes on; the longest text is lowered to the base's.
         weights: `auto` (fp32), `fp32` or `bf16`.
-        folder_of: Finds an adapter's folder by its content id, quickly; by default that of its files.
         pinned: Adapters that are never put out of memory.
 
     Raises:
@@ -65,18 +62,16 @@ def open_embedder(
     pad = next((token for token in (model.config.pad_token_id, tokenizer.pad_token_id) if token is not None), 0)
     encoder = AdaptedEncoder(model, layout, pad=pad, name=base.name)
 
-    heads_of = folder_of or (lambda adapter: files_of(adapter).folder)
-    reader, heads = _open_classifiers(base, encoder, model, heads_of)
+    reader, heads = _open_classifiers(base, encoder, model, files_of)
 
     let_workers_go()  # this thread has loaded the model; the embedder's own computes
 
     def read(files: "AdapterFiles", adapter: str) -> AdapterWeights:
-        head = read_head(files.folder)
-        if head is None:
+        if files.head is None:
             return read_adapter_weights(files, encoder.bank, adapter=adapter, dtype=encoder.dtype)
-        heads.check_served(adapter, head)
+        heads.check_served(adapter, files.head)
         assert reader is not None
-        return reader.read(files, head, adapter=adapter, dtype=encoder.dtype)
+        return reader.read(files, files.head, adapter=adapter, dtype=encoder.dtype)
 
     def prepare(text: str) -> str:  # as sentence-transformers does
         return text.strip().lower() if layout.lower_case else text.strip()
@@ -89,7 +84,7 @@ def open_embedder(
 
 
 def _open_classifiers(
-    base: "Base", encoder: AdaptedEncoder, model: "nn.Module", folder_of: Callable[[str], Path]
+    base: "Base", encoder: AdaptedEncoder, model: "nn.Module", files_of: "Callable[[str], AdapterFiles]"
 ) -> tuple[ClassifierReader | None, AdapterHeads]:
     """Find out what follows the encoder in a classifier, and whether the base is one."""
     from haori.bases import load_skeleton, own_head
@@ -99,7 +94,7 @@ def _open_classifiers(
         skeleton = load_skeleton(base, head=Head(kind="sequence_classification", labels=labels))
         form = ClassifierForm(skeleton, model, encoder.probe, name=base.name)
     except BaseError as error:
-        return None, AdapterHeads(folder_of, None, name=base.name, unserved=str(error))
+        return None, AdapterHeads(files_of, None, name=base.name, unserved=str(error))
     files = BaseFiles(base.path, {})
     wanted = [(name, name) for name in form.shapes(PROBE_LABELS)]
     wanted += [(name, stored) for name in form.poolers for stored in (name, str(form.inner(name)))]
@@ -108,4 +103,4 @@ def _open_classifiers(
     own = own_head(base)
     weights = reader.own_head(own) if own is not None and own.kind == "sequence_classification" else {}
     encoder.classify_by(form, weights)
-    return reader, AdapterHeads(folder_of, own if weights else None, name=base.name)
+    return reader, AdapterHeads(files_of, own if weights else None, name=base.name)
