@@ -1,1 +1,1 @@
-"""Texts to vectors with one encoder and any of its adapters."""
+"""Texts to vectors, or to the labels of classifiers, with one encoder and any of its adapters."""
