@@ -501,7 +501,7 @@ BAD = [
     ("a.yml", yaml.safe_dump(AXOLOTL | {"learning_rate": float("nan")}), "finite"),
     ("a.yml", yaml.safe_dump(AXOLOTL | {"load_in_4bit": "maybe"}), "be true or false"),
     ("a.yml", yaml.safe_dump(AXOLOTL | {"lora_target_modules": [1]}), "be a list of texts"),
-    ("a.yml", yaml.safe_dump(AXOLOTL | {"rl": "grpo"}), "asks for reinforcement learning (grpo)"),
+    ("a.yml", yaml.safe_dump(AXOLOTL | {"rl": "grpo"}), "asks for reinforcement learning or distillation (grpo)"),
     ("a.yml", yaml.safe_dump({"model_name_or_path": "b", "stage": "rm", "finetuning_type": "lora"}), "reward model"),
     ("a.yml", LAUGHS, "more than"),
 ]

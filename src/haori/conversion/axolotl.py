@@ -7,7 +7,7 @@ long are dropped, nothing is held out, and the loss is on the assistant's tokens
 from collections.abc import Mapping
 from typing import Any
 
-from haori.conversion.data import carry_alpaca, carry_messages, combine_system
+from haori.conversion.data import carry_alpaca, carry_messages, combine_pairs, combine_system
 from haori.conversion.draft import Draft
 from haori.conversion.rules import (
     Carried,
@@ -36,7 +36,7 @@ _CHAT = {"chat_template", "chatml", "messages", "openai"}
 _STANDARD = {"field_instruction": "instruction", "field_input": "input", "field_output": "output"}
 _TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 _RENDERED = lacks("prompts are rendered by the base's own chat template", "the template in the base's folder")
-_PREFERENCE = lacks("it belongs to preference training")
+_PREFERENCE = lacks("preference training has no such term here")
 _TEMPLATES = ("tokenizer_default", "tokenizer_default_fallback_chatml")
 
 
@@ -92,6 +92,10 @@ _DATASET: dict[str, Rule] = {
     "type.field_input": fact("field_input", read=text),
     "type.field_output": fact("field_output", "data.columns.completion", read=text),
     "type.field_system": fact("field_system", "data.columns.system", read=text),
+    **{f"type.field_{name}": fact(f"column_{name}", read=text)
+       for name in ("prompt", "chosen", "rejected", "completion")},
+    "type.prompt_format": _RENDERED, "type.chosen_format": _RENDERED, "type.rejected_format": _RENDERED,
+    "type.completion_format": _RENDERED,
     "type.system_prompt": to("data.system", text),
     "type.format": _RENDERED, "type.no_input_format": _RENDERED, "type.system_format": _RENDERED,
     "ds_type": same("the kind of a file is seen from its name"),
@@ -199,9 +203,12 @@ _KEYS: dict[str, Rule] = {
     "process_reward_model": Rule(lambda value: Fact("task",
         "process reward model") if flag(value) else Unneeded("off")),
     "num_labels": lacks("it belongs to classification"),
-    **group(_PREFERENCE, "rl_beta", "dpo_beta", "orpo_alpha", "rpo_alpha", "simpo_gamma", "cpo_alpha", "trl",
-            "kto_desirable_weight", "kto_undesirable_weight", "dpo_use_weighting", "dpo_use_logits_to_keep",
-            "max_prompt_len"),
+    "rl_beta": fact("beta", read=number), "dpo_beta": fact("beta", read=number),
+    "orpo_alpha": fact("orpo_alpha", read=number), "simpo_gamma": fact("gamma", read=number),
+    "dpo_label_smoothing": fact("label_smoothing", read=number),
+    "kto_desirable_weight": fact("desirable", read=number), "kto_undesirable_weight": fact("undesirable", read=number),
+    "max_prompt_len": same("a row is as long as data.max_length allows, whatever of it is the prompt"),
+    **group(_PREFERENCE, "rpo_alpha", "cpo_alpha", "trl", "dpo_use_weighting", "dpo_use_logits_to_keep"),
     "chat_template": _DATASET["chat_template"], "chat_template_jinja": _RENDERED,
     "special_tokens": lacks("special tokens are the base's own", "change them in the base's tokenizer files"),
     "tokens": lacks("no tokens are added to a base", "method.trainable_tokens trains single tokens that are there"),
@@ -299,6 +306,8 @@ def _defaults(document: Mapping[str, Any]) -> dict[str, Any]:
         del given["val_set_size"]
     if document.get("batch_size"):
         del given["gradient_accumulation_steps"]
+    if document.get("rl") == "simpo":
+        given |= {"rl_beta": 0.1, "simpo_gamma": 0.5}
     if not document.get("adapter"):
         given["adapter"] = "full"
     return given
@@ -329,6 +338,9 @@ def _combine_trackers(draft: Draft) -> None:
 
 
 def _combine_format(draft: Draft) -> None:
+    if draft.ours.get("task") == "preference":
+        combine_pairs(draft)
+        return
     kind = str(draft.value("type", "")).split(":")[0]
     if draft.has("field_instruction") or draft.has("field_output"):
         _combine_fields(draft)

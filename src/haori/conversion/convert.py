@@ -12,7 +12,7 @@ from haori.conversion.method import combine_method, combine_precision, drop_fore
 from haori.conversion.reading import SECRET, is_empty, read_document
 from haori.conversion.rules import Carried, Left, Rule, Unneeded
 from haori.conversion.steps import combine_batches, combine_measuring, combine_run_length
-from haori.conversion.task import check_task
+from haori.conversion.task import choose_task, combine_loss, known_keys
 from haori.conversion.tool import Tool
 from haori.conversion.tools import TOOLS, detect_tool
 from haori.conversion.values import UnfitValueError
@@ -90,7 +90,7 @@ def import_config(
     _apply(found, defaults, draft, path, assumed=True)
     for key, (value, habit) in found.habits.items():
         draft.add(f"({habit})", Carried({key: value}), assumed=True)
-    check_task(draft, path)
+    task = choose_task(draft, path)
     _given(draft, base, data)
     combine_method(draft)
     combine_precision(draft)
@@ -98,8 +98,9 @@ def import_config(
     combine_run_length(draft)
     combine_measuring(draft)
     found.combine_data(draft)
+    combine_loss(draft, task)
     _identify(draft, path, name)
-    drop_foreign_keys(draft)
+    drop_foreign_keys(draft, known_keys(task))
     draft.finish()
     plain = _nested(draft.ours)
     try:
@@ -240,7 +241,7 @@ def _identify(draft: Draft, path: Path, name: str | None) -> None:
 
 def _nested(ours: Mapping[str, Any]) -> dict[str, Any]:
     """Return dotted keys as tables, in the order of a recipe."""
-    order = ("name", "base", "revision", "task", "data", "method", "optimizer", "schedule", "training")
+    order = ("name", "base", "revision", "task", "data", "method", "loss", "optimizer", "schedule", "training")
     found: dict[str, Any] = {name: {} for name in order}
     for key, value in ours.items():
         *parents, last = key.split(".")

@@ -2,9 +2,13 @@
 
 from haori.conversion.draft import Draft
 
-__all__ = ["carry_alpaca", "carry_messages", "combine_system"]
+__all__ = ["carry_alpaca", "carry_messages", "combine_pairs", "combine_system"]
 
 _TEMPLATE = "the prompt is made by the base's chat template, not by Alpaca's own words"
+_PAIRS = {
+    "prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "completion": "completion",
+    "response": "completion", "label": "label", "system": "system",
+}  # fmt: skip
 _SYSTEM = ("system", "system_prompt")
 
 
@@ -17,6 +21,15 @@ def carry_messages(draft: Draft, names: tuple[str, ...], column: str) -> None:
     """Carry facts that say that a column holds messages."""
     known = {"messages": "messages", "conversations": "sharegpt"}.get(column)
     draft.carry(names, {"data.format": known} if known else {"data.columns.messages": column})
+
+
+def combine_pairs(draft: Draft) -> None:
+    """Carry facts that name the columns of preferred answers; their format is found from them."""
+    for name, role in _PAIRS.items():
+        if draft.has(f"column_{name}"):
+            draft.carry(f"column_{name}", {f"data.columns.{role}": draft.value(f"column_{name}")})
+    for name in ("type", "formatting", "column_query", "column_history", "column_messages"):
+        draft.leave(name, "prompts and answers are known by their columns", "data.columns, or the usual names")
 
 
 def combine_system(draft: Draft, name: str) -> None:

@@ -3,8 +3,8 @@
 Every key that is read ends in exactly one entry; a fact that nobody combined is left, so that nothing is lost.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from haori.conversion.rules import Carried, Fact, Left, Outcome, Unneeded
@@ -111,6 +111,30 @@ class Draft:
             fact = self._facts.pop(name)
             if not fact.assumed:
                 self.entries.append(Entry(fact.key, Unneeded(reason)))
+
+    def forget(self, key: str, values: Container[Any], reason: str) -> None:
+        """Take back a key of the recipe that was carried with one of `values`."""
+        if self.ours.get(key) in values:
+            self.take_back(lambda name: name == key, lambda _: reason)
+
+    def take_back(self, is_foreign: Callable[[str], bool], reason: Callable[[str], str]) -> None:
+        """Leave what was carried to keys that the recipe does not have; defaults of the tool go without a word."""
+        kept: list[Entry] = []
+        for entry in self.entries:
+            found = [key for key in entry.outcome.ours if is_foreign(key)] if isinstance(entry.outcome, Carried) else []
+            if not found:
+                kept.append(entry)
+                continue
+            assert isinstance(entry.outcome, Carried)
+            for key in found:
+                self.ours.pop(key, None)
+                self.origin.pop(key, None)
+            rest = {key: value for key, value in entry.outcome.ours.items() if key not in found}
+            if rest:
+                kept.append(replace(entry, outcome=replace(entry.outcome, ours=rest)))
+            elif not entry.assumed:
+                kept.append(replace(entry, outcome=Left(reason(found[0]))))
+        self.entries[:] = kept
 
     def finish(self) -> None:
         """Leave the facts that nobody asked for."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from haori.conversion.data import carry_alpaca, carry_messages, combine_system
+from haori.conversion.data import carry_alpaca, carry_messages, combine_pairs, combine_system
 from haori.conversion.draft import Draft
 from haori.conversion.rules import (
     Carried,
@@ -37,7 +37,7 @@ __all__ = ["LLAMA_FACTORY"]
 
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 _IMAGES = lacks("images, sounds and films are not trained on")
-_PREFERENCE = lacks("it belongs to preference training")
+_PREFERENCE = lacks("preference training has no such term here")
 _OTHER_OPTIMIZER = lacks("there is only AdamW here", "optimizer.lr, optimizer.weight_decay")
 _ROLE = same_if(("from", "role"), "read as it is", "the field of the role is role or from", "rename the field")
 
@@ -136,7 +136,8 @@ _KEYS: dict[str, Rule] = {
        (("prompt", "prompt"), ("response", "completion"), ("messages", "messages"), ("system", "system"))},
     **{f"dataset_info.columns.{name}": fact(f"column_{name}", read=text) for name in ("query", "history")},
     "dataset_info.columns.tools": same_if(("tools",), "read as it is", "the column of tools is named tools"),
-    **{f"dataset_info.columns.{name}": _PREFERENCE for name in ("chosen", "rejected", "kto_tag")},
+    **{f"dataset_info.columns.{name}": fact(f"column_{name}", read=text) for name in ("chosen", "rejected")},
+    "dataset_info.columns.kto_tag": fact("column_label", read=text),
     **{f"dataset_info.columns.{name}": _IMAGES for name in ("images", "videos", "audios")},
     "dataset_info.tags.role_tag": _ROLE,
     "dataset_info.tags.content_tag": same_if(("value", "content"), "read as it is", "the text is in value or content"),
@@ -177,8 +178,12 @@ _KEYS: dict[str, Rule] = {
     "upcast_layernorm": same("normalisation is computed in fp32 here"),
     "enable_thinking": lacks("the base's chat template decides", "`haori data check --show 3` shows what is trained"),
     **group(_OTHER_OPTIMIZER, "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"),
-    **group(_PREFERENCE, "pref_beta", "pref_ftx", "pref_loss", "pref_bco_weight", "dpo_label_smoothing", "simpo_gamma",
-            "kto_chosen_weight", "kto_rejected_weight", "ref_model", "reward_model", "reward_model_type", "ld_alpha"),
+    "pref_loss": fact("loss_name", "task", read=text),
+    "pref_beta": fact("beta", read=number), "simpo_gamma": fact("gamma", read=number),
+    "dpo_label_smoothing": fact("label_smoothing", read=number),
+    "kto_chosen_weight": fact("desirable", read=number), "kto_rejected_weight": fact("undesirable", read=number),
+    "ref_model": lacks("the reference is the base without its adapter"),
+    **group(_PREFERENCE, "pref_ftx", "pref_bco_weight", "reward_model", "reward_model_type", "ld_alpha"),
     **group(lacks("single layers are not trained in full", "method.layers, method.modules_to_save"),
             "freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"),
     **group(same("read only beside another key"), "init_special_tokens", "fp8_backend", "galore_target", "galore_rank",
@@ -222,6 +227,8 @@ def _defaults(document: Mapping[str, Any]) -> dict[str, Any]:
     if document.get("finetuning_type", "lora") == "lora":
         rank = document.get("lora_rank", 8)
         given |= {"lora_rank": 8, "lora_alpha": 2 * rank if isinstance(rank, int) else 16, "lora_dropout": 0.0}
+    if document.get("pref_loss") == "simpo":
+        given |= {"pref_beta": 0.1, "simpo_gamma": 0.5}
     if document.get("warmup_ratio"):
         del given["warmup_steps"]
     return given
@@ -271,6 +278,9 @@ def _others(names: list[str]) -> str:
 
 
 def _combine_format(draft: Draft) -> None:
+    if draft.ours.get("task") == "preference":
+        combine_pairs(draft)
+        return
     kind = draft.value("formatting", "alpaca")
     if kind in ("sharegpt", "openai"):
         own = "conversations" if kind == "sharegpt" else "messages"

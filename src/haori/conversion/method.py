@@ -6,8 +6,7 @@ with keys of its own. So what was carried to a kind that has no such key is take
 
 from collections.abc import Container
 
-from haori.conversion.draft import Draft, Entry
-from haori.conversion.rules import Carried, Left
+from haori.conversion.draft import Draft
 from haori.core.methods import METHODS
 
 __all__ = ["combine_method", "combine_precision", "drop_foreign_keys"]
@@ -128,27 +127,24 @@ def combine_precision(draft: Draft) -> None:
         draft.unneeded(name, "training.dtype is chosen by another key, or automatic")
 
 
-def drop_foreign_keys(draft: Draft) -> None:
-    """Take back what the chosen kind of method has no key for."""
+def drop_foreign_keys(draft: Draft, known: Container[str]) -> None:
+    """Take back what the chosen method, or the recipe's task, has no key for.
+
+    Args:
+        draft: The recipe in the making.
+        known: The keys that recipes of its task have.
+    """
     kind = draft.ours["method.kind"]
-    known = METHODS[kind].model_fields
-    settled: list[Entry] = []
-    for entry in draft.entries:
-        if not isinstance(entry.outcome, Carried):
-            settled.append(entry)
-            continue
-        foreign = [key for key in entry.outcome.ours if _is_foreign(key, known)]
-        if foreign:
-            left = Left(f"{foreign[0]} is no key of the method {kind!r}")
-            settled.append(Entry(entry.key, left, entry.assumed))
-            for key in entry.outcome.ours:
-                draft.ours.pop(key, None)
-                draft.origin.pop(key, None)
-        else:
-            settled.append(entry)
-    draft.entries[:] = [entry for entry in settled if not (entry.assumed and isinstance(entry.outcome, Left))]
+    fields = METHODS[kind].model_fields
 
+    def is_foreign(key: str) -> bool:
+        section, _, name = key.partition(".")
+        if section == "method":
+            return name.split(".")[0] not in fields
+        return section != "loss" and key not in known
 
-def _is_foreign(key: str, known: Container[str]) -> bool:
-    section, _, name = key.partition(".")
-    return section == "method" and name.split(".")[0] not in known
+    def reason(key: str) -> str:
+        of = f"the method {kind!r}" if key.startswith("method.") else "recipes of this task"
+        return f"{key} is no key of {of}"
+
+    draft.take_back(is_foreign, reason)

@@ -37,7 +37,7 @@ _COLUMNS = {
 }  # fmt: skip
 _OTHER_TUNERS = {"vera": "VERA", "boft": "BOFT", "fourierft": "FOURIERFT"}
 _IMAGES = lacks("images, sounds and films are not trained on")
-_PREFERENCE = lacks("it belongs to preference training")
+_PREFERENCE = lacks("preference training has no such term here")
 _READ_BESIDE = "read only beside another way to train"
 
 
@@ -149,7 +149,11 @@ _KEYS: dict[str, Rule] = {
     "streaming": lacks("data is read whole, and kept on disk"),
     "strict": same("rows that cannot be read are counted and named; data.too_long=error refuses long ones"),
     "enable_dft_loss": lacks("the loss is cross-entropy"),
-    "loss_type": lacks("the loss is cross-entropy"),
+    "loss_type": fact("loss_name", "task", read=text),
+    "beta": fact("beta", read=number), "simpo_gamma": fact("gamma", read=number),
+    "label_smoothing": fact("label_smoothing", read=number),
+    "desirable_weight": fact("desirable", read=number), "undesirable_weight": fact("undesirable", read=number),
+    "ref_model": lacks("the reference is the base without its adapter"),
     "optimizer": lacks("there is only AdamW here", "optimizer.lr", off=("lorap",)),
     "use_galore": lacks("there is no GaLore here"),
     "lisa_activated_layers": lacks("there is no LISA here", "method.layers"),
@@ -188,8 +192,7 @@ _KEYS: dict[str, Rule] = {
     **group(_IMAGES, "max_pixels", "vit_lr", "aligner_lr", "norm_bbox"),
     **group(same("there are no images here"), "freeze_llm", "freeze_vit", "freeze_aligner",
         "vit_gradient_checkpointing"),
-    **group(_PREFERENCE, "beta", "rpo_alpha", "simpo_gamma", "cpo_alpha", "ref_model", "desirable_weight",
-            "undesirable_weight", "label_smoothing", "reward_model"),
+    **group(_PREFERENCE, "rpo_alpha", "cpo_alpha", "reward_model"),
     **group(TRAINING_ARGUMENTS["tf32"], "attn_impl", "padding_free", "dataset_num_proc", "load_from_cache_file",
             "use_logits_to_keep", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "tuner_backend", "lora_dtype",
             "packing_length", "packing_num_proc", "lazy_tokenize", "experts_impl", "device_map", "max_memory"),

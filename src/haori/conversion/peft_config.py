@@ -127,7 +127,7 @@ def _defaults(document: Mapping[str, Any]) -> dict[str, Any]:
 PEFT = Tool(
     name="peft", title="PEFT", command="get_peft_model(model, config)", keys=_KEYS,
     signs=frozenset({
-        "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "auto_mapping", "fan_in_fan_out",
+        "peft_type", "base_model_name_or_path", "inference_mode", "auto_mapping", "fan_in_fan_out",
         "init_lora_weights", "layers_to_transform", "rank_pattern", "alpha_pattern", "layer_replication",
     }),
     defaults=_defaults, prepare=_prepare,

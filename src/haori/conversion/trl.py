@@ -15,6 +15,7 @@ from haori.conversion.rules import (
     Left,
     Outcome,
     Rule,
+    Unneeded,
     fact,
     group,
     lacks,
@@ -29,7 +30,8 @@ from haori.conversion.values import flag, hub_or_file, modules, number, text, wh
 
 __all__ = ["TRL"]
 
-_PREFERENCE = lacks("it belongs to preference training")
+_PREFERENCE = lacks("preference training has no such term here")
+_WHOLE_ROWS = "a row is as long as data.max_length allows, whatever of it is the prompt"
 
 
 def _use_peft(value: Any) -> Outcome:
@@ -48,6 +50,15 @@ def _length(value: Any) -> Outcome:
     if value is None:
         return Left("rows are not left at any length", "data.max_length; `auto` is the base's context, at most 2,048")
     return Carried({"data.max_length": whole(value)})
+
+
+def _loss(value: Any) -> Outcome:
+    spelt = str(value).lower()
+    if spelt in ("nll", "chunked_nll"):
+        return Unneeded("cross-entropy, as here")
+    if spelt in ("sigmoid", "hinge", "ipo", "simpo", "kto"):
+        return Fact("task", spelt)
+    return Left(f"there is no loss {value!r} here", "loss.kind of the task preference, or cross-entropy")
 
 
 def _test_split(value: Any) -> Outcome:
@@ -98,7 +109,12 @@ _KEYS: dict[str, Rule] = {
     "packing": fact("packing", read=flag),
     "assistant_only_loss": Rule(_only, ("data.train_on",)),
     "completion_only_loss": Rule(_only, ("data.train_on",)),
-    "loss_type": same_if(("nll", "chunked_nll"), "cross-entropy, as here", "there is no loss {value} for texts here"),
+    "loss_type": Rule(_loss, ("task",)),
+    "beta": fact("beta", read=number), "label_smoothing": fact("label_smoothing", read=number),
+    "simpo_gamma": fact("gamma", read=number), "desirable_weight": fact("desirable", read=number),
+    "undesirable_weight": fact("undesirable", read=number),
+    "max_prompt_length": same(_WHOLE_ROWS), "max_completion_length": same(_WHOLE_ROWS),
+    "precompute_ref_log_probs": same("what the base says of the answers is computed once"),
     "chat_template_path": lacks("the chat template is the base's own", "the template in the base's folder"),
     "eos_token": lacks("the chat template says what ends an answer",
         "`haori data check --show 3` shows what is trained"),
@@ -108,9 +124,7 @@ _KEYS: dict[str, Rule] = {
     "dataset_kwargs": lacks("data is prepared here", "`haori data check` shows how"),
     "shuffle_dataset": same("rows are shuffled here"),
     "env": lacks("the environment is not changed", "set the variables before the command"),
-    **group(_PREFERENCE, "beta", "label_smoothing", "reference_free", "precompute_ref_log_probs", "max_prompt_length",
-            "max_completion_length", "desirable_weight", "undesirable_weight", "simpo_gamma", "cpo_alpha",
-            "loss_weights"),
+    **group(_PREFERENCE, "reference_free", "cpo_alpha", "loss_weights"),
     **group(TRAINING_ARGUMENTS["tf32"], "attn_implementation", "use_flash_attention_2", "padding_free",
             "pad_to_multiple_of", "dataset_num_proc", "dataset_batch_size", "eval_packing", "packing_strategy",
             "gradient_checkpointing_use_reentrant", "bnb_4bit_quant_storage"),
@@ -141,7 +155,7 @@ def _combine_data(draft: Draft) -> None:
     if isinstance(files, str):
         draft.carry(("files", "data"), {"data.path": files})
     draft.leave("files", "a recipe reads one file or folder", "put the files into one folder, as data.path")
-    if "data.train_on" not in draft.ours:
+    if "data.train_on" not in draft.ours and "task" not in draft.ours:
         remark = "of conversations TRL trains all tokens, here the assistant's"
         draft.entries.append(Entry("assistant_only_loss", Left(remark, "data.train_on=all"), assumed=True))
 
