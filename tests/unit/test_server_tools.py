@@ -11,7 +11,7 @@ from haori.core.errors import InputError
 from haori.serve.sampling.constraints import Constraints
 from haori.server.errors import ApiError
 from haori.server.openai.chat_messages import called_turn
-from haori.server.tools import Argued, Begun, CallReader, Said, calls_grammar, format_of
+from haori.server.tools import CallArguments, CallBegun, CallReader, TextFound, calls_grammar, format_of
 from haori.server.tools.formats import _FORMATS, _JSON
 
 MISTRAL, HERMES, LLAMA = _FORMATS
@@ -35,12 +35,12 @@ def read(form, pieces, **options):
     text, calls = "", []
     for event in events:
         match event:
-            case Said(said):
+            case TextFound(said):
                 text += said
-            case Begun(number, name):
+            case CallBegun(number, name):
                 assert number == len(calls)
                 calls.append([name, ""])
-            case Argued(number, piece, _):
+            case CallArguments(number, piece, _):
                 assert number == len(calls) - 1
                 calls[-1][1] += piece
     return text, [tuple(call) for call in calls]
@@ -156,12 +156,12 @@ def test_arguments_that_are_kept_to_a_schema_come_as_they_are_written(form):
     reader = CallReader(form, NAMES, kept=True)
     place = text.index("bc")
     first = reader.push(text[:place])
-    assert [event for event in first if isinstance(event, Begun)] == [Begun(0, "add")]
-    assert reader.push("b") == [Argued(0, "b", False)]
+    assert [event for event in first if isinstance(event, CallBegun)] == [CallBegun(0, "add")]
+    assert reader.push("b") == [CallArguments(0, "b", False)]
     assert reader.cut_off
     rest = reader.push(text[place + 1 :]) + reader.close()
-    assert [event for event in rest if isinstance(event, Begun)] == [Begun(1, "add")]
-    assert not [event for event in rest if isinstance(event, Said)]
+    assert [event for event in rest if isinstance(event, CallBegun)] == [CallBegun(1, "add")]
+    assert not [event for event in rest if isinstance(event, TextFound)]
     assert not reader.cut_off
     assert read(form, list(text), kept=True) == ("", [("add", '{"a": "bc"}'), ("add", '{"a": "d"}')])
 

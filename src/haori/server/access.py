@@ -1,8 +1,8 @@
-"""Who is asking, and whether they may: keys, scopes, and the Host header of a server that has no keys.
+"""Who sends a request, and what they may use: keys, scopes, and the Host header of a server without keys.
 
 A server with keys asks for one on every address, also on loopback: a reverse proxy may stand in front. A server
 without keys must be bound to loopback, and then refuses Host headers of other names, because a web page can point a
-name of its own at 127.0.0.1 (DNS rebinding). Once keys have been asked for, they are asked for until the process ends.
+name of its own at 127.0.0.1 (DNS rebinding). A server that has required keys requires them until its process ends.
 """
 
 import ipaddress
@@ -26,14 +26,14 @@ _ADMIN_PATHS = frozenset({"/metrics", "/v1/load_lora_adapter", "/v1/unload_lora_
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. Without a key it is someone on this machine, who may use everything."""
+    """Who sends a request. Without a key it is someone on this machine, who may use everything."""
 
     key: ApiKey | None
     admin: bool
 
     @property
     def owner(self) -> str:
-        """Who takes turns with others and shares no prefixes with them: the key's hash, empty without keys."""
+        """The owner of its requests, for fair turns and the prefix cache: the key's hash, empty without keys."""
         return "" if self.key is None else self.key.hash
 
     def may_use(self, name: str) -> bool:
@@ -67,7 +67,7 @@ class Caller:
         except (LibraryError, MismatchError) as error:
             if self.key is None or "*" in self.key.adapters or isinstance(error, LibraryDamagedError):
                 raise
-            # The directory's sentence may name adapters that this key is not to know of.
+            # The directory's sentence may name adapters that are hidden from this key.
             message = (
                 f"There is no adapter {model[:120]!r} that this API key may use; /v1/models lists what it may use."
             )

@@ -1,4 +1,4 @@
-"""One line for each request on standard error, as JSON or for people; and the errors nobody foresaw."""
+"""One line for each request on standard error, as JSON or for people; and unexpected errors."""
 
 import json
 import sys
@@ -25,18 +25,18 @@ class AccessLog:
         self._stream = sys.stderr if stream is None else stream
 
     def write(self, note: RequestNote) -> None:
-        """Write what is known of a request that has ended; probes that found all well are left out."""
+        """Write the line of a request that has ended; successful probes are left out."""
         if note.status == 200 and note.path in _PROBES:
             return
         fields = _fields(note)
         self._put(fields if self._form == "json" else _line(fields))
 
     def event(self, sentence: str) -> None:
-        """Write something that happened to the server."""
+        """Write an event of the server."""
         self._put({"time": _time(), "event": sentence} if self._form == "json" else f"{_time()} {sentence}")
 
     def failure(self, note: RequestNote, error: BaseException) -> None:
-        """Write an error nobody foresaw, with its traceback."""
+        """Write an unexpected error with its traceback."""
         trace = "".join(traceback.format_exception(error))
         fields = {"time": _time(), "request_id": note.id, "path": note.path[:_LONGEST], "error": trace}
         self._put(fields if self._form == "json" else f"{_time()} {note.id} failed\n{trace}")

@@ -1,7 +1,7 @@
 """The answers to one HTTP request: from its prompts to submitted engine requests to the chunks that arrive.
 
 One request may want several answers (`n`, several prompts). They begin together or not at all, and whatever ends the
-HTTP request (an error, a client that leaves) ends those that still run, at once.
+HTTP request (an error, a client that disconnects) ends those that still run, at once.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ class Question:
     Attributes:
         id: Unique name; the engine's requests are called so with a number behind.
         model: The name as the client gave it.
-        prompts: Returns the token ids of each prompt, given how the model is spoken to.
+        prompts: Returns the token ids of each prompt, given the prompt format of the model.
         sampling: How tokens are chosen.
         choices: Answers to each prompt.
-        constraint: Returns fields of `Sampling` that go by how the model is spoken to.
+        constraint: Returns fields of `Sampling` that depend on the prompt format.
         compiles: Whether a grammar is among them.
     """
 
@@ -62,7 +62,7 @@ class Answer:
 
 
 class Answers:
-    """The answers to one question, in the making.
+    """The answers to one question while they are written.
 
     Attributes:
         prompt_tokens: Tokens of all prompts, each counted once.
@@ -86,7 +86,7 @@ class Answers:
 
     @property
     def count(self) -> int:
-        """Return how many answers there will be."""
+        """Return the number of answers."""
         return len(self._meters)
 
     async def begin(self, caller: Caller) -> None:
@@ -195,14 +195,14 @@ class Answers:
         if sampling.seed is not None and choice:
             sampling = sampling.model_copy(update={"seed": _other_seed(sampling.seed, choice)})
         identity = f"{question.id}-{index}"
-        # Who varies strengths has many queues, and one turn all the same where there are keys: turns go by key first.
+        # A client that varies strengths fills many queues, but with keys it gets one turn: owners take turns first.
         request = TextRequest(identity, tuple(prompt), resolved.mix, sampling, question.model, caller.owner)
         engine.submit(request, self._service.streams.sender(self._queue, index))
         self._meters.append(self._service.meters.begin(resolved.names, len(prompt)))
         self._running[index] = identity
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Refuse what is over the limits."""
+        """Refuse prompts that are over the limits."""
         settings = self._service.settings
         wanted = len(prompts) * self._question.choices
         if wanted > settings.max_answers:
@@ -243,12 +243,12 @@ class Answers:
 
     def _abandon(self, job: "asyncio.Future[None]") -> None:
         if not job.cancelled():
-            job.exception()  # nobody is there to be told
+            job.exception()  # retrieved, so that asyncio does not log it: the client has gone
         self.close()
 
 
 def _error(chunk: StreamChunk) -> ApiError:
-    """Return the reply to an answer that went wrong."""
+    """Return the reply to an answer that failed."""
     sentence = without_folders(chunk.error or "The engine failed.")
     if chunk.fault == "request":
         return ApiError(400, sentence, code="not_served")

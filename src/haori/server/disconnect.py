@@ -1,4 +1,4 @@
-"""Ends work as soon as the client that wanted it has gone, whether it was to be streamed or not."""
+"""Cancels work when its client disconnects, whether the reply is streamed or not."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 async def until_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """Return what `work` returns; it is cancelled when the client leaves first. The request's body has been read.
+    """Return what `work` returns; it is cancelled if the client disconnects first. The request's body has been read.
 
     Raises:
         ClientGoneError: The client left.

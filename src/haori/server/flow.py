@@ -1,8 +1,8 @@
-"""Holds answers up that are written faster than their client reads them, so that what waits has a bound.
+"""Flow control: answers that are written faster than their client reads them are paused, which bounds what waits.
 
-When much waits for a client, the engine pauses its requests, which then hold none of the engine's memory and nobody
-else's place; once the client has read most of it, they go on. An engine that cannot pause goes on meanwhile; if far
-too much waits, or a client reads nothing for long, the answers end with an error.
+When many tokens wait for a client, the engine pauses its requests, which then use none of the engine's memory and no
+slot of the batch; once the client has read most of them, the requests go on. An engine that cannot pause keeps
+writing; if far too many tokens wait, or a client reads nothing for long, the answers end with an error.
 """
 
 import asyncio
@@ -15,17 +15,17 @@ __all__ = ["Flow"]
 
 _WAITING = 512  # tokens that may wait for a client
 _EACH = 64  # or so many for each of its answers, if that is more
-_FAR_TOO_MUCH = 8  # times as many end the answers
+_FAR_TOO_MUCH = 8  # the answers end when so many times as many wait
 _PATIENCE_S = 300.0
 _CHECK_EVERY_S = 1.0
 
 
 class Flow:
-    """The flow of the answers to one HTTP request. Lives on the event loop.
+    """Flow control of the answers to one HTTP request. Lives on the event loop.
 
     Args:
         engine: Writes the answers.
-        running: Says the ids of the engine's requests that have not ended.
+        running: Returns the ids of the engine's requests that have not ended.
         give_up: Called with a sentence when the answers must end.
     """
 
@@ -36,15 +36,15 @@ class Flow:
         self._most = _WAITING
         self._waiting = 0
         self._paused: Collection[str] = ()
-        self._read_s = 0.0  # when the client read something, while it is waited for
+        self._read_s = 0.0  # when the client last read something, while its requests are paused
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, answers: int) -> None:
-        """Say how many answers there are."""
+        """Set the limit for so many answers."""
         self._most = max(_WAITING, _EACH * answers)
 
     def regulate(self, waiting: int) -> None:
-        """Pause or go on, now that so many tokens wait."""
+        """Pause or resume the requests, now that so many tokens wait."""
         before, self._waiting = self._waiting, waiting
         if self._timer is None:
             if waiting > self._most:
@@ -57,7 +57,7 @@ class Flow:
                 self.close()
 
     def close(self) -> None:
-        """Forget what was paused: it goes on, or has ended."""
+        """Stop checking: the paused requests go on, or have ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -73,7 +73,7 @@ class Flow:
         self._timer = asyncio.get_running_loop().call_later(_CHECK_EVERY_S, self._check)
 
     def _check(self) -> None:
-        """End the answers if there is no end of waiting."""
+        """End the answers if far too many tokens wait, or nothing was read for long."""
         if self._waiting > _FAR_TOO_MUCH * self._most:
             sentence = f"{self._waiting:,} tokens of the answer wait to be read, and no more can; read faster."
         elif time.monotonic() - self._read_s > _PATIENCE_S:

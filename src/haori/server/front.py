@@ -1,4 +1,4 @@
-"""The outermost layer: every reply has a request id, every request a line in the log, every error the one shape."""
+"""The outermost layer: every reply has a request id, every request a line in the log, every error the same form."""
 
 import re
 import secrets

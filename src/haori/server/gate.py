@@ -1,4 +1,4 @@
-"""Turns away who may not enter and what is too large, before a body is read into memory."""
+"""Refuses requests without access and bodies that are too large, before a body is read into memory."""
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -44,7 +44,7 @@ class Gate:
             raise ApiError(413, f"The request has {given[:20]} bytes; at most {self._max_body_bytes} are read.")
 
     def _counted(self, receive: Receive) -> Receive:
-        """Count a body of no stated length as it comes."""
+        """Count a body without Content-Length while it is received."""
         read = 0
 
         async def counted() -> Message:

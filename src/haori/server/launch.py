@@ -1,7 +1,7 @@
 """Runs an app on an address until it is told to end.
 
-The address is taken before anything is loaded, so that one in use is known at once. The first SIGTERM or SIGINT
-refuses new requests (503) and lets those that run come to their end; a second one ends the process at once.
+The address is bound before anything is loaded, so that one in use is reported at once. The first SIGTERM or SIGINT
+refuses new requests (503) and lets running ones finish; a second one ends the process at once.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class RunningServer(uvicorn.Server):
-    """uvicorn with an end of its own: it drains before it stops to listen."""
+    """uvicorn that drains before it stops listening."""
 
     def __init__(self, app: FastAPI, service: Service) -> None:
         super().__init__(
@@ -74,7 +74,7 @@ class RunningServer(uvicorn.Server):
             raise self._service.failure
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end at the first signal; end at once at the second."""
+        """Drain at the first signal; end at once at the second."""
         if self._ending:
             sys.stderr.flush()
             os._exit(128 + sig)
@@ -97,5 +97,5 @@ class RunningServer(uvicorn.Server):
         )
         if not service.drain():
             service.log.event("Some requests did not end in time; they are cancelled.")
-            service.close()  # before connections are, so that clients hear of it
+            service.close()  # before the connections, so that clients get an error
         self.stop()

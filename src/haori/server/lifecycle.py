@@ -1,4 +1,4 @@
-"""The life of a server: loading, ready, draining; and what its routes share."""
+"""The states of a server: loading, ready, draining, failed; and what its routes share."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ class Service:
         settings: Limits.
         log: Where requests and events are written.
         meters: Figures for `/metrics`.
-        state: Where the server is in its life.
+        state: The server's state.
         failure: Why loading failed, if it did.
         streams: Carries stream chunks from the engine's thread to the event loop; set once the app runs.
         quotas: What each API key uses.
@@ -82,14 +82,14 @@ class Service:
         return self._backend
 
     def attach(self, backend: Backend) -> None:
-        """Begin to answer."""
+        """Set what answers requests; from then on they are answered."""
         with self._lock:
             self._backend = backend
             if self.state == "loading":
                 self.state = "ready"
 
     def load(self, make: Callable[[], Backend], on_failure: Callable[[], None]) -> None:
-        """Make the backend on a thread of its own; `on_failure` is called when it cannot be made."""
+        """Make the backend on a thread of its own; calls `on_failure` if that fails."""
 
         def run() -> None:
             try:
@@ -109,7 +109,7 @@ class Service:
         with self._lock:
             self.state = "draining"
             backend = self._backend
-        # What the preparing threads have begun is submitted before the engine is asked to run empty.
+        # Requests in preparation are submitted before the engine drains.
         self.preparation.drain()
         return backend is None or backend.engine.drain(self.settings.drain_s)
 

@@ -1,7 +1,7 @@
-"""Threads for what comes before the engine: names are looked up, prompts rendered and tokenised, schemas compiled.
+"""Threads that prepare requests for the engine: look names up, render and tokenise prompts, compile schemas.
 
-Prompts have one thread, as tokenizers are not made to be shared. What needs a schema or grammar has another, for
-compiling one may take seconds. In front of each is a queue of bounded length, of which no API key takes all.
+Prompts are prepared by one thread, as tokenizers are not thread-safe. Requests with a schema or grammar have another
+one, as compiling it may take seconds. Each has a queue of bounded length, which no API key can fill alone.
 """
 
 import asyncio
@@ -45,12 +45,12 @@ class Preparation:
         return asyncio.wrap_future(self._lanes[compiles].submit(owner, job))
 
     def drain(self) -> None:
-        """Wait until all that was begun is done."""
+        """Wait until all jobs that were accepted have ended."""
         for lane in self._lanes.values():
             lane.drain()
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Accept no more jobs."""
         for lane in self._lanes.values():
             lane.close()
 

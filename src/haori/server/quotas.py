@@ -1,8 +1,8 @@
-"""What each API key may use: answers at once, and tokens a minute.
+"""Limits of each API key: concurrent answers, and tokens per minute.
 
-Tokens are a bucket that fills evenly and holds a minute's worth. A request is let in while there is something in it,
-and takes its prompt's tokens at once and those of its answers as they come, so the bucket may be overdrawn; the next
-request then waits until it has filled up again. What one server process counts is forgotten when it ends.
+Tokens come from a bucket that fills evenly and holds a minute's worth (token bucket). A request is accepted while the
+bucket is not empty; it takes its prompt's tokens at once and those of its answers as they come, so the bucket may be
+overdrawn, and the next request is refused until it has filled up again. Counts end with the server process.
 """
 
 import threading
@@ -26,25 +26,25 @@ class _Use:
 
 
 class Grant:
-    """The right to some answers at once, until it is closed."""
+    """The permission for some concurrent answers, until it is closed."""
 
     def __init__(self, spend: Callable[[int], None], close: Callable[[], None]) -> None:
         self._spend = spend
         self._close: Callable[[], None] | None = close
 
     def spend(self, tokens: int) -> None:
-        """Count tokens that were read or written."""
+        """Count tokens that were prefilled or generated."""
         self._spend(tokens)
 
     def close(self) -> None:
-        """Give the answers' places back; a second call does nothing."""
+        """Return the permission; a second call does nothing."""
         close, self._close = self._close, None
         if close is not None:
             close()
 
 
 class Quotas:
-    """What the keys of one server use; every method may be called from any thread.
+    """The usage of all keys of one server; every method may be called from any thread.
 
     Args:
         clock: Returns seconds.
@@ -56,7 +56,7 @@ class Quotas:
         self._uses: dict[str, _Use] = {}  # by hash, for keys with limits only
 
     def check(self, key: ApiKey | None, answers: int = 1) -> None:
-        """Refuse a request of a key that uses all it may.
+        """Refuse a request of a key that has reached a limit.
 
         Raises:
             ApiError: It asks for more answers than the key ever may have (400), or than it may now, or the key has
@@ -66,7 +66,7 @@ class Quotas:
             self._check(key, answers)
 
     def open(self, key: ApiKey | None, answers: int) -> Grant:
-        """Let a request of a key in.
+        """Accept a request of a key.
 
         Raises:
             ApiError: As for `check`.

@@ -1,4 +1,4 @@
-"""What becomes known of one request on its way, for the access log: never a prompt, an answer or a key."""
+"""What the access log tells of one request, collected while it is answered: never a prompt, an answer or a key."""
 
 import time
 from collections.abc import MutableMapping

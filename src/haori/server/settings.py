@@ -1,4 +1,4 @@
-"""Limits of the HTTP server. What a request may ask for is refused here, before it costs anything."""
+"""Limits of the HTTP server. A request beyond them is refused before it costs anything."""
 
 import re
 

@@ -1,6 +1,6 @@
-"""The log-probabilities of a whole answer, in a few large pieces of memory: those go back to the system when freed.
+"""The log-probabilities of a whole answer in a few arrays, whose memory goes back to the system when they are freed.
 
-Millions of small objects would leave holes that stay with the process, and take twice the room.
+Millions of small objects would fragment the process's memory, and take twice as much of it.
 """
 
 from array import array
@@ -12,7 +12,7 @@ __all__ = ["TokenRecords"]
 
 
 class TokenRecords:
-    """Log-probabilities of tokens one after the other."""
+    """Log-probabilities of consecutive tokens."""
 
     def __init__(self) -> None:
         self._ids = array("i")  # each token, followed by the likeliest ones at its position
@@ -30,7 +30,7 @@ class TokenRecords:
             start = end
 
     def extend(self, logprobs: Iterable[TokenLogprob]) -> None:
-        """Take in what has come."""
+        """Append log-probabilities."""
         for found in logprobs:
             top = found.top
             self._ids.append(found.token)

@@ -3,8 +3,8 @@
     y[i] = (W x[i]) * (1 + sum_j c_ij (m_j - 1)) + bias + sum_j c_ij (x[i] A_j B_j + bias_j)
 
 with c_ij the strength of adapter j on row i, A_j D R and B_j R out (scale and DoRA ratio m_j are multiplied into B_j).
-Rows of the bare base have no j. Rows are gathered by adapter, so that each factor is read once, however many rows wear
-it (S-LoRA, arXiv 2311.03285; Punica, arXiv 2310.18547). A long chunk of a prompt multiplies the factors directly.
+Rows of the bare base have no j. Rows are gathered by adapter, so that each factor is read once, however many rows use
+it (S-LoRA, arXiv 2311.03285; Punica, arXiv 2310.18547). A long prefill chunk multiplies the factors directly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class _Span(NamedTuple):
 
 @dataclass(frozen=True)
 class _LayoutPlan:
-    """How the rows of a step meet the adapters of one layout: few by `groups`, long chunks of prompts as they are."""
+    """Which rows of a step use which adapters of one layout: short runs in `groups`, long prefill chunks directly."""
 
     layout: Layout
     groups: RowGroups | None
@@ -75,7 +75,7 @@ def _factors(adapter: PackedAdapter, site: int) -> SiteFactors:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How the rows of one step meet their adapters; empty when all are of the bare base."""
+    """Which rows of one step use which adapters; empty when all are of the bare base."""
 
     kernels: Kernels
     layouts: tuple[_LayoutPlan, ...] = ()
@@ -146,7 +146,7 @@ def _plan_layout(parts: Sequence[_Span], longest: int, device: torch.device) -> 
 
 
 def _group_rows(parts: Sequence[_Span], device: torch.device) -> RowGroups:
-    """Arrange rows by adapter, and by row."""
+    """Group rows by adapter, and by the adapters that they share."""
     by_row: dict[int, list[_Span]] = {}
     by_adapter: dict[int, list[tuple[_Span, int]]] = {}
     for part in parts:

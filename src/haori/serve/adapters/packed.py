@@ -39,11 +39,11 @@ _READ_AHEAD = 64  # bytes behind a factor that a kernel may read, and ignores
 
 
 class _SpareMemory:
-    """Gives memory to adapters, and keeps that of the last few which went for the next ones.
+    """Gives memory to adapters, and keeps that of the last few evicted ones for the next.
 
     Memory comes in large pages where there are any: a step reads hundreds of megabytes of adapters once each, and with
     small pages, looking up where they are takes as long as reading them. A system, and more so a virtual machine, takes
-    longer to give new memory than an adapter to be copied into it.
+    longer to provide new memory than copying an adapter into it takes.
     """
 
     _MOST = 2
@@ -52,7 +52,7 @@ class _SpareMemory:
         self._kept: deque[mmap.mmap] = deque(maxlen=self._MOST)  # of the size asked for last; others go
 
     def take(self, size: int) -> mmap.mmap:
-        """Return memory of a size that `memory_bytes` gave; what is in it is left over."""
+        """Return uninitialised memory of a size that `memory_bytes` gave."""
         with suppress(IndexError):
             while len(kept := self._kept.pop()) != size:
                 pass
@@ -65,7 +65,7 @@ class _SpareMemory:
         return memory
 
     def give(self, memory: mmap.mmap) -> None:
-        """Take back what an adapter had."""
+        """Take back the memory of an adapter."""
         self._kept.append(memory)
 
 
@@ -130,7 +130,7 @@ class SiteFactors(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What decides a layout: for each site the modules' ranks, whether it has a DoRA scale and a bias; norm weights."""
+    """What determines a layout: for each site the modules' ranks, whether it has a DoRA scale, a bias; norm weights."""
 
     ranks: tuple[tuple[int, ...], ...]
     scaled: tuple[bool, ...]
@@ -139,7 +139,7 @@ class _Kind(NamedTuple):
 
 
 class Layout:
-    """Where adapters of one kind hold what.
+    """The memory layout of all adapters of one kind.
 
     Args:
         kind: What they hold.

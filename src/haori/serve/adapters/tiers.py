@@ -1,4 +1,4 @@
-"""Which adapters are in memory: read from disk in the background, kept by last use within a budget, pinned on demand.
+"""Which adapters are in memory: read from disk in the background, evicted by last use, pinned on demand.
 
 Only the engine's thread calls this; files are read on threads of their own, so a step never waits for a disk.
 """
@@ -24,7 +24,7 @@ ReadAdapter = Callable[[str], "AdapterWeights"]
 """Reads an adapter, given its content id."""
 
 PinnedAdapters = Callable[[], Collection[str]]
-"""Says which adapters, by content id, are never put out of memory; asked anew each time room is made."""
+"""Returns the content ids of adapters that are never evicted; called each time room is made."""
 
 _READERS = 2
 
@@ -44,8 +44,8 @@ class AdapterTiers:
         bank: Where adapters in memory are.
         read: Reads one from disk.
         budget_bytes: Memory they may take together.
-        landed: Called on a reader's thread when an adapter has been read.
-        pinned: Adapters that are never put out.
+        landed: Called on a reader's thread when an adapter was read.
+        pinned: Adapters that are never evicted.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class AdapterTiers:
         return tuple(self._resident)
 
     def prepare(self, mix: AdapterMix) -> bool:
-        """Say whether all adapters of a mix are in memory and may be used; those that are not begin to be read.
+        """Say whether all adapters of a mix are in memory and may be used; begin to read those that are not.
 
         Raises:
             HaoriError: One of them cannot be read or applied, for whatever reason, or they do not fit into the budget
-                together. Nothing of it is left, so it is read anew when it is asked for again.
+                together. Nothing of it is kept, so it is read anew for the next request.
         """
         if mix != self._favoured and any(adapter in self._leaving for adapter, _ in mix):
             return False
@@ -101,18 +101,18 @@ class AdapterTiers:
         return ready
 
     def lacks_room(self, mix: AdapterMix) -> bool:
-        """Say whether the adapters of a mix wait for nothing but room in memory."""
+        """Say whether the adapters of a mix were read and only lack room in memory."""
         absent = [self._coming.get(adapter) for adapter, _ in mix if adapter not in self._resident]
         return bool(absent) and all(future is not None and future.done() for future in absent)
 
     def make_way(self, mix: AdapterMix | None, at_least_s: float) -> Collection[str]:
-        """Keep what room there is for a mix that lacks it, until told otherwise, and choose which adapters must go.
+        """Reserve free memory for a mix that lacks room, until the next call, and choose which adapters must go.
 
-        They are those with the fewest users, and get no new ones. One that has not been in memory for `at_least_s`
-        stays, so that two adapters which take turns do some work in between.
+        They are those with the fewest users, and get no new ones. An adapter stays in memory for at least `at_least_s`,
+        so that two adapters which take turns do some work in between.
 
         Returns:
-            The adapters that must go; none if there is no mix, or enough room as soon as it asks.
+            The adapters that must go; none without a mix, or if there is enough room already.
         """
         self._favoured, self._leaving = BASE, frozenset()
         if mix is None:
@@ -142,7 +142,7 @@ class AdapterTiers:
             self._resident[adapter].users += 1
 
     def release(self, mix: AdapterMix) -> None:
-        """Let go of the adapters of a mix."""
+        """Release the adapters of a mix."""
         for adapter, _ in mix:
             self._resident[adapter].users -= 1
 
@@ -198,12 +198,12 @@ class AdapterTiers:
         return self._bank.prepare(self._read(adapter))
 
     def forget_unwanted(self, wanted: Collection[str]) -> None:
-        """Drop what was read for requests that no longer wait."""
+        """Drop adapters that were read for requests which no longer wait."""
         for adapter in [name for name, future in self._coming.items() if future.done() and name not in wanted]:
             del self._coming[adapter]
 
     def _make_room(self, size: int, keep: Collection[str]) -> bool:
-        """Put adapters out, the one used longest ago first; False if those in use leave no room."""
+        """Evict adapters, the least recently used first; False if those in use leave no room."""
         idle = sorted(
             (resident.used, name)
             for name, resident in self._resident.items()

@@ -1,7 +1,7 @@
-"""The fast runner: one pass through a Llama-like model for all rows of a step, whatever adapters they wear.
+"""The fast runner: one forward pass of a Llama-like model for all rows of a step, whatever their adapters are.
 
-Rows are tokens. Those of sequences that decode come first, in the order in which the cache holds them, so that a
-shelf's attention may be one batched product; then come the chunks of prompts.
+Rows are tokens. Those of sequences that decode come first, in the order of the cache, so that the attention of a
+shelf can be one batched product; then come the prefill chunks.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The front of the replicas: takes requests as the text engine does, and has Ray Serve find a replica for each.
 
 One thread joins Ray, and then runs an event loop with a task for each request. Requests with the same adapters go to
-a replica that has used them. When a replica dies, requests of which nothing has been said are handed to another, once;
-the others end with an error. It knows nothing about HTTP.
+a replica that has used them. When a replica dies, requests of which nothing was delivered go to another one, once; the
+others end with an error. It knows nothing about HTTP.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class _Call:
     Attributes:
         request: What is asked for.
         deliver: Takes the stream chunks.
-        begun: Whether something of the answer has been said.
+        begun: Whether a chunk of the answer was delivered.
         given_up: Whether it is cancelled for want of a replica.
         task: Carries the answer.
     """
@@ -99,7 +99,7 @@ class RayEngine:
 
     @property
     def failure(self) -> str | None:
-        """Say why nothing can be answered now; None while all is well."""
+        """Say why no request can be answered now; None while requests can be answered."""
         if not self._thread.is_alive():
             return "The connection to Ray has ended; start the server again."
         return _GONE if self._watch.gone else None
@@ -152,7 +152,7 @@ class RayEngine:
             self._loop.call_soon_threadsafe(self._cancel, request_id)
 
     def pause(self, request_id: str) -> None:
-        """Do nothing: what a replica writes is not held up."""
+        """Do nothing: a replica is not told to pause."""
 
     def resume(self, request_id: str) -> None:
         """Do nothing, as for `pause`."""
@@ -200,7 +200,7 @@ class RayEngine:
         return refusal
 
     def _check_constraint(self, sampling: Sampling) -> None:
-        """Refuse a schema or grammar here, where the caller still hears of it."""
+        """Refuse an unusable schema or grammar before the request is accepted."""
         from haori.serve.sampling.constraints import Constraints
 
         if self._constraints is None:
@@ -234,7 +234,7 @@ class RayEngine:
         call.task.add_done_callback(lambda task: self._end(call, task))
 
     def _end(self, call: _Call, task: "asyncio.Task[StreamChunk]") -> None:
-        """Say the last of an answer; also of one that was cancelled before its task had begun."""
+        """Deliver the last chunk of an answer, also of one that was cancelled before its task had begun."""
         with self._lock:
             del self._calls[call.request.id]
             self._lock.notify_all()
@@ -249,14 +249,14 @@ class RayEngine:
             call.task.cancel()
 
     def _give_up(self) -> None:
-        """End what nobody has begun: there is no replica, and has not been for a while."""
+        """End the answers that no replica has begun: none has been there for a while."""
         for call in self._calls.values():
             if not call.begun and call.task is not None:
                 call.given_up = True
                 call.task.cancel()
 
     async def _answer(self, call: _Call) -> StreamChunk:
-        """Carry an answer from a replica, or from another if the first died before it said anything."""
+        """Deliver an answer from a replica, or from another if the first died before it sent anything."""
         try:
             last = await self._carry(call, call.request)
             if last is None and not call.begun:
@@ -266,7 +266,7 @@ class RayEngine:
         return last or _outage(_DIED if call.begun else _DIED_TWICE)
 
     async def _carry(self, call: _Call, request: TextRequest) -> StreamChunk | None:
-        """Carry the chunks of an answer; return the last one, or None if the replica died."""
+        """Deliver the chunks of an answer; return the last one, or None if the replica died."""
         from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
         from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 

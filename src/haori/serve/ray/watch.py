@@ -23,13 +23,13 @@ class Totals(NamedTuple):
 
 
 class ReplicaWatch:
-    """What the replicas said last.
+    """The latest status of each replica.
 
     Args:
         say: Told when there are more or fewer.
 
     Attributes:
-        latest: What each replica said of itself, by its name.
+        latest: By name of the replica.
         gone: Whether no replica has answered for a minute.
     """
 
@@ -41,11 +41,11 @@ class ReplicaWatch:
         self._ended = Totals()
 
     def totals(self) -> Totals:
-        """Return what all replicas that there ever were have done."""
+        """Return the totals of all replicas, ended ones included."""
         return _sum([self._ended, *map(_totals, self.latest.values())])
 
     async def keep_polling(self, handle: Any, give_up: Callable[[], None]) -> None:
-        """Poll until cancelled; calls `give_up` for as long as no replica answers and patience is at its end."""
+        """Poll until cancelled; calls `give_up` each time when no replica has answered for a minute."""
         while True:
             await self.poll(handle)
             self.gone = time.monotonic() - self._seen_s > _PATIENCE_S
@@ -58,8 +58,8 @@ class ReplicaWatch:
         try:
             replies = await handle.broadcast("status").results_async(timeout_s=_REPLY_S, return_exceptions=True)
         except TimeoutError:
-            return  # one that does not reply holds up all; Ray Serve's own checks will replace it
-        except Exception:  # noqa: BLE001 - of whatever kind, it gave no reply; and polling must go on
+            return  # one replica that does not reply delays all replies; Ray Serve's own checks will replace it
+        except Exception:  # noqa: BLE001 - whatever it was, polling must go on
             replies = []
         self._update({reply.name: reply for reply in replies if isinstance(reply, WorkerStatus)})
 

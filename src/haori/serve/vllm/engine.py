@@ -1,4 +1,4 @@
-"""The text engine whose work is done by vLLM servers, one or several.
+"""The text engine in front of one or several vLLM servers.
 
 Requests wait here, in fair turn, until a server has room: so limits, turns and cancellation are this project's. A
 thread runs an event loop on which one task follows each answer. An adapter is loaded on the server that its requests
@@ -107,7 +107,7 @@ class VllmEngine:
 
     @property
     def failure(self) -> str | None:
-        """Say why nothing can be answered now; None while all is well."""
+        """Say why no request can be answered now; None while requests can be answered."""
         try:
             choose_server(self._servers.servers, None, self.limits.running)
         except UnavailableError as error:
@@ -150,7 +150,7 @@ class VllmEngine:
         self._loop.call(self._cancel, request_id)
 
     def pause(self, request_id: str) -> None:
-        """Do nothing: what vLLM writes cannot be held up."""
+        """Do nothing: a vLLM server cannot pause a request."""
 
     def resume(self, request_id: str) -> None:
         """Do nothing, as for `pause`."""
@@ -214,7 +214,7 @@ class VllmEngine:
         self._pump()
 
     def _pump(self) -> None:
-        """Let waiting requests begin while servers have room, in fair turn."""
+        """Start waiting requests in fair turn while servers have room."""
         full: set[QueueKey] = set()
         while len(self._queue):
             queue = next((name for name in self._queue.in_turn() if name not in full), None)
@@ -249,7 +249,7 @@ class VllmEngine:
         self._end(job, "cancelled")
 
     async def _follow(self, job: _Job, server: Server) -> None:
-        """Have a request answered by a server, and tell its caller if that fails."""
+        """Let a server answer a request, and tell its caller if that fails."""
         answer = job.answer
         try:
             await self._answer(job, server)
@@ -267,7 +267,7 @@ class VllmEngine:
             answer.fail("error", str(error))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the caller must be told
             answer.fail("error", unforeseen(error))
 
     async def _answer(self, job: _Job, server: Server) -> None:
@@ -280,7 +280,7 @@ class VllmEngine:
             return await asyncio.get_running_loop().run_in_executor(self._readers, self._copies.folder, mix)
 
         if not self._copies.touch(mix):
-            server.adapters.forget(job.name)  # somebody cleaned the cache
+            server.adapters.forget(job.name)  # its folder in the cache was deleted
         for last in (False, True):
             async with server.adapters.use(job.name, find):
                 try:
@@ -307,7 +307,7 @@ class VllmEngine:
         self._cached_tokens += job.answer.cached_tokens
 
     def _done(self, job: _Job, task: "asyncio.Task[None]") -> None:
-        """Make room for others; on the loop's thread, when a task has ended however it did."""
+        """Make room for others; called on the loop's thread when a task has ended in any way."""
         assert job.server is not None
         job.server.running.discard(job.request.id)
         self._queue.leave(job.request.turn)
@@ -315,11 +315,11 @@ class VllmEngine:
         if again and not self._closing:
             self._queue.add(job.request.turn, job, first=True)
         else:
-            self._end(job, "cancelled")  # says nothing if it was told how it ended
+            self._end(job, "cancelled")  # without effect if the caller was told already
         self._pump()
 
     def _end(self, job: _Job, finish: Finish, error: str | None = None, fault: Fault = "engine") -> None:
-        with suppress(BaseException):  # a caller that cannot be told is no reason to hurt others
+        with suppress(BaseException):  # a caller that raises must not hurt others
             job.answer.fail(finish, error, fault)
         with self._changed:
             self._jobs.pop(job.request.id, None)

@@ -1,4 +1,4 @@
-"""Which adapters one vLLM server has loaded, and under which names; the least recently used give way.
+"""Which adapters one vLLM server has loaded, and under which names; the least recently used are unloaded first.
 
 vLLM forgets all of them when it is started anew, so what is written here may be untrue: `forget` takes it back.
 Lives on the engine's loop.
@@ -44,7 +44,7 @@ class LoadedAdapters:
 
     @asynccontextmanager
     async def use(self, name: str, find: Callable[[], Awaitable[Path]]) -> AsyncIterator[None]:
-        """Have an adapter loaded while the context lasts.
+        """Keep an adapter loaded while the context lasts.
 
         Args:
             name: What the server is to call it.
@@ -67,11 +67,11 @@ class LoadedAdapters:
         return name in self._loaded or name in self._coming or self._users[name] > 0
 
     def forget(self, name: str) -> None:
-        """Take back that an adapter is loaded."""
+        """Note that an adapter is not loaded any more."""
         self._loaded.pop(name, None)
 
     def forget_all(self) -> None:
-        """Take back that any adapter is loaded: the server was away."""
+        """Note that no adapter is loaded any more: the server was started anew."""
         self._loaded.clear()
 
     async def _arrive(self, name: str, find: Callable[[], Awaitable[Path]]) -> None:

@@ -1,4 +1,4 @@
-"""The vLLM servers of one engine: which are in reach, and noticing when one is back. Lives on the engine's loop.
+"""The vLLM servers of one engine: which are reachable, and when one is back. Lives on the engine's loop.
 
 One that was started here is started again when it ends, three times within ten minutes: what ends so often will not
 come to stay.
@@ -14,7 +14,7 @@ from haori.serve.vllm.routing import Server
 
 __all__ = ["VllmServers"]
 
-_LOOK_EVERY_S = 0.5
+_POLL_EVERY_S = 0.5
 _STARTS = 3
 _WITHIN_S = 600.0
 
@@ -34,16 +34,16 @@ class VllmServers:
         self._started_s: dict[Server, list[float]] = {}
 
     async def doubt(self, server: Server) -> None:
-        """Look after a server that did not answer; it gets no more requests if it is not well."""
+        """Check a server that did not answer; it gets no more requests if it is unhealthy."""
         if await server.upstream.healthy() or not server.alive:
             return
         server.alive = False
         self._say(f"The vLLM server at {server.upstream.url} is out of reach; it gets no requests until it is back.")
 
     async def watch(self, back: Callable[[], None]) -> None:
-        """Look for those out of reach for ever; `back` is called whenever one has come back."""
+        """Poll unreachable servers until cancelled; `back` is called whenever one is reachable again."""
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_POLL_EVERY_S)
             for server in self.servers:
                 if server in self._given_up:
                     continue

@@ -22,7 +22,7 @@ from haori.server.openai.replying import Heading, finish_of
 from haori.server.openai.streaming import DONE
 from haori.server.openai.token_texts import TokenTexts
 from haori.server.openai.tools import CallPlan
-from haori.server.tools import Argued, Begun, CallEvent, CallReader, Said
+from haori.server.tools import CallArguments, CallBegun, CallEvent, CallReader, TextFound
 
 __all__ = ["ChatForm", "call_id"]
 
@@ -102,7 +102,7 @@ class ChatForm:
     def _call_events(self, index: int, text: str, *, ends: bool) -> list[CallEvent]:
         """Return the text and calls in a further part of an answer."""
         if self._plan is None:
-            return [Said(text)] if text else []
+            return [TextFound(text)] if text else []
         if index not in self._readers:
             self._readers[index] = self._plan.reader()
         reader = self._readers[index]
@@ -113,25 +113,25 @@ class ChatForm:
         calls: list[ToolCallReply] = []
         for event in self._call_events(index, answer.text, ends=True):
             match event:
-                case Said(text):
+                case TextFound(text):
                     content.append(text)
-                case Begun(_, name):
+                case CallBegun(_, name):
                     calls.append(
                         ToolCallReply(id=self._call_id(), function=CalledFunctionReply(name=name, arguments=""))
                     )
-                case Argued(_, text, _):
+                case CallArguments(_, text, _):
                     calls[-1].function.arguments += text
         return ChatMessageReply(content="".join(content) or (None if calls else ""), tool_calls=calls or None)
 
     def _content(self, event: CallEvent) -> dict[str, Any]:
         """Return the delta that says an event."""
         match event:
-            case Said(text):
+            case TextFound(text):
                 return {"content": text}
-            case Begun(number, name):
+            case CallBegun(number, name):
                 call = {"id": self._call_id(), "type": "function", "function": {"name": name, "arguments": ""}}
                 return {"tool_calls": [{"index": number, **call}]}
-            case Argued(number, text, _):
+            case CallArguments(number, text, _):
                 return {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
 
     def _ending(self, index: int, ended: StreamChunk | Answer) -> ChatEnding | None:

@@ -15,7 +15,7 @@ __all__ = ["ChatMessage", "TextPart", "called_turn", "turns_of"]
 
 
 class TextPart(Asked):
-    """A piece of a message."""
+    """A part of a message's content."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "image_url": (), "input_audio": (), "video_url": (), "file": (), "refusal": (), "prompt_cache_breakpoint": (),

@@ -1,4 +1,4 @@
-"""The way of a chat or plain completion through the server, once its question is put."""
+"""Answers a question: submits it, and replies whole or as a stream."""
 
 import secrets
 import time

@@ -1,11 +1,11 @@
-"""The items of a response, in the making: messages and calls, and the events that tell of them."""
+"""The items of a response while it is written: messages and calls, and their events."""
 
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from haori.server.openai.chat_form import call_id
-from haori.server.tools import Argued, Begun, CallEvent, Said
+from haori.server.tools import CallArguments, CallBegun, CallEvent, TextFound
 
 __all__ = ["ResponseItems"]
 
@@ -28,24 +28,24 @@ class ResponseItems:
         self._open = False
 
     def take(self, found: Iterable[CallEvent], logprobs: Sequence[dict[str, Any]]) -> list[Event]:
-        """Go on by what was found in a piece, and return the events."""
+        """Add what was found in a stream chunk, and return the events."""
         events: list[Event] = []
         left = list(logprobs)
         for event in found:
             match event:
-                case Said(text):
+                case TextFound(text):
                     events += self._say(text, left)
                     left = []
-                case Begun(_, name):
+                case CallBegun(_, name):
                     events += [*self.end("completed"), *self._begin_call(name)]
-                case Argued(_, text, ends):
+                case CallArguments(_, text, ends):
                     self.items[-1]["arguments"] += text
                     events.append(self._event("response.function_call_arguments.delta", delta=text))
                     events += self.end("completed") if ends else []
         return events + self._say("", left) if left else events
 
     def first_message(self) -> int:
-        """Return the index of the first message, where log-probabilities go; an empty one is begun if there is none."""
+        """Return the index of the first message, where log-probabilities go; an empty one is added if there is none."""
         for index, item in enumerate(self.items):
             if item["type"] == "message":
                 return index
@@ -53,7 +53,7 @@ class ResponseItems:
         return len(self.items) - 1
 
     def close(self, status: str) -> list[Event]:
-        """End the last item, and return the events; an answer that says nothing is an empty message."""
+        """End the last item, and return the events; an empty answer is an empty message."""
         events = [] if self.items else self._begin_message()
         if self.items and not self._open:
             self.items[-1]["status"] = status

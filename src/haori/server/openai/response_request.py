@@ -19,7 +19,7 @@ _LOGPROBS = "message.output_text.logprobs"
 
 
 class ContentPart(Asked):
-    """A piece of a message."""
+    """A part of a message's content."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "image_url": (), "file_id": (), "file_url": (), "file_data": (), "filename": (), "detail": (),

@@ -24,7 +24,7 @@ from haori.server.openai.response_replies import (
 from haori.server.openai.response_request import ResponseRequest
 from haori.server.openai.token_texts import TokenTexts
 from haori.server.openai.tools import CallPlan, prompt_of
-from haori.server.tools import CallEvent, CallReader, Said
+from haori.server.tools import CallEvent, CallReader, TextFound
 
 __all__ = ["router"]
 
@@ -107,7 +107,7 @@ class ResponseForm:
 
     def _found(self, chunk: StreamChunk) -> list[CallEvent]:
         if self._reader is None:
-            return [Said(chunk.text)] if chunk.text else []
+            return [TextFound(chunk.text)] if chunk.text else []
         return [*self._reader.push(chunk.text), *(self._reader.close() if chunk.finish is not None else [])]
 
     def _numbered(self, events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

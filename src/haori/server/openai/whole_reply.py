@@ -1,4 +1,4 @@
-"""A whole reply with log-probabilities, written in pieces as its client reads it.
+"""A whole reply with log-probabilities, encoded part by part as its client reads it.
 
 As JSON, twenty log-probabilities of each token take ten times the memory that they take as the engine's records; of
 a slow client's reply only the records wait.
@@ -18,12 +18,12 @@ from haori.server.front import ClientGoneError
 
 __all__ = ["WholeReply", "written"]
 
-_PIECE = 16384  # characters, or a few more
+_PART = 16384  # characters, or a few more
 _PATIENCE_S = 300.0
 
 
 class WholeReply(Response):
-    """Sends JSON piece by piece.
+    """Sends JSON part by part.
 
     Args:
         answers: What is answered; closed at the end.
@@ -51,18 +51,18 @@ class WholeReply(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in written(self._content):
+        for part in written(self._content):
             try:
                 async with asyncio.timeout(_PATIENCE_S):
-                    await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+                    await send({"type": "http.response.body", "body": part.encode(), "more_body": True})
             except TimeoutError:
                 raise ClientGoneError from None
-            await asyncio.sleep(0)  # others have a turn
+            await asyncio.sleep(0)  # lets other tasks run
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def written(content: dict[str, Any]) -> Iterator[str]:
-    """Yield JSON in pieces.
+    """Yield JSON in parts.
 
     Args:
         content: Keys and values; an iterator stands for the list of its items, which are made when they are due.
@@ -72,7 +72,7 @@ def written(content: dict[str, Any]) -> Iterator[str]:
     for part in _parts(content):
         held.append(part)
         size += len(part)
-        if size >= _PIECE:
+        if size >= _PART:
             yield "".join(held)
             held, size = [], 0
     yield "".join(held)

@@ -1,29 +1,29 @@
-"""What a reader of answers finds in them, in the order of the text."""
+"""What a `CallReader` finds in an answer, in the order of the text."""
 
 from typing import NamedTuple
 
-__all__ = ["Argued", "Begun", "CallEvent", "Said"]
+__all__ = ["CallArguments", "CallBegun", "CallEvent", "TextFound"]
 
 
-class Said(NamedTuple):
+class TextFound(NamedTuple):
     """Text that is no part of a call."""
 
     text: str
 
 
-class Begun(NamedTuple):
+class CallBegun(NamedTuple):
     """A call, counted from 0, of the function `name`."""
 
     number: int
     name: str
 
 
-class Argued(NamedTuple):
-    """A further piece of a call's arguments, which together are a JSON object; the last one has `ends` set."""
+class CallArguments(NamedTuple):
+    """A further part of a call's arguments, which joined are a JSON object; the last one has `ends` set."""
 
     number: int
     text: str
     ends: bool
 
 
-CallEvent = Said | Begun | Argued
+CallEvent = TextFound | CallBegun | CallArguments

@@ -1,8 +1,8 @@
-"""Finds calls in an answer, piece by piece as it comes.
+"""Finds calls in an answer while it is written.
 
-A call that is only read is sent once it is whole, for until then it may turn out to be none: what is malformed, or
-names a function that was not offered, comes out as text, to the letter. A call that the engine keeps to its form and
-schema cannot fail, so its arguments are sent as they are written. White space beside a call belongs to it.
+A call without a grammar is sent once it is complete, for until then it may turn out to be none: what is malformed, or
+names a function that was not offered, stays text, unchanged. A call that a grammar keeps to its form and schema
+cannot fail, so its arguments are sent as they are written. White space beside a call belongs to it.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any, Literal
 
-from haori.server.tools.events import Argued, Begun, CallEvent, Said
+from haori.server.tools.events import CallArguments, CallBegun, CallEvent, TextFound
 from haori.server.tools.formats import Marks, ToolFormat
 from haori.server.tools.json_end import JsonEnd
 
@@ -66,7 +66,7 @@ class CallReader:
         return events
 
     def close(self) -> list[CallEvent]:
-        """Return the rest, after the last piece."""
+        """Return the rest, after the last text."""
         events: list[CallEvent] = []
         while self._state == "value":  # a call without its end is text, which may hold another one
             self._give_back()
@@ -74,7 +74,7 @@ class CallReader:
         rest, self._buffer = self._buffer, ""
         closing = self._state == "after" and self._marks.closing.startswith(rest.strip())
         if rest and not closing and not (self.calls and rest.isspace()):
-            events.append(Said(rest))
+            events.append(TextFound(rest))
         return events
 
     def _start(self) -> bool:
@@ -126,7 +126,7 @@ class CallReader:
         rest = self._buffer.lstrip(" \t\r\n[")
         for head, name in self._heads.items():
             if rest.startswith(head):
-                self._events.append(Begun(self.calls, name))
+                self._events.append(CallBegun(self.calls, name))
                 self.calls += 1
                 self.cut_off = True
                 self._state, self._buffer, self._json = "arguments", rest[len(head) :], JsonEnd()
@@ -138,12 +138,12 @@ class CallReader:
         for position, letter in enumerate(self._buffer):
             self._json.push(letter)
             if self._json.complete:
-                self._events.append(Argued(self.calls - 1, self._buffer[: position + 1], ends=True))
+                self._events.append(CallArguments(self.calls - 1, self._buffer[: position + 1], ends=True))
                 self.cut_off = False
                 self._buffer = self._buffer[position + 1 :].removeprefix("}")
                 self._end_call()
                 return True
-        self._events.append(Argued(self.calls - 1, self._buffer, ends=False))
+        self._events.append(CallArguments(self.calls - 1, self._buffer, ends=False))
         self._buffer = ""
         return False
 
@@ -188,7 +188,7 @@ class CallReader:
             return self._give_back()
         for name, arguments in calls:
             if self._state != "done":
-                self._events += [Begun(self.calls, name), Argued(self.calls, arguments, ends=True)]
+                self._events += [CallBegun(self.calls, name), CallArguments(self.calls, arguments, ends=True)]
                 self.calls += 1
                 self._end_call()
         self._buffer = rest
@@ -200,7 +200,7 @@ class CallReader:
 
     def _say(self, text: str) -> None:
         if text:
-            self._events.append(Said(text))
+            self._events.append(TextFound(text))
 
 
 def _overlap(text: str, mark: str) -> int:
