@@ -4,11 +4,13 @@ For each source: `read == kept + empty + duplicates + broken`, and after tokenis
 `kept == rows in splits + too_long + untrained` (with `truncated` rows among those kept).
 """
 
+from typing import Any, ClassVar
+
 from pydantic import Field
 
 from haori.core.records import DataReference, Record
 
-__all__ = ["Bucket", "DataReport", "Leaks", "ReadReport"]
+__all__ = ["Bucket", "DataReport", "Leaks", "ReadReport", "histogram_of"]
 
 _DROPPED = {
     "empty": "empty",
@@ -21,7 +23,8 @@ _DROPPED = {
 
 def _dropped(report: "ReadReport | DataReport") -> str | None:
     """Say how many rows were dropped and why, with their share; None where none was."""
-    counts = {what: getattr(report, name, 0) for name, what in _DROPPED.items()}
+    reasons_of = _DROPPED | report.also_dropped
+    counts = {what: getattr(report, name, 0) for name, what in reasons_of.items()}
     total = sum(counts.values())
     if not total:
         return None
@@ -32,6 +35,8 @@ def _dropped(report: "ReadReport | DataReport") -> str | None:
 
 class ReadReport(Record):
     """What reading and cleaning found, before any tokenizer."""
+
+    also_dropped: ClassVar[dict[str, str]] = {}
 
     source: str
     format: str = Field(description="Row format; several joined by + when files differ.")
@@ -72,6 +77,20 @@ class Bucket(Record):
     rows: int
 
 
+def histogram_of(length: Any) -> tuple[Bucket, ...]:
+    """Count rows by length, in buckets whose upper ends are powers of two, from the shortest to the longest."""
+    import numpy as np
+
+    if not len(length):
+        return ()
+    exponents = np.maximum(np.ceil(np.log2(length)), 3).astype(int)
+    counts = np.bincount(exponents)
+    return tuple(
+        Bucket(low=1 if e == 3 else 2 ** (e - 1) + 1, high=2**e, rows=int(counts[e]))
+        for e in range(int(exponents.min()), len(counts))
+    )
+
+
 class Leaks(Record):
     """Rows of the validation split that training has seen."""
 
@@ -86,6 +105,9 @@ class Leaks(Record):
 
 class DataReport(Record):
     """A dataset, ready for training, in figures. Lengths are in tokens; splits are `train` and `validation`."""
+
+    also_dropped: ClassVar[dict[str, str]] = {}
+    """Further reasons for which a task's rows are dropped: the field that counts them, and words."""
 
     source: str
     format: str

@@ -23,17 +23,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["choose_validation", "points"]
+__all__ = ["choose_validation", "point", "points"]
 
 _SALT = b"haori split 1\n"
 
 
 def points(row: Conversation) -> tuple[float, float]:
     """Return the row's point by its opening, and the one by its whole content."""
-    return _point(row.opening), _point(row.body)
+    return point(row.opening), point(row.body)
 
 
-def _point(text: str) -> float:
+def point(text: str) -> float:
+    """Return the point of a text, whatever its case and punctuation."""
     key = " ".join(words(text)) or normalise(text)
     digest = hashlib.sha256(_SALT + key.encode("utf-8", "surrogatepass")).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)

@@ -3,6 +3,7 @@
 A tokenizer without a template gets `PLAIN_TEMPLATE`. Knows nothing about rows, tools or models.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "render_prompt",
     "template_hash",
     "template_of",
+    "tokenizer_hash",
 ]
 
 PLAIN_TEMPLATE = (
@@ -53,6 +55,13 @@ def template_of(tokenizer: "PreTrainedTokenizerBase") -> str:
 def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the hash of the template that is used with this tokenizer; that of a fingerprint, where it has one."""
     return hash_parts([template_of(tokenizer)])
+
+
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the hash of the tokenizer's vocabulary, rules and special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hash_parts([type(tokenizer).__name__, rules, json.dumps(tokenizer.special_tokens_map, default=str)])
 
 
 def render_prompt(

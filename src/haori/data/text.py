@@ -4,7 +4,6 @@ The result is keyed by content (bytes of the sources, settings, template and tok
 from the cache, and a changed file never meets an old result.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from haori.data.conversation import Conversation
 from haori.data.leaks import find_leaks
 from haori.data.progress import tracked
 from haori.data.reading import Tally, explain_nothing, stream_rows
-from haori.data.report import Bucket, DataReport, Leaks
+from haori.data.report import DataReport, Leaks, histogram_of
 from haori.data.section import TextSection
 from haori.data.selection import training_sources
 from haori.data.sources import Source
 from haori.data.split import choose_validation
-from haori.data.template import template_hash
+from haori.data.template import template_hash, tokenizer_hash
 from haori.data.tokenise import Written, resolve_max_length, write_rows
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def _load(
     sources = training_sources(section)
     settings_of_rows = section.model_dump(mode="json", exclude={"licence", "attribution", "max_length"})
     content = [[source.content_hash, source.remarks] for source in sources]
-    model = [template_hash(tokenizer), _tokenizer_hash(tokenizer), embeddings]
+    model = [template_hash(tokenizer), tokenizer_hash(tokenizer), embeddings]
     key = hash_data([_VERSION, content, settings_of_rows, max_length, *model, tolerant])
     folder = settings().cache / "data" / short(key)
     data = _open(folder)
@@ -155,12 +154,6 @@ def _arrow(path: Path) -> "Dataset":
     from datasets import Dataset
 
     return Dataset.from_file(str(path))
-
-
-def _tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hash_parts([type(tokenizer).__name__, rules, json.dumps(tokenizer.special_tokens_map, default=str)])
 
 
 def _build(
@@ -293,19 +286,6 @@ def _figures(tallies: list[Tally], written: Written, held: Any) -> dict[str, Any
         "longest": int(length.max()) if len(length) else 0,
         "mean_length": float(length.mean()) if len(length) else 0.0,
         "median_length": float(np.median(length)) if len(length) else 0.0,
-        "histogram": _histogram(length),
+        "histogram": histogram_of(length),
     }
 
-
-def _histogram(length: Any) -> tuple[Bucket, ...]:
-    """Count rows by length, in buckets whose upper ends are powers of two, from the shortest to the longest."""
-    import numpy as np
-
-    if not len(length):
-        return ()
-    exponents = np.maximum(np.ceil(np.log2(length)), 3).astype(int)
-    counts = np.bincount(exponents)
-    return tuple(
-        Bucket(low=1 if e == 3 else 2 ** (e - 1) + 1, high=2**e, rows=int(counts[e]))
-        for e in range(int(exponents.min()), len(counts))
-    )

@@ -19,7 +19,7 @@ _CHUNK_ELEMENTS = 1 << 24  # of logits: 32 MiB in bf16
 
 
 def head_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the summed loss (with graph to `hidden`) and the loss of each row.
+    """Return the summed loss and the loss of each row, with graph to `hidden`.
 
     Args:
         hidden: [N, D].
@@ -27,7 +27,7 @@ def head_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor
         targets: [N], int64.
 
     Returns:
-        Sum [] and losses [N], both fp32; the losses carry no graph.
+        Sum [] and losses [N], both fp32 and differentiable.
     """
     total, each = _HeadLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return total, each
@@ -51,10 +51,13 @@ class _HeadLoss(torch.autograd.Function):
                     gradient[part] = logits @ frozen
         ctx.save_for_backward(gradient)
         ctx.dtype = hidden.dtype
-        ctx.mark_non_differentiable(each)
+        ctx.set_materialize_grads(False)
         return each.sum(), each
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_each: Tensor | None) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad).to(ctx.dtype), None, None
+        if grad_each is None:
+            return (None if grad is None else (gradient * grad).to(ctx.dtype)), None, None
+        weights = grad_each if grad is None else grad_each + grad  # [N]
+        return (gradient * weights.unsqueeze(1)).to(ctx.dtype), None, None

@@ -1,0 +1,1 @@
+"""Preference learning: DPO, IPO, hinge, ORPO, SimPO and KTO over answers that people prefer to others."""
