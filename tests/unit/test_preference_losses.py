@@ -61,54 +61,54 @@ def agree(found: Tensor, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("beta", [0.1, 0.7])
 def test_dpo(four, beta, smoothing):
-    w, l, rw, rl, *_ = four
+    hi, lo, rw, rl, *_ = four
     found = dpo_loss(*tensors(four[:4]), beta=beta, label_smoothing=smoothing)
     # Equation 7, the ratio of probabilities written out; Mitchell: a share of the labels is swapped.
-    p = sigmoid(beta * np.log((np.exp(w) / np.exp(rw)) / (np.exp(l) / np.exp(rl))))
+    p = sigmoid(beta * np.log((np.exp(hi) / np.exp(rw)) / (np.exp(lo) / np.exp(rl))))
     agree(found.loss, -(1 - smoothing) * np.log(p) - smoothing * np.log(1 - p))
-    agree(found.chosen, beta * (w - rw))
-    agree(found.rejected, beta * (l - rl))
+    agree(found.chosen, beta * (hi - rw))
+    agree(found.rejected, beta * (lo - rl))
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])
 def test_ipo_compares_means_over_tokens(four, beta):
-    w, l, rw, rl, nw, nl = four
+    hi, lo, rw, rl, nw, nl = four
     _, _, _, _, *counts = tensors(four)
     found = ipo_loss(*tensors(four[:4]), chosen_tokens=counts[0], rejected_tokens=counts[1], beta=beta)
-    agree(found.loss, ((w - rw) / nw - (l - rl) / nl - 1 / (2 * beta)) ** 2)
-    agree(found.chosen, beta * (w - rw) / nw)
+    agree(found.loss, ((hi - rw) / nw - (lo - rl) / nl - 1 / (2 * beta)) ** 2)
+    agree(found.chosen, beta * (hi - rw) / nw)
 
 
 def test_ipo_of_one_token_is_the_papers_formula_as_written(four):
     ones = torch.ones(PAIRS, dtype=torch.float64)
-    w, l, rw, rl, *_ = four
+    hi, lo, rw, rl, *_ = four
     found = ipo_loss(*tensors(four[:4]), chosen_tokens=ones, rejected_tokens=ones, beta=0.3)
-    agree(found.loss, (np.log(np.exp(w) * np.exp(rl) / (np.exp(l) * np.exp(rw))) - 1 / 0.6) ** 2)
+    agree(found.loss, (np.log(np.exp(hi) * np.exp(rl) / (np.exp(lo) * np.exp(rw))) - 1 / 0.6) ** 2)
 
 
 def test_hinge(four):
-    w, l, rw, rl, *_ = four
+    hi, lo, rw, rl, *_ = four
     found = hinge_loss(*tensors(four[:4]), beta=0.4)
-    expected = np.maximum(0, 1 - 0.4 * ((w - rw) - (l - rl)))
+    expected = np.maximum(0, 1 - 0.4 * ((hi - rw) - (lo - rl)))
     assert 0 < (expected == 0).sum() < PAIRS  # both sides of the hinge
     agree(found.loss, expected)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_orpo(four, beta):
-    w, l, _, _, nw, nl = four
+    hi, lo, _, _, nw, nl = four
     values = tensors(four)
     found = orpo_loss(values[0], values[1], chosen_tokens=values[4], rejected_tokens=values[5], beta=beta)
-    p, q = np.exp(w / nw), np.exp(l / nl)
-    agree(found.loss, -w / nw - beta * np.log(sigmoid(np.log((p / (1 - p)) / (q / (1 - q))))))
+    p, q = np.exp(hi / nw), np.exp(lo / nl)
+    agree(found.loss, -hi / nw - beta * np.log(sigmoid(np.log((p / (1 - p)) / (q / (1 - q))))))
 
 
 def test_simpo(four):
-    w, l, _, _, nw, nl = four
+    hi, lo, _, _, nw, nl = four
     values = tensors(four)
     found = simpo_loss(values[0], values[1], chosen_tokens=values[4], rejected_tokens=values[5], beta=2.0, gamma=1.1)
-    agree(found.loss, -np.log(sigmoid(2.0 / nw * w - 2.0 / nl * l - 1.1)))
-    agree(found.rejected, 2.0 / nl * l)
+    agree(found.loss, -np.log(sigmoid(2.0 / nw * hi - 2.0 / nl * lo - 1.1)))
+    agree(found.rejected, 2.0 / nl * lo)
 
 
 def test_kto(four):
@@ -139,30 +139,31 @@ def losses():
     reference = torch.tensor([[-3.0, -4.0, -2.5, -6.0], [-2.0, -5.0, -3.5, -4.0]], dtype=torch.float64)
     desirable = torch.tensor([True, False, True, False])
     return {
-        "dpo": lambda w, l: dpo_loss(w, l, *reference, beta=0.3, label_smoothing=0.1).loss,
-        "ipo": lambda w, l: ipo_loss(w, l, *reference, beta=0.3, **lengths).loss,
-        "hinge": lambda w, l: hinge_loss(w, l, *reference, beta=0.3).loss,
-        "orpo": lambda w, l: orpo_loss(w, l, beta=0.5, **lengths).loss,
-        "simpo": lambda w, l: simpo_loss(w, l, beta=2.0, gamma=0.5, **lengths).loss,
-        "kto": lambda w, l: kto_loss(w, reference[0], desirable, torch.tensor(0.4), beta=0.3, desirable_weight=2.0).loss
-        + 0 * l,
+        "dpo": lambda hi, lo: dpo_loss(hi, lo, *reference, beta=0.3, label_smoothing=0.1).loss,
+        "ipo": lambda hi, lo: ipo_loss(hi, lo, *reference, beta=0.3, **lengths).loss,
+        "hinge": lambda hi, lo: hinge_loss(hi, lo, *reference, beta=0.3).loss,
+        "orpo": lambda hi, lo: orpo_loss(hi, lo, beta=0.5, **lengths).loss,
+        "simpo": lambda hi, lo: simpo_loss(hi, lo, beta=2.0, gamma=0.5, **lengths).loss,
+        "kto": lambda hi, lo: (
+            kto_loss(hi, reference[0], desirable, torch.tensor(0.4), beta=0.3, desirable_weight=2.0).loss + 0 * lo
+        ),
     }
 
 
 @pytest.mark.parametrize("kind", ["dpo", "ipo", "hinge", "orpo", "simpo", "kto"])
 def test_gradients(kind):
-    w = torch.tensor([-3.3, -1.2, -7.0, -2.2], dtype=torch.float64, requires_grad=True)
-    l = torch.tensor([-2.1, -6.0, -3.0, -4.4], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(losses()[kind], (w, l))
+    hi = torch.tensor([-3.3, -1.2, -7.0, -2.2], dtype=torch.float64, requires_grad=True)
+    lo = torch.tensor([-2.1, -6.0, -3.0, -4.4], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(losses()[kind], (hi, lo))
 
 
 @pytest.mark.parametrize("kind", ["dpo", "hinge", "orpo", "simpo"])  # ipo pulls back what is too far
 def test_a_step_down_raises_the_chosen_answer(kind):
-    w = torch.tensor([-3.3, -1.2, -7.0, -2.2], dtype=torch.float64, requires_grad=True)
-    l = torch.tensor([-2.1, -6.0, -3.0, -4.4], dtype=torch.float64, requires_grad=True)
-    losses()[kind](w, l).sum().backward()
-    assert (w.grad <= 0).all() and (l.grad >= 0).all()
-    assert (w.grad < 0).any() and (l.grad > 0).any()
+    hi = torch.tensor([-3.3, -1.2, -7.0, -2.2], dtype=torch.float64, requires_grad=True)
+    lo = torch.tensor([-2.1, -6.0, -3.0, -4.4], dtype=torch.float64, requires_grad=True)
+    losses()[kind](hi, lo).sum().backward()
+    assert (hi.grad <= 0).all() and (lo.grad >= 0).all()
+    assert (hi.grad < 0).any() and (lo.grad > 0).any()
 
 
 def test_extremes_stay_finite():

@@ -60,7 +60,8 @@ FORMS = {
         "rejected": [user("is it good?"), assistant("never")], "score_rejected": 2.0,
     },
     "hh": {
-        "chosen": "\n\nHuman: is it good?\n\nAssistant: yes it is", "rejected": "\n\nHuman: is it good?\n\nAssistant: never"
+        "chosen": "\n\nHuman: is it good?\n\nAssistant: yes it is",
+        "rejected": "\n\nHuman: is it good?\n\nAssistant: never",
     },
     "hh with a prompt": {
         "prompt": "\n\nHuman: is it good?\n\nAssistant:", "chosen": " yes it is", "rejected": " never"
@@ -208,7 +209,8 @@ def test_the_pairs_of_a_prompt_are_on_one_side(tmp_path, tiny_tokenizer):
     assert train and held and not train & held
     assert len(data.train) + len(data.validation) == 160
     assert data.report.leaks.exact == 0
-    history = [{"prompt": [user("hello"), assistant("hi"), user(f"what is {i}?")], "chosen": f"{i}", "rejected": f"n{k}"}
+    turns = [user("hello"), assistant("hi")]
+    history = [{"prompt": [*turns, user(f"what is {i}?")], "chosen": f"{i}", "rejected": f"n{k}"}
                for k in range(3) for i in range(30)]  # fmt: skip
     data = load(write(tmp_path / "b.jsonl", history), tiny_tokenizer, validation_share=0.2)
     train, held = set(data.train["prompt"]), set(data.validation["prompt"])

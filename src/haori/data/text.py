@@ -288,4 +288,3 @@ def _figures(tallies: list[Tally], written: Written, held: Any) -> dict[str, Any
         "median_length": float(np.median(length)) if len(length) else 0.0,
         "histogram": histogram_of(length),
     }
-

@@ -11,6 +11,7 @@ __all__ = ["TASKS", "recipe_class", "task_of"]
 
 TASKS = {
     "causal_lm": "haori.tasks.causal_lm",
+    "preference": "haori.tasks.preference",
 }
 """The package of each task; it gives `RECIPE`, the class of its recipes, and `TASK`."""
 

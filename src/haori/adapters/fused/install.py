@@ -6,6 +6,8 @@ as a whole.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -20,7 +22,10 @@ from haori.adapters.fused.modules import (
     norm_stand_in,
 )
 
-__all__ = ["Fused", "FusedReport", "fuse"]
+__all__ = ["Fused", "FusedReport", "fuse", "stock_forward"]
+
+
+_KEPT = "_haori_fused"  # the attribute of a model that runs fused
 
 
 class FusedReport(NamedTuple):
@@ -69,6 +74,7 @@ class Fused:
 
     def remove(self) -> None:
         """Put the stock path back."""
+        self.model.__dict__.pop(_KEPT, None)
         for module in self.patched:
             del module.forward
         self.patched.clear()
@@ -91,7 +97,22 @@ class Fused:
 
 def fuse(model: nn.Module) -> Fused:
     """Let a model with adapters run fused until `remove` is called on what is returned."""
-    return Fused(model)
+    fused = model.__dict__[_KEPT] = Fused(model)
+    return fused
+
+
+@contextmanager
+def stock_forward(model: nn.Module) -> Iterator[None]:
+    """Put the stock path back inside the block, such as for adapters that are switched off there."""
+    fused: Fused | None = model.__dict__.get(_KEPT)
+    stand_ins = [(module, module.forward) for module in fused.patched] if fused is not None else []
+    for module, _ in stand_ins:
+        del module.forward
+    try:
+        yield
+    finally:
+        for module, forward in stand_ins:
+            module.forward = forward
 
 
 def _stand_ins(model: nn.Module) -> list[tuple[str, Any, StandIn]]:

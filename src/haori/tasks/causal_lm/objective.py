@@ -79,7 +79,7 @@ class CausalLmObjective:
             total, each = model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, head_targets=targets
             )
-            return LossSum(total, len(each), each, wanted.nonzero()[:, 0])
+            return LossSum(total, len(each), each.detach(), wanted.nonzero()[:, 0])
         keep = wanted.any(dim=0).nonzero().flatten()  # positions labelled in any row
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if "logits_to_keep" in forward_arguments(model):

@@ -1,4 +1,4 @@
-"""Row formats of preferences: which columns a row has, and what it says is preferred.
+r"""Row formats of preferences: which columns a row has, and what it says is preferred.
 
     pairs    chosen, rejected, and prompt? where they are answers    (TRL, UltraFeedback; texts or lists of messages)
              chosen, rejected as "\n\nHuman: ...\n\nAssistant: ..."  (Anthropic's HH)
@@ -11,6 +11,7 @@
 `DataError` that names file, row and field.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ _KNOWN = (
 _TEXTS = ("response", "completion", "text", "content", "answer")
 _SCORES = ("overall_score", "score", "rating", "fine-grained_score")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
-_TRUE = {True: True, False: False, 1: True, 0: False, "true": True, "false": False, "1": True, "0": False}
+_TRUE = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}  # 1 and 0 equal them
 
 
 class Answered(NamedTuple):
@@ -113,7 +114,9 @@ class RowReader:
             turns = self._turns(row, column, dialogue=prompt is None)
             if prompt is None and turns and turns[0]["role"] == "assistant":
                 if "prompt" not in self.columns:
-                    raise problem(row, column, "an answer without its prompt; put the prompt into a column of that name")
+                    raise problem(
+                        row, column, "an answer without its prompt; put the prompt into a column of that name"
+                    )
                 turns = [Message(role="user", content=""), *turns]  # asked nothing: the row is counted as empty
             score = self.columns.get(f"{side}_score")
             given = row.values.get(score) if score is not None else None
@@ -256,13 +259,11 @@ def _text_of(item: Any) -> Any:
 
 def _number(row: RawRow, column: str, value: Any) -> float:
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        raise problem(row, column, f"a score must be a number, not {shorten(value, 40)}") from None
-    if number != number:
-        raise problem(row, column, "a score must be a number, and this is none (NaN)")
+        number = math.nan
+    if math.isnan(number):
+        raise problem(row, column, f"a score must be a number, not {shorten(value, 40)}")
     return number
 
 

@@ -4,12 +4,12 @@ Each takes log p(answer | prompt), summed over the answer's tokens, under the po
 (constants), and returns the loss of each pair with the rewards that its paper gives to both answers. Writing
 r = log policy - log reference for an answer, w for the chosen one, l for the rejected one and |y| for its tokens:
 
-    dpo     -(1 - e) log s(beta (r_w - r_l)) - e log s(-beta (r_w - r_l))       Rafailov 2023, eq. 7; Mitchell 2023, eq. 3
-    ipo     (r_w/|y_w| - r_l/|y_l| - 1/(2 beta))^2                              Azar 2023, eq. 17
-    hinge   max(0, 1 - beta (r_w - r_l))                                        Liu 2023 (RSO), eq. 11
-    orpo    -log p_w/|y_w| - beta log s(log odds_w - log odds_l)                Hong 2024, eq. 6 and 7
-    simpo   -log s(beta log p_w/|y_w| - beta log p_l/|y_l| - gamma)             Meng 2024, eq. 6
-    kto     weight (1 - s(+-(beta r - beta z)))                                 Ethayarajh 2024, eq. 8
+    dpo     -(1 - e) log s(beta (r_w - r_l)) - e log s(-beta (r_w - r_l)) Rafailov 2023, eq. 7; Mitchell 2023, eq. 3
+    ipo     (r_w/|y_w| - r_l/|y_l| - 1/(2 beta))^2                        Azar 2023, eq. 17
+    hinge   max(0, 1 - beta (r_w - r_l))                                  Liu 2023 (RSO), eq. 11
+    orpo    -log p_w/|y_w| - beta log s(log odds_w - log odds_l)          Hong 2024, eq. 6 and 7
+    simpo   -log s(beta log p_w/|y_w| - beta log p_l/|y_l| - gamma)       Meng 2024, eq. 6
+    kto     weight (1 - s(+-(beta r - beta z)))                           Ethayarajh 2024, eq. 8
 
 s is the logistic function and e the label smoothing. Knows nothing about models, batches or tokens.
 """

@@ -56,8 +56,8 @@ class Pair:
     def from_json(cls, content: str, origin: str) -> Self:
         """Read what `to_json` wrote."""
         found = json.loads(content)
-        sides = (Conversation.from_json(found[side], origin) for side in ("chosen", "rejected"))
-        return cls(*sides, shared=found["shared"])
+        chosen, rejected = (Conversation.from_json(found[side], origin) for side in ("chosen", "rejected"))
+        return cls(chosen, rejected, found["shared"])
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Judged:
         return cls(Conversation.from_json(found["answered"], origin), found["shared"], found["desirable"])
 
 
-class Unpaired(ValueError):  # noqa: N818 - no error of a person: a row that is counted and left out
+class Unpaired(ValueError):
     """Two conversations that make no pair; `reason` is `same_answers` or `prompts_differ`."""
 
     def __init__(self, reason: str) -> None:

@@ -129,9 +129,7 @@ class PreferenceReader:
         tally.counts[reason] += 1
         tally.add_problem(f"{row.origin}: a row {DROPPED[reason]} is left out.")
 
-    def _answers(
-        self, source: Source, tally: Tally, limit: int | None
-    ) -> Iterator[tuple[RowReader, list[Answered]]]:
+    def _answers(self, source: Source, tally: Tally, limit: int | None) -> Iterator[tuple[RowReader, list[Answered]]]:
         """Yield the clean answers of each row; rows without a prompt, or with an empty answer, are counted."""
         total = source.size_bytes or None
         columns = survey(tracked(source.rows(limit), "Looking at columns", total=total, size="done"))
@@ -157,10 +155,13 @@ class PreferenceReader:
                 tally.counts["empty"] += 1
                 tally.add_problem(f"{raw.origin}: the prompt or an answer is empty; the row is left out.")
                 continue
-            yield reader, [
-                answer._replace(row=row.with_system(self.section.system))
-                for answer, (row, _) in zip(found, cleaned, strict=True)
-            ]
+            yield (
+                reader,
+                [
+                    answer._replace(row=row.with_system(self.section.system))
+                    for answer, (row, _) in zip(found, cleaned, strict=True)
+                ],
+            )
 
     def _reader(self, raw: RawRow, columns: FileColumns, tally: Tally) -> RowReader:
         """Choose how the rows of a file are read, and note what will not be used of them."""

@@ -123,9 +123,7 @@ class KtoLoss(Section):
     reference: _Reference = Field(default="start", description=_REFERENCE)
 
 
-PreferenceLoss = Annotated[
-    DpoLoss | IpoLoss | HingeLoss | OrpoLoss | SimpoLoss | KtoLoss, Field(discriminator="kind")
-]
+PreferenceLoss = Annotated[DpoLoss | IpoLoss | HingeLoss | OrpoLoss | SimpoLoss | KtoLoss, Field(discriminator="kind")]
 
 
 class PreferenceRecipe(Recipe):

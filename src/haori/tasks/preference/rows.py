@@ -18,7 +18,7 @@ from haori.core.storage import staged_folder, write_text
 from haori.data.leaks import find_leaks
 from haori.data.progress import tracked
 from haori.data.reading import Tally
-from haori.data.report import DataReport, Leaks, histogram_of
+from haori.data.report import Leaks, histogram_of
 from haori.data.selection import training_sources
 from haori.data.show import report_table
 from haori.data.sources import Source
@@ -306,9 +306,7 @@ def _leaks(stage: Path, held: Any) -> Leaks:
     import numpy as np
 
     rows = _arrow(stage)
-    return find_leaks(
-        _prompts(rows, np.flatnonzero(held)), _prompts(rows, np.flatnonzero(~held), "Looking for leaks")
-    )
+    return find_leaks(_prompts(rows, np.flatnonzero(held)), _prompts(rows, np.flatnonzero(~held), "Looking for leaks"))
 
 
 def _hash(stage: Path, held: Any, render_settings: list[Any]) -> str:
