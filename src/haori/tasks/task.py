@@ -82,7 +82,10 @@ class Objective(Protocol):
         """Say whether the loss of a batch is the sum of its rows' own losses, so that a batch may be taken apart."""
 
     def begin(self, model: "nn.Module") -> None:
-        """Prepare for the first step, with the model as it will be trained; computes what must be known of it."""
+        """Prepare for the first step, with the model as it will be trained; computes what must be known of it.
+
+        A plan measures time and memory of a batch without it.
+        """
 
     def batch(self, rows: Sequence[int], device: "str | Any") -> Any:
         """Collate rows into a batch on `device`."""

@@ -53,7 +53,6 @@ def make_plan(prepared: Prepared) -> Plan:
     with explaining_memory(prepared) as watched:
         watched.model = model = adapted_model(prepared, prepared.device)
         with fast_path(model, mixed=dtype is not None):
-            objective.begin(model)
             model.train()
             for _ in range(2):  # the first pass also pays for what torch prepares once
                 started = time.perf_counter()

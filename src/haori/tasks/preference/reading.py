@@ -22,7 +22,7 @@ from haori.tasks.preference.formats import Answered, RowReader, row_reader
 from haori.tasks.preference.pairs import Judged, Pair, Unpaired, judged_of, pair_of
 from haori.tasks.preference.recipe import PreferenceData
 
-__all__ = ["DROPPED", "PreferenceReader", "Preferred"]
+__all__ = ["DROPPED", "OnlyJudgedError", "PreferenceReader", "Preferred"]
 
 Preferred = Pair | Judged
 
@@ -34,6 +34,10 @@ DROPPED = {
     "contradicted": "whose scores say the opposite",
 }
 """Why a row makes no pair, by the name of its count."""
+
+
+class OnlyJudgedError(DataError):
+    """Rows say of single answers whether they are good, and the loss compares pairs."""
 
 
 @dataclass
@@ -84,7 +88,7 @@ class PreferenceReader:
         first = answers[0]
         if reader.kind == "judged":
             if not self.one_by_one:
-                raise DataError(
+                raise OnlyJudgedError(
                     f"{first.row.origin}: the rows say of single answers whether they are good, and only the loss kto "
                     "learns from those; use --set loss.kind=kto, or give pairs (chosen, rejected)."
                 )

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from haori.core.methods import Auto, Positive, Section
 from haori.data.section import DataSection
@@ -134,12 +134,11 @@ class PreferenceRecipe(Recipe):
     loss: PreferenceLoss = Field(default_factory=lambda: DpoLoss(kind="dpo"))
     training: TokenTraining = Field(default_factory=TokenTraining)
 
-    @model_validator(mode="before")
+    @field_validator("loss", mode="before")
     @classmethod
     def _usual_loss(cls, given: Any) -> Any:
         """Take a loss without a kind for DPO."""
-        loss = given.get("loss") if isinstance(given, dict) else None
-        return {**given, "loss": {"kind": "dpo", **loss}} if isinstance(loss, dict) else given
+        return {"kind": "dpo", **given} if isinstance(given, dict) else given
 
 
 RECIPE = PreferenceRecipe

@@ -31,7 +31,7 @@ class Preference:
     title = "preference learning"
     peft_type = "CAUSAL_LM"
     unit = "tokens"
-    counted = "pairs"
+    counted = "rows"
 
     def check(self, recipe: PreferenceRecipe, base: "Base") -> None:
         """Refuse a base that does not generate text."""
@@ -60,16 +60,25 @@ class Preference:
     ) -> "PreferenceRows":
         """Render, tokenise and split the data."""
         from haori.bases import embeddings_of
+        from haori.tasks.preference.reading import OnlyJudgedError
         from haori.tasks.preference.rows import load_preferences
 
-        return load_preferences(
-            recipe.data,
-            processor,
-            one_by_one=isinstance(recipe.loss, KtoLoss),
-            context_length=base.context_length,
-            embeddings=embeddings_of(base),
-            tolerant=tolerant,
-        )
+        def load(*, one_by_one: bool) -> "PreferenceRows":
+            return load_preferences(
+                recipe.data,
+                processor,
+                one_by_one=one_by_one,
+                context_length=base.context_length,
+                embeddings=embeddings_of(base),
+                tolerant=tolerant,
+            )
+
+        try:
+            return load(one_by_one=isinstance(recipe.loss, KtoLoss))
+        except OnlyJudgedError:
+            if not tolerant:
+                raise
+            return load(one_by_one=True)  # a check of data knows of no loss
 
     def show(self, rows: "Dataset", processor: "PreTrainedTokenizerBase", count: int) -> "list[RenderableType]":
         """Return answers with their prompts as text, with scored tokens marked."""
