@@ -155,6 +155,8 @@ def test_flags_in_sentences_exist(page: Path, cli: Any):
 
 def keys(schema: dict[str, Any], prefix: str = "") -> set[str]:
     found: set[str] = set()
+    if "oneOf" in schema:  # one for each task
+        return found.union(*(keys(schema["$defs"][part["$ref"].rpartition("/")[2]]) for part in schema["oneOf"]))
     for name, field in schema["properties"].items():
         found.add(prefix + name)
         for option in (field, *field.get("anyOf", []), *field.get("oneOf", [])):

@@ -1,4 +1,4 @@
-"""What the objective computes on a tiny real Llama: against full logits in float64, on every path, and its reference."""
+"""What the objective computes on a tiny real Llama, against full logits in float64; and its reference."""
 
 import math
 from pathlib import Path
@@ -74,9 +74,7 @@ def shake(model, seed: int = 1) -> None:
 def exact(model, ids: list[int], labels: list[int]) -> tuple[torch.Tensor, int]:
     """Return log p(answer) of one sequence alone, from all logits in float64, and the answer's tokens."""
     logits = model(torch.tensor([ids])).logits[0, :-1].double()
-    found = [
-        torch.log_softmax(logits[place], -1)[label] for place, label in enumerate(labels[1:]) if label != -100
-    ]
+    found = [torch.log_softmax(logits[place], -1)[label] for place, label in enumerate(labels[1:]) if label != -100]
     return torch.stack(found).sum(), len(found)
 
 

@@ -198,7 +198,7 @@ class PreferenceObjective:
         found = pair_loss(self.section, scores, tokens, batch.reference)
         margin = found.chosen - found.rejected
         return found.loss, {
-            "accuracy": _right(margin).sum(),
+            "accuracy": (margin > 0).sum(),
             "chosen_reward": found.chosen.sum(),
             "rejected_reward": found.rejected.sum(),
             "margin": margin.sum(),
@@ -221,7 +221,7 @@ class PreferenceObjective:
         chosen = (found.reward * batch.desirable).sum() / good
         rejected = (found.reward * ~batch.desirable).sum() / (1 - good).clamp(min=1e-9)
         return found.loss, {
-            "accuracy": _right(signed).sum(),
+            "accuracy": (signed > 0).sum(),
             "chosen_reward": chosen,
             "rejected_reward": rejected,
             "margin": chosen - rejected,
@@ -266,11 +266,6 @@ def pad(rows: Sequence[tuple[list[int], list[int]]], pad_token_id: int, device: 
     return Sequences(
         padded([ids for ids, _ in rows], pad_token_id), mask, padded([labels for _, labels in rows], _IGNORED)
     )
-
-
-def _right(margin: Tensor) -> Tensor:
-    """Return 1 where a margin is above zero, 0 where below, and a half where nothing tells the answers apart."""
-    return (margin > 0).float() + 0.5 * (margin == 0)
 
 
 def _partners(prompts: Sequence[float]) -> list[int]:
