@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.encoder_models import TEXTS
@@ -43,10 +43,12 @@ def stock_classifier(
     base: Path, folder: Path, *, labels: int = 3, seed: int = 1, multi_label: bool = False, **options: Any
 ) -> Path:
     """Save a classifier made with stock PEFT, its trained values moved as training would."""
-    settings = {"r": 4, "lora_alpha": 8, "task_type": "SEQ_CLS", **options}
+    config = AdaLoraConfig if options.pop("peft", "LORA") == "ADALORA" else LoraConfig
+    ranks = {"init_r": 4, "total_step": 10} if config is AdaLoraConfig else {"r": 4}
+    settings = {**ranks, "lora_alpha": 8, "task_type": "SEQ_CLS", **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(whole_classifier(base, labels), LoraConfig(**settings)).eval()
+        model = get_peft_model(whole_classifier(base, labels), config(**settings)).eval()
         draw = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ClassifierReader"]
 
 _PREFIX = "base_model.model."
-_FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 _OF_PEFT = frozenset({"classifier", "score"})  # PEFT adds both to `modules_to_save`, whichever there is
 
 
@@ -94,8 +93,6 @@ class ClassifierReader:
         saved = frozenset(name for name in shapes if f"{_PREFIX}{name}" in files.tensors)
         for name in saved:
             entry, shape = files.tensors[f"{_PREFIX}{name}"], shapes[name]
-            if entry.dtype not in _FLOATS:
-                self._misfit(label, f"its {name!r} is of dtype {entry.dtype}; use floats")
             if entry.shape != shape:
                 self._misfit(label, f"its {name!r} of shape {list(entry.shape)} is not the {list(shape)} of this base")
         lost = [name for name in self._form.poolers if name not in saved and name not in self._stored]

@@ -6,7 +6,7 @@ The model's own forward runs over the whole batch, and hooks add to the rows of 
 linear layers, layer norms and embeddings. Which modules see one slice per row is measured with a probe. A module that
 also sees what rows share (relative positions, say) cannot be changed for one row alone: rows whose adapters change one
 are computed in a batch of their own. Behind the encoder, rows are pooled to vectors or given to the head of their
-adapter.
+adapter. Where padding would change a text, texts of one length share a batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,6 +70,7 @@ class AdaptedEncoder:
         self._own_head: Mapping[str, Tensor] = {}
         self.probe = torch.arange(_PROBE_ROWS * _PROBE_TOKENS).reshape(_PROBE_ROWS, -1) * 37 % model.config.vocab_size
         sites = self._look(name)
+        self._may_pad = self._measure_padding()
         self.bank = EncoderBank(model, sites)
         for site, module in model.named_modules():
             if site in sites.by_row or site in sites.shared:
@@ -101,12 +102,13 @@ class AdaptedEncoder:
         The adapters of every mix are in the bank.
         """
         found: dict[int, Tensor] = {}
-        order = sorted(range(len(rows)), key=lambda i: (rows[i].mix, rows[i].classify))
-        apart = [i for i in order if self.bank.acts_on_shared(rows[i].mix)]
-        for _, group in groupby(apart, key=lambda i: rows[i].mix):
-            self._compute(rows, list(group), found, alone=True)
-        if together := [i for i in order if i not in set(apart)] if apart else order:
-            self._compute(rows, together, found, alone=False)
+        groups: dict[tuple[AdapterMix | None, int | None], list[int]] = {}
+        for index in sorted(range(len(rows)), key=lambda i: (rows[i].mix, rows[i].classify)):
+            mix = rows[index].mix
+            alone = mix if self.bank.acts_on_shared(mix) else None
+            groups.setdefault((alone, None if self._may_pad else len(rows[index].ids)), []).append(index)
+        for (alone, _), order in groups.items():
+            self._compute(rows, order, found, alone=alone is not None)
         return [found[i] for i in range(len(rows))]
 
     def _compute(self, rows: Sequence[Row], order: Sequence[int], found: dict[int, Tensor], *, alone: bool) -> None:
@@ -176,6 +178,16 @@ class AdaptedEncoder:
             )
         by_row = frozenset(site for site, is_by_row in seen.items() if is_by_row)
         return EncoderSites(by_row, frozenset(seen) - by_row)
+
+    @torch.inference_mode()
+    def _measure_padding(self) -> bool:
+        """Say whether padding leaves the states of a text as they are, as it does where attention is masked."""
+        ids, count = self.probe[:1], _PROBE_TOKENS // 2
+        mask = (torch.arange(_PROBE_TOKENS) < count).long()[None]
+        padded = self._hidden(ids * mask + self._pad * (1 - mask), mask).states[:, :count].float()
+        alone = self._hidden(ids[:, :count], torch.ones(1, count, dtype=torch.long)).states.float()
+        difference, size = (torch.linalg.vector_norm(states) for states in (padded - alone, alone))
+        return bool(difference <= (1e-4 if self.dtype == torch.float32 else 0.1) * size)
 
     def _hook(self, site: str, module: nn.Module, *, shared: bool) -> None:
         hook: Callable[[Any, Any, Tensor], None]
