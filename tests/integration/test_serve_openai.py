@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from haori.server import ServerSettings
+from haori.server import KeyStore, ServerSettings
 from tests.server_samples import RepeatingEngine, TwoNumbers, served
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -157,6 +157,32 @@ def test_embeddings_need_an_encoder(client, tiny_tokenizer, tmp_path):
         body = {"model": "support", "input": "b", "encoding_format": "base64"}
         raw = httpx.post(f"{server.url}/v1/embeddings", json=body).json()["data"][0]["embedding"]
         assert struct.unpack("<2f", base64.b64decode(raw)) == (1.0, float(ord("b")))
+
+
+def test_classification_needs_an_encoder_and_keeps_to_the_limits(tiny_tokenizer, tmp_path):
+    ask = {"model": "support", "input": ["one two", "b"]}
+    with served(RepeatingEngine(tiny_tokenizer), home=tmp_path / "decoder") as server:
+        refused = httpx.post(f"{server.url}/classify", json=ask)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "classification_not_served")
+        assert "classifies nothing; serve an encoder" in refused.text
+    home, settings = tmp_path / "encoder", ServerSettings(max_prompts=3)
+    secret = KeyStore(home / "keys.json").create("few", adapters=["*"], tokens_per_minute=4).secret
+    engine = RepeatingEngine(tiny_tokenizer)
+    with (
+        served(engine, home=home, embedder=TwoNumbers(), settings=settings) as server,
+        httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {secret}"}) as client,
+    ):
+        assert httpx.post(f"{server.url}/classify", json=ask).status_code == 401
+        refused = client.post("/classify", json={**ask, "input": ["a"] * 4})
+        assert refused.status_code == 400 and "4 texts; one request has 1 to 3" in refused.text
+        reply = client.post("/classify", json=ask)
+        assert [(item["label"], item["probs"]) for item in reply.json()["data"]] == [
+            ("long", [0.25, 0.75]), ("short", [0.75, 0.25]),
+        ]  # fmt: skip
+        client.post("/classify", json=ask)
+        refused = client.post("/classify", json=ask)
+        assert refused.status_code == 429 and refused.headers["retry-after"]
+    assert '"path": "/classify"' in server.log.getvalue() or '"path":"/classify"' in server.log.getvalue()
 
 
 def test_limits_of_the_server(tiny_tokenizer, tmp_path):

@@ -14,6 +14,7 @@ from haori.bases import find_base
 from haori.core.errors import HaoriError, InputError
 from haori.library import Library, adapter_id, draft_card, import_adapter, inspect_adapter, verify_adapter
 from haori.serve import AdapterDirectory, EmbedderLimits, EngineLimits, open_embedder, open_engine
+from tests.classifier_adapters import stock_classifier
 from tests.encoder_models import build_tiny_encoder, stock_encoder
 from tests.library_samples import change_tensors, save_stock, stock_lora, stock_model
 from tests.server_samples import served
@@ -221,6 +222,15 @@ def test_a_card_of_another_base_beside_the_files(base, good, root, haori_home):
     directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=[root])
     with pytest.raises(InputError, match="other weights"):
         directory.register("x", "good", lambda files, adapter: None)
+
+
+def test_a_classifier_of_a_decoder_writes_no_text(base, root, haori_home, tmp_path):
+    stock_classifier(base.path, root / "judge", labels=2, target_modules=["q_proj"])
+    with serving(base, root, tmp_path) as client:
+        reply = load(client, "judge")
+        assert reply.status_code == 400, reply.text
+        assert "served over encoders, by /classify. `haori classify` answers" in reply.json()["error"]["message"]
+        assert listed(client) == [base.name]
 
 
 def test_over_an_encoder(tmp_path, root, haori_home):

@@ -141,6 +141,7 @@ def test_every_route_asks_the_same(library, tiny_tokenizer, tmp_path):
                 ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
                 ("/v1/completions", {"prompt": "hello"}),
                 ("/v1/embeddings", {"input": "hello"}),
+                ("/classify", {"input": "hello"}),
             ):
                 reply = client.post(path, json={"model": model, **body})
                 assert reply.status_code == status, (path, model, reply.text)

@@ -21,6 +21,7 @@ from haori.core.errors import (
     UnavailableError,
 )
 from haori.library import inspect_adapter
+from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
 from haori.serve.embedding.embedder import EmbedderLimits, TextEmbedder
 from haori.serve.embedding.layout import EmbeddingLayout, is_encoder
 from haori.serve.embedding.opening import open_embedder
@@ -280,7 +281,7 @@ def headless(folder: Path) -> AdaptedEncoder:
     return AdaptedEncoder(AutoModel.from_pretrained(folder).eval(), EmbeddingLayout(), pad=0, name="tiny")
 
 
-def test_a_module_shared_between_rows_takes_no_adapter():
+def test_modules_that_see_what_rows_share_are_told_apart():
     torch.manual_seed(0)
     config = DebertaV2Config(
         vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
@@ -290,7 +291,12 @@ def test_a_module_shared_between_rows_takes_no_adapter():
     encoder = AdaptedEncoder(DebertaV2Model(config).eval(), EmbeddingLayout(), pad=0, name="tiny")
     layer = "encoder.layer.0.attention.self"
     assert encoder.bank.linear(f"{layer}.value_proj") == (32, 32)
-    assert encoder.bank.linear(f"{layer}.key_proj") == (32, 32)  # it also sees the positions, once for all rows
+    assert encoder.bank.linear(f"{layer}.key_proj") == (32, 32)
+    for module, is_shared in (("key_proj", True), ("value_proj", False)):  # keys are made of the positions too
+        update = ModuleUpdate(bias=torch.ones(32))
+        encoder.bank.put(AdapterWeights("it", {f"{layer}.{module}": update}, {}, {}, 0))
+        assert encoder.bank.acts_on_shared((("it", 1.0),)) is is_shared
+        encoder.bank.drop("it")
 
 
 def test_what_cannot_be_embedded_is_a_sentence(embedder, base, folders, tmp_path):
