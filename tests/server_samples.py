@@ -247,6 +247,9 @@ class TwoNumbers:
         future.set_result(Classified(("short", "long"), scores, tokens))
         return future
 
+    def labels(self, adapter: str | None) -> Sequence[str] | None:
+        return None if adapter is None else ("short", "long")
+
 
 @dataclass
 class Served:

@@ -39,6 +39,7 @@ def place(tmp_path_factory):
             )
         plain = stock_encoder(base, root / "plain", seed=9)
         import_adapter(plain, find_base(str(base)), name="plain")
+        import_adapter(root / "topic", find_base(str(base)), name="kept")
         yield home, base, root
     settings.cache_clear()
 
@@ -89,6 +90,14 @@ def test_each_classifier_answers_in_vllms_form(client, place, name):
     assert found["usage"] == {
         "prompt_tokens": count, "total_tokens": count, "completion_tokens": 0, "prompt_tokens_details": None,
     }  # fmt: skip
+
+
+def test_a_classifier_of_the_library_is_asked_for_like_any_adapter(client, place):
+    _, base, root = place
+    for model in ("kept", "kept@1", "kept:1.0"):
+        found = client.post("/classify", json={"model": model, "input": list(TEXTS)})
+        torch.testing.assert_close(probs(found), probabilities(base, root, "topic"), **NEAR)
+        assert {item["label"] for item in found.json()["data"]} <= {"label 0", "label 1", "label 2"}
 
 
 def test_what_vllms_clients_send_is_taken(client, place):
@@ -181,6 +190,8 @@ def test_models_lists_classifiers_and_the_log_names_them(client, server):
     listed = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
     assert {*LABELS, "plain", "tiny-encoder"} <= set(listed)
     assert listed["mood"]["parent"] == "tiny-encoder"
+    for name, labels in (("tags", [f"label {number}" for number in range(4)]), ("plain", None), ("tiny-encoder", None)):
+        assert client.get(f"/v1/models/{name}").json().get("labels") == labels
     client.post("/classify", json={"model": "topic", "input": "the cat"}, headers={"x-request-id": "look-here"})
     lines = [json.loads(line) for line in said(server[1]).splitlines() if "look-here" in line]
     assert [(line["path"], line["model"], line["prompt_tokens"]) for line in lines] == [("/classify", "topic", 4)]
@@ -260,6 +271,7 @@ def test_a_base_that_is_a_classifier_answers_under_its_own_name(place, tmp_path)
         torch.testing.assert_close(probs(found), wanted, **NEAR)
         labels = [("bad", "fair", "good")[i] for i in wanted.argmax(1).tolist()]
         assert [item["label"] for item in found.json()["data"]] == labels
+        assert client.get(f"/v1/models/{name}").json()["labels"] == ["bad", "fair", "good"]
         ids = [client.post("/tokenize", json={"model": name, "prompt": text}).json()["tokens"] for text in TEXTS]
         again = client.post("/classify", json={"model": name, "input": ids})
         assert again.json()["data"] == found.json()["data"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, FNetConfig, FNetModel
 
@@ -108,6 +109,14 @@ def test_a_head_alone_is_served_though_the_encoder_stays_as_it_is(bases, opened,
     base = bases("roberta")
     folder = stock_classifier(base, tmp_path / "it", target_modules=["query"])
     changed(folder, lambda found: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in found.items()})
+    torch.testing.assert_close(logits(opened(base, folder)), stock_logits(base, folder, 3), **NEAR)
+
+
+def test_an_adapter_of_nothing_but_a_head(bases, opened, tmp_path):
+    base = bases("deberta")
+    options = {"target_modules": DUMMY_TARGET_MODULES, "modules_to_save": ["classifier", "pooler"]}
+    folder = stock_classifier(base, tmp_path / "it", **options)
+    assert not any("lora" in key for key in load_file(folder / "adapter_model.safetensors"))
     torch.testing.assert_close(logits(opened(base, folder)), stock_logits(base, folder, 3), **NEAR)
 
 

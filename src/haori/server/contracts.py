@@ -214,6 +214,13 @@ class Embedder(Protocol):
             OverloadedError: There is no room in the queue.
         """
 
+    def labels(self, adapter: str | None) -> Sequence[str] | None:
+        """Return the labels of a classifier, given its content id, or the base's own; None for what is none.
+
+        Raises:
+            HaoriError: The adapter is not here, or its files are unusable.
+        """
+
 
 @dataclass(frozen=True)
 class Backend:

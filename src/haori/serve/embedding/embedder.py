@@ -171,6 +171,15 @@ class TextEmbedder:
 
         return self._queue(Job(rows, mix, answer))
 
+    def labels(self, adapter: str | None) -> Sequence[str] | None:
+        """Return the labels of a classifier, given its content id, or the base's own; None for what is none.
+
+        Raises:
+            HaoriError: The adapter is not here, or its files are unusable.
+        """
+        head = self._heads.own if adapter is None else self._heads.of_adapter(adapter)
+        return None if head is None else head.labels
+
     def _queue(self, job: Job[R]) -> "Future[R]":
         with self._condition:
             if self._closing:

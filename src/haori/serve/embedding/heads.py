@@ -24,6 +24,9 @@ class AdapterHeads:
         own: The base's own head.
         name: What errors call the base.
         unserved: Why no classifier of this base is served; None where they are.
+
+    Attributes:
+        own: The base's own head; None where it has none.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class AdapterHeads:
         unserved: str | None = None,
     ) -> None:
         self._files_of = files_of
-        self._own = own
+        self.own = own
         self._name = name
         self._unserved = unserved
         self._known: dict[str, Head | None] = {}
@@ -113,9 +116,9 @@ class AdapterHeads:
         return head
 
     def _of_base(self) -> Head:
-        if self._own is None:
+        if self.own is None:
             raise InputError(
                 f"The base {self._name!r} has no head of its own that gives probabilities of labels; ask for an "
                 "adapter that classifies, by its name in 'model'."
             )
-        return self._own
+        return self.own

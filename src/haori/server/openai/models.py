@@ -36,7 +36,9 @@ def show_model(model: str, request: Request) -> ModelCard:
             404, f"{model[:120]!r} can be asked for, but is no entry of /v1/models.", code="model_not_found",
             param="model",
         )  # fmt: skip
-    return _card(entry, caller)
+    card = _card(entry, caller)
+    labels = None if backend.embedder is None else backend.embedder.labels(entry.adapter)
+    return card if labels is None else card.model_copy(update={"labels": list(labels)})
 
 
 def _card(entry: ModelEntry, caller: Caller) -> ModelCard:

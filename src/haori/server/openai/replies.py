@@ -166,6 +166,10 @@ class ModelCard(BaseModel):
     root: str | None = Field(description="Folder of an adapter; only an admin sees it.")
     parent: str | None = Field(description="The base of an adapter.")
     permission: list[str] = Field(default_factory=list)
+    labels: list[str] | None = Field(
+        default=None, exclude_if=lambda found: found is None,
+        description="Of a classifier that is asked for by its name: the labels in the order of `probs`.",
+    )  # fmt: skip
 
 
 class ModelList(BaseModel):
