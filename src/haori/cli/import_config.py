@@ -26,6 +26,7 @@ def import_config(
     from haori.cli.console import notes
     from haori.conversion import commented_recipe, import_config, report_lines
     from haori.core.errors import StorageError
+    from haori.core.storage import make_folder, write_text
 
     if out is not None and out.exists():
         raise StorageError(f"{str(out)!r} is there already; give --out a new file.")
@@ -34,8 +35,8 @@ def import_config(
     if out is None:
         typer.echo(recipe, nl=False)
     else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(recipe, encoding="utf-8")
+        make_folder(out.parent)
+        write_text(out, recipe)
     for line in report_lines(conversion):
         notes().print(line, markup=False, soft_wrap=True)
     if out is not None:

@@ -7,7 +7,7 @@ long are dropped, nothing is held out, and the loss is on the assistant's tokens
 from collections.abc import Mapping
 from typing import Any
 
-from haori.conversion.data import carry_alpaca, carry_messages, combine_pairs, combine_system
+from haori.conversion.data import carry_alpaca, carry_messages, combine_files, combine_pairs, combine_system
 from haori.conversion.draft import Draft
 from haori.conversion.rules import (
     Carried,
@@ -71,9 +71,15 @@ def _use_tracker(name: str) -> Rule:
     return Rule(lambda value: Fact(f"tracker_{name}" if flag(value) else f"no_{name}", name), ("training.trackers",))
 
 
+def _wandb_mode(value: Any) -> Outcome:
+    if str(value).lower() == "disabled":
+        return Fact("no_wandb", "wandb")
+    return Unneeded("the variable WANDB_MODE says it here")
+
+
 def _properties(value: Any) -> Outcome:
-    pairs = {(value.get("role", "role"), value.get("content", "content"))} if isinstance(value, dict) else set()
-    if pairs <= {("role", "content"), ("from", "value")} and pairs:
+    names = [value.get("role", "role"), value.get("content", "content")] if isinstance(value, dict) else []
+    if names in (["role", "content"], ["from", "value"]):
         return Unneeded("role and content, from and value are read as they are")
     return Left("messages are read with role and content, or from and value", "rename the fields of the messages")
 
@@ -195,6 +201,7 @@ _KEYS: dict[str, Rule] = {
     "bfloat16": fact("bf16", "training.dtype"), "float16": fact("fp16", "training.dtype"),
     "float32": fact("fp32", "training.dtype", read=flag),
     "use_wandb": _use_tracker("wandb"), "wandb_project": _tracker("wandb"),
+    "wandb_mode": Rule(_wandb_mode),
     "use_mlflow": _use_tracker("mlflow"), "mlflow_experiment_name": _tracker("mlflow"),
     "use_tensorboard": _use_tracker("tensorboard"), "use_trackio": _use_tracker("trackio"),
     "trackio_project_name": _tracker("trackio"),
@@ -275,7 +282,7 @@ _KEYS: dict[str, Rule] = {
         "liger_fused_linear_cross_entropy", "unsloth_cross_entropy_loss",
     ),
     **group(
-        TRAINING_ARGUMENTS["logging_steps"], "wandb_name", "wandb_run_id", "wandb_entity", "wandb_watch", "wandb_mode",
+        TRAINING_ARGUMENTS["logging_steps"], "wandb_name", "wandb_run_id", "wandb_entity", "wandb_watch",
         "wandb_log_model", "mlflow_tracking_uri", "mlflow_run_name", "hf_mlflow_log_artifacts", "eval_table_size",
         "trackio_run_name",
     ),
@@ -314,13 +321,7 @@ def _defaults(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _combine_data(draft: Draft) -> None:
-    files = draft.value("files")
-    files = [files] if isinstance(files, str) else files
-    if files and draft.has("data"):
-        if len(files) == 1:
-            draft.carry(("files", "data"), {"data.path": files[0]})
-        else:
-            draft.leave("files", "a recipe reads one file or folder", "put the files into one folder, as data.path")
+    combine_files(draft)
     _combine_format(draft)
     if draft.has("validation"):
         draft.carry("validation", {"data.validation": draft.value("validation")})

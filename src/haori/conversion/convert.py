@@ -9,7 +9,7 @@ from typing import Any
 
 from haori.conversion.draft import Draft, Entry
 from haori.conversion.method import combine_method, combine_precision, drop_foreign_keys
-from haori.conversion.reading import SECRET, is_empty, read_document
+from haori.conversion.reading import holds_secret, is_empty, read_document
 from haori.conversion.rules import Carried, Left, Rule, Unneeded
 from haori.conversion.steps import combine_batches, combine_measuring, combine_run_length
 from haori.conversion.task import choose_task, combine_loss, known_keys
@@ -23,6 +23,7 @@ __all__ = ["Conversion", "import_config", "printable"]
 
 _QUANTISED_COPY = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 _ONE_ENTRY = "a recipe reads one file, folder or dataset"
+_ENVIRONMENT = "give it by its environment variable, as HF_TOKEN"
 _PUT_TOGETHER = "put the files into one folder, and name the folder in data.path"
 
 
@@ -141,11 +142,10 @@ def _tool(given: str | None, document: Mapping[str, Any], path: Path) -> Tool:
 def _apply(tool: Tool, document: Mapping[str, Any], draft: Draft, path: Path, *, assumed: bool = False) -> None:
     for key, value in _keys(tool.keys, document):
         rule = tool.keys.get(_pattern(key))
-        if value is SECRET:
-            draft.add(key, Left("a secret, which is not copied", "give it by its environment variable, as HF_TOKEN"))
+        if holds_secret(value):
+            draft.add(key, Left(f"a secret, which is not copied{_inside(value)}", _ENVIRONMENT))
         elif _is_later(key):
-            inner = f" (with {', '.join(value)})" if isinstance(value, dict) else ""
-            draft.add(key, Left(f"{_ONE_ENTRY}{inner}", _PUT_TOGETHER))
+            draft.add(key, Left(f"{_ONE_ENTRY}{_inside(value)}", _PUT_TOGETHER))
         elif rule is None:
             draft.add(key, _unknown(tool, key, value))
         else:
@@ -160,8 +160,12 @@ def _one(rule: Rule, key: str, value: Any, draft: Draft, path: Path, *, assumed:
         shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
         raise RecipeError(f"In {str(path)!r}, {key!r} cannot be {shown}; it should {error}.") from None
     if isinstance(outcome, Left) and isinstance(value, dict):
-        outcome = Left(f"{outcome.reason} (with {', '.join(value)})", outcome.instead)
+        outcome = Left(f"{outcome.reason}{_inside(value)}", outcome.instead)
     draft.add(key, outcome, assumed=assumed)
+
+
+def _inside(value: Any) -> str:
+    return f" (with {', '.join(value)})" if isinstance(value, dict) else ""
 
 
 def _keys(rules: Mapping[str, Rule], document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -204,9 +208,8 @@ def _holds(rules: Mapping[str, Rule], prefix: str) -> bool:
 
 
 def _unknown(tool: Tool, key: str, value: Any) -> Left:
-    inner = f", with {', '.join(value)} in it" if isinstance(value, dict) else ""
     hint = nearest(_pattern(key), tool.keys, limit=1)
-    return Left(f"no key of {tool.title} that is known here{inner}", hint)
+    return Left(f"no key of {tool.title} that is known here{_inside(value)}", hint)
 
 
 def _given(draft: Draft, base: str | None, data: str | None) -> None:

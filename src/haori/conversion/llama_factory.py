@@ -5,13 +5,13 @@ format and columns. Rows that are too long are cut off, nothing is held out, and
 unless `train_on_prompt` is set.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from haori.conversion.data import carry_alpaca, carry_messages, combine_pairs, combine_system
 from haori.conversion.draft import Draft
+from haori.conversion.reading import read_document
 from haori.conversion.rules import (
     Carried,
     Fact,
@@ -31,7 +31,6 @@ from haori.conversion.rules import (
 from haori.conversion.tool import Tool
 from haori.conversion.training_arguments import DEFAULTS, TRAINING_ARGUMENTS, early_stopping
 from haori.conversion.values import flag, hub_or_file, modules, number, text, whole, words
-from haori.core.errors import RecipeError
 
 __all__ = ["LLAMA_FACTORY"]
 
@@ -225,8 +224,9 @@ _KEYS: dict[str, Rule] = {
 def _defaults(document: Mapping[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {**DEFAULTS, "cutoff_len": 2048, "val_size": 0.0}
     if document.get("finetuning_type", "lora") == "lora":
-        rank = document.get("lora_rank", 8)
-        given |= {"lora_rank": 8, "lora_alpha": 2 * rank if isinstance(rank, int) else 16, "lora_dropout": 0.0}
+        rank = document.get("lora_rank")
+        rank = number(rank) if isinstance(rank, (int, float, str)) and rank != "" else 8
+        given |= {"lora_rank": 8, "lora_alpha": 2 * rank, "lora_dropout": 0.0}
     if document.get("pref_loss") == "simpo":
         given |= {"pref_beta": 0.1, "simpo_gamma": 0.5}
     if document.get("warmup_ratio"):
@@ -237,17 +237,15 @@ def _defaults(document: Mapping[str, Any]) -> dict[str, Any]:
 def _prepare(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """Add the description of the first dataset, where it is found."""
     names = document.get("dataset")
-    first = (names.split(",") if isinstance(names, str) else names or [""])[0]
+    listed = names.split(",") if isinstance(names, str) else names
+    first = listed[0] if isinstance(listed, list) and listed else None
     if not isinstance(first, str) or not first.strip():
         return document
     folder = str(document.get("dataset_dir") or "data")
     for place in dict.fromkeys((Path(folder), path.parent / folder)):
         described = place / "dataset_info.json"
         if described.is_file():
-            try:
-                entry = json.loads(described.read_text(encoding="utf-8-sig")).get(first.strip())
-            except (ValueError, AttributeError, UnicodeDecodeError):
-                raise RecipeError(f"{str(described)!r}, which describes the dataset, is no JSON table.") from None
+            entry = read_document(described).get(first.strip())
             if isinstance(entry, dict):
                 file = entry.get("file_name")
                 where = {"(path)": str(place / file)} if isinstance(file, str) and not entry.get("hf_hub_url") else {}
@@ -261,7 +259,7 @@ def _combine_data(draft: Draft) -> None:
         draft.carry(("hub", "data"), {"data.path": draft.value("hub")})
     found = draft.has("data") or "data.path" in draft.ours
     if not found and names:
-        draft.no_data = f"{names[0]!r} is a name in dataset_info.json, which is not in its dataset_dir"
+        draft.no_data = f"{names[0]!r} is not described, with a file, in the dataset_info.json of its dataset_dir"
     if names and "data.path" not in draft.ours and draft.has("data"):
         draft.carry(("names", "data"), {"data.path": draft.value("data")}, _others(names))
     elif names and len(names) > 1:

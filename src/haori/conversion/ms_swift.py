@@ -6,6 +6,7 @@ on the assistant's tokens.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from haori.conversion.draft import Draft
@@ -265,6 +266,8 @@ def _parts(dataset: str) -> tuple[str, dict[str, Any], str]:
         remarks.append(f"the subset {subset} is not chosen")
     for hub in ("HF::", "MS::", "hf::", "ms::"):
         path = path.removeprefix(hub)
+    if not dataset.upper().startswith("HF::") and not Path(path).exists():
+        remarks.append("looked for as a file, then on the Hugging Face hub, not on ModelScope")
     ours = {"data.max_rows": int(count)} if count.isdigit() else {}
     if ours:
         remarks.append(f"the first {count} rows, not {count} at random")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from haori.conversion.reading import SECRET
+from haori.conversion.reading import holds_secret
 from haori.conversion.rules import Carried, Fact, Left, Outcome, Rule, choice, fact, group, lacks, of_the_tool, same, to
 from haori.conversion.tool import Tool
 from haori.conversion.values import UnfitValueError, flag, hub_or_file, modules, number, text, whole, words
@@ -113,7 +113,7 @@ def _prepare(document: dict[str, Any], _: Path) -> dict[str, Any]:
     if kind in ("LORA", "ADALORA"):
         return document
     options = {key: value for key, value in document.items() if key not in _SHARED and value is not None
-               and value is not SECRET}  # fmt: skip
+               and not holds_secret(value)}  # fmt: skip
     kept = {key: value for key, value in document.items() if key not in options}
     return {**kept, _OPTIONS: options}
 

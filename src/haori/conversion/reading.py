@@ -13,7 +13,7 @@ import yaml
 
 from haori.core.errors import RecipeError
 
-__all__ = ["SECRET", "is_empty", "read_document"]
+__all__ = ["holds_secret", "is_empty", "read_document"]
 
 _LARGEST_BYTES = 4_000_000
 _MOST_VALUES = 50_000
@@ -82,6 +82,13 @@ def read_document(path: Path) -> dict[str, Any]:
 def is_empty(value: Any) -> bool:
     """Say whether a key with this value is as good as absent."""
     return value is None or (isinstance(value, (str, list, dict)) and not value)
+
+
+def holds_secret(value: Any) -> bool:
+    """Say whether a secret was in a value."""
+    if isinstance(value, dict):
+        return any(holds_secret(inner) for inner in value.values())
+    return value is SECRET or (isinstance(value, list) and any(holds_secret(inner) for inner in value))
 
 
 class _Cleaner:

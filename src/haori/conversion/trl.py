@@ -8,6 +8,7 @@ weight is trained. Rows longer than `max_length` are cut off, and of conversatio
 from collections.abc import Mapping
 from typing import Any
 
+from haori.conversion.data import combine_files
 from haori.conversion.draft import Draft, Entry
 from haori.conversion.rules import (
     Carried,
@@ -149,12 +150,7 @@ def _combine_data(draft: Draft) -> None:
     if draft.value("text_column") == "text":
         draft.unneeded("text_column", "a column text is read as text")
     draft.carry("text_column", {"data.columns.text": draft.value("text_column")} if draft.has("text_column") else {})
-    files = draft.value("files")
-    if isinstance(files, list) and len(files) == 1:
-        files = files[0]
-    if isinstance(files, str):
-        draft.carry(("files", "data"), {"data.path": files})
-    draft.leave("files", "a recipe reads one file or folder", "put the files into one folder, as data.path")
+    combine_files(draft)
     if "data.train_on" not in draft.ours and "task" not in draft.ours:
         remark = "of conversations TRL trains all tokens, here the assistant's"
         draft.entries.append(Entry("assistant_only_loss", Left(remark, "data.train_on=all"), assumed=True))
