@@ -45,8 +45,9 @@ def opened():
     """Return a function that opens an embedder, which is closed in the end."""
     found: list[TextEmbedder] = []
 
-    def open_it(base: Path, folder: Path | None = None) -> TextEmbedder:
-        found.append(open_embedder(find_base(str(base)), lambda _: inspect_adapter(folder), EmbedderLimits(longest=64)))
+    def open_it(base: Path, folder: Path | None = None, longest: int = 64) -> TextEmbedder:
+        limits = EmbedderLimits(longest)
+        found.append(open_embedder(find_base(str(base)), lambda _: inspect_adapter(folder), limits))
         return found[-1]
 
     yield open_it
@@ -193,6 +194,22 @@ def test_a_base_that_predicts_a_number_has_no_labels(bases, opened, tmp_path):
     whole_classifier(bases("roberta"), 1).save_pretrained(base)
     with pytest.raises(InputError, match="no head of its own that gives probabilities"):
         logits(opened(base), BASE)
+
+
+def test_the_longest_text_is_what_the_positions_hold(bases, opened, tmp_path):
+    """RoBERTa numbers positions from behind that of padding, so it reads fewer tokens than it has positions."""
+    base = shutil.copytree(bases("roberta"), tmp_path / "roberta")
+    tokenizer = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "model_max_length": 10**30}))
+    folder = stock_classifier(base, tmp_path / "it", target_modules=["query"])
+    embedder = opened(base, folder, longest=512)
+    longest = "cat " * 63  # and two special tokens: 66 positions less one
+    torch.testing.assert_close(logits(embedder, texts=[longest]), stock_logits(base, folder, 3, [longest]), **NEAR)
+    assert len(embedder.embed([longest], BASE).result(20).vectors) == 1
+    with pytest.raises(InputError, match="66 tokens; the base 'roberta' classifies at most 65"):
+        logits(embedder, texts=[longest + "cat"])
+    with pytest.raises(InputError, match="embeds at most 65"):
+        embedder.embed([longest + "cat"], BASE)
 
 
 def test_texts_that_padding_would_change_share_batches_by_length(opened, tmp_path):

@@ -76,7 +76,7 @@ def open_embedder(
     def prepare(text: str) -> str:  # as sentence-transformers does
         return text.strip().lower() if layout.lower_case else text.strip()
 
-    most = min(limits.longest, base.context_length, tokenizer.model_max_length)
+    most = min(limits.longest, base.context_length - encoder.kept_positions, tokenizer.model_max_length)
     limits = replace(limits, longest=min(most, layout.longest or most), longest_classified=most)
     return TextEmbedder(
         base, tokenizer, encoder, read, files_of, heads, limits=limits, prepare_text=prepare, pinned=pinned

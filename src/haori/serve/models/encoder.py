@@ -83,6 +83,13 @@ class AdaptedEncoder:
         assert isinstance(found, torch.dtype)
         return found
 
+    @property
+    def kept_positions(self) -> int:
+        """Return how many positions are no text's: RoBERTa and its kin number those of texts from behind padding's."""
+        tables = [m for name, m in self._model.named_modules() if name.endswith("position_embeddings")]
+        kept = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+        return max(kept, default=-1) + 1
+
     def classify_by(self, form: ClassifierForm, own_head: Mapping[str, Tensor]) -> None:
         """Compute logits from now on, of rows that are to be classified.
 
