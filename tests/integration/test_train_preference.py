@@ -198,3 +198,18 @@ def test_keys_that_the_task_does_not_know(override, words):
 def test_another_tasks_recipe_has_no_loss_section():
     with pytest.raises(RecipeError, match="no key 'loss'"):
         recipe_from({"name": "x", "base": "b", "data": {"path": "p"}}, ["loss.kind=dpo"])
+
+
+def test_a_sweep_trains_each_trial_as_its_task(capsys, tiny_base_folder, data, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: swept\nbase: {tiny_base_folder}\ntask: preference\ndata:\n  path: {data}\nloss:\n  kind: ipo\n"
+    )
+    flags = [word for key in (*QUICK, "training.epochs=1") for word in ("--set", key)]
+    done = haori_command(
+        capsys, "sweep", recipe, "--over", "optimizer.lr=0.0001,0.01", "--trials", "2", "--out", tmp_path / "best.yaml",
+        *flags,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    best = haori.load_recipe(tmp_path / "best.yaml")
+    assert (best.task, best.loss.kind, best.optimizer.lr) == ("preference", "ipo", 0.01)

@@ -4,6 +4,7 @@ The trial's adapter goes into the library of the trial's folder, never into the 
 are chosen.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from haori.core.records import BaseReference, DataReference, Record, RunRecord
 from haori.jobs.process import JobResult, JobSpec, run_job
-from haori.tasks.recipe import Recipe
+from haori.tasks.recipe import Recipe, recipe_from
 
 __all__ = ["TrialOutcome", "run_trial", "train_trial"]
 
@@ -39,7 +40,7 @@ def train_trial(
     """Train as a job's child does (see `process.py`); return run folder, record and signal as JSON data."""
     from haori.training import train_run
 
-    run = train_run(Recipe.model_validate_json(arguments["recipe"]), say=say, show=show)
+    run = train_run(recipe_from(json.loads(arguments["recipe"])), say=say, show=show)
     data = DataReference.model_validate_json((run.folder / "data.json").read_bytes())
     base = BaseReference.model_validate_json((run.folder / "base.json").read_bytes())
     return {
