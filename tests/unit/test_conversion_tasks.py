@@ -1,5 +1,6 @@
 """Configurations of other tasks than text: carried to a recipe of the task where there is one, refused where not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ def written(folder: Path, document: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.skipif("preference" not in TASKS, reason="recipes have no such task")
 @pytest.mark.parametrize(("document", "loss"), PREFERENCE)
 def test_preference_training_is_carried_to_its_task(document: dict[str, Any], loss: dict[str, Any], tmp_path: Path):
     conversion = import_config(written(tmp_path, document), data="pairs.jsonl")
@@ -48,7 +48,6 @@ def test_preference_training_is_carried_to_its_task(document: dict[str, Any], lo
     assert "too_long" not in conversion.document["data"]  # pairs are not cut off
 
 
-@pytest.mark.skipif("preference" not in TASKS, reason="recipes have no such task")
 def test_columns_of_pairs_are_carried_and_what_pairs_have_no_key_for_is_left(tmp_path: Path):
     kinds = {"field_prompt": "q", "field_chosen": "good", "field_rejected": "bad", "prompt_format": "{prompt}"}
     more = {"rl": "dpo", "train_on_inputs": True, "simpo_gamma": 1.0, "datasets": [PAIRS | {"type": kinds}]}
@@ -57,13 +56,6 @@ def test_columns_of_pairs_are_carried_and_what_pairs_have_no_key_for_is_left(tmp
     left = dict(conversion.left())
     assert set(left) == {"train_on_inputs", "simpo_gamma", "datasets[0].type.prompt_format"}
     assert "data.train_on is no key" in left["train_on_inputs"]
-
-
-@pytest.mark.skipif("preference" in TASKS, reason="recipes have the task")
-@pytest.mark.parametrize("document", [PREFERENCE[0][0], PREFERENCE[7][0], PREFERENCE[10][0], PREFERENCE[12][0]])
-def test_preference_training_is_refused_where_recipes_have_none(document: dict[str, Any], tmp_path: Path):
-    with pytest.raises(RecipeError, match="asks for preference"):
-        import_config(written(tmp_path, document), data="pairs.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +80,26 @@ def test_a_classifier_is_carried_to_its_task(kind: str, problem: str | None, tmp
     conversion = import_config(written(tmp_path, document), data="rows.csv")
     assert (conversion.recipe.task, conversion.document["method"]["rank"]) == ("classification", 4)
     assert conversion.document["data"].get("problem") == problem
+
+
+@pytest.mark.skipif("classification" in TASKS, reason="recipes have the task")
+def test_a_classifier_is_refused_where_recipes_have_none(tmp_path: Path):
+    document = {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "b/m"}
+    with pytest.raises(RecipeError, match="asks for classification"):
+        import_config(written(tmp_path, document), data="rows.csv")
+
+
+def test_a_preference_file_of_llama_factory_brings_its_columns(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    columns = {"prompt": "ask", "chosen": "good", "rejected": "bad", "query": "more"}
+    described = {"pairs": {"file_name": "pairs.json", "ranking": True, "columns": columns}}
+    (tmp_path / "data/dataset_info.json").write_text(json.dumps(described), encoding="utf-8")
+    conversion = import_config(written(tmp_path, FACTORY | {"stage": "dpo", "pref_ftx": 0.2}))
+    assert conversion.document["data"] == {
+        "path": str(tmp_path / "data/pairs.json"), "columns": {"prompt": "ask", "chosen": "good", "rejected": "bad"},
+        "max_length": 2048, "validation_share": 0.0,
+    }  # fmt: skip
+    assert {"pref_ftx", "dataset_info.columns.query"} <= dict(conversion.left()).keys()
 
 
 def test_options_of_preference_training_beside_text_are_left(tmp_path: Path):
