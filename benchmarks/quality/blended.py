@@ -29,9 +29,9 @@ def blended(task: str, test: Path, home: Path, score: str, seeds: int) -> dict[s
 
 def _measure(task: str, test: Path, folder: Path, score: str, seeds: int) -> dict[str, Any]:
     from haori.core.settings import settings
-    from haori.evaluation import general_texts
-    from haori.evaluation.forgetting import forgetting_between, text_losses
+    from haori.evaluation import forgetting_between
     from haori.library import open_adapter
+    from haori.tasks.causal_lm.forgetting_texts import general_texts, text_losses
 
     settings.cache_clear()
     name = f"{task}-blend"

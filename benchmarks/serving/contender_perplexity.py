@@ -21,9 +21,9 @@ _LONGEST = 200
 def main(spec: dict[str, Any]) -> None:
     """Measure whenever told to."""
     from haori.bases import find_base, load_tokenizer
-    from haori.evaluation import general_texts
     from haori.serve import EngineLimits
     from haori.serve.opening import open_runner
+    from haori.tasks.causal_lm.forgetting_texts import general_texts
 
     base = find_base(spec["base"])
     limits = EngineLimits(context_length=2048)

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from haori.evaluation import EvaluationResult
     from haori.jobs import Comparison
+    from haori.tasks.examination import MetricGroup
     from haori.tasks.recipe import Recipe
     from haori.training import TrainedRun
 
@@ -91,22 +92,43 @@ def resume(folder: Path | str, *, progress: bool = True) -> "TrainedRun":
         return resume_run(Path(folder), say=say, show=show)
 
 
-def evaluate(name: str, data: str, *, against_base: bool = True, **settings: Any) -> "tuple[EvaluationResult, Path]":
+def evaluate(
+    name: str,
+    data: str,
+    *,
+    against_base: bool = True,
+    labels: "Sequence[str] | Literal['auto', 'none']" = "auto",
+    metrics: "Sequence[MetricGroup] | None" = None,
+    samples: int = 3,
+    max_new_tokens: int = 64,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+) -> "tuple[EvaluationResult, Path]":
     """Measure an adapter of the library on data, beside its base; return the result and the report's folder.
 
     Args:
         name: `support` or `support@2`.
         data: File, folder or hub dataset id.
         against_base: Measure the bare base too.
-        settings: Passed to `haori.evaluation.evaluate_stored`: labels, samples, max_new_tokens, out.
+        labels: The labels of a label task; `auto` finds out whether it is one, `none` says that it is not.
+        metrics: Groups of metrics; those that apply by default.
+        samples: Side-by-side answers in the report.
+        max_new_tokens: Longest generated answer in tokens.
+        overrides: Keys of the data section to set, as `data.columns.prompt=q`.
+        out: Folder of the report; by default one under `HAORI_HOME/evaluations`.
 
     Raises:
         HaoriError: Adapter, base or data cannot be used.
     """
-    from haori.data.section import TextSection
     from haori.evaluation import evaluate_stored
+    from haori.library import Library
+    from haori.tasks.examination import MeasureOptions
+    from haori.tasks.recipe import recipe_from
 
-    return evaluate_stored(name, TextSection(path=str(data)), against_base=against_base, **settings)
+    task = Library().get(name).card.task
+    section = recipe_from({"name": "a", "base": "b", "task": task, "data": {"path": str(data)}}, overrides).data
+    options = MeasureOptions(labels=labels, metrics=metrics, max_new_tokens=max_new_tokens)
+    return evaluate_stored(name, section, options=options, against_base=against_base, samples=samples, out=out)
 
 
 def compare(

@@ -91,12 +91,19 @@ def test_scores_are_those_of_the_evaluation(compared, tiny_base_folder):
     from haori.data import read_conversations
     from haori.data.section import TextSection
     from haori.evaluation import evaluate_adapter
+    from haori.tasks.causal_lm import TASK
 
     found = read(compared[1])
     base = find_base(str(tiny_base_folder))
     rows, report = read_conversations(TextSection(path=found.test.source))
     result = evaluate_adapter(
-        load_model(base), load_tokenizer(base), rows, data_reference=report.reference(), against_base=False, samples=0
+        TASK,
+        load_model(base),
+        load_tokenizer(base),
+        rows,
+        data_reference=report.reference(),
+        against_base=False,
+        samples=0,
     )
     for name in ("accuracy", "macro_f1", "perplexity"):
         score, metric = found.methods[0].scores[name], result.metrics[name]

@@ -13,6 +13,7 @@ from haori.data import template_hash
 from haori.data.section import TextSection
 from haori.evaluation import evaluate_stored
 from haori.library import Library, merge_stored, open_adapter
+from haori.tasks.examination import MeasureOptions
 from tests.integration.test_serve_prompts import HELLO, OWN, POLITE, stock_ids
 from tests.library_samples import card_of, stock_lora
 
@@ -40,7 +41,9 @@ def test_an_evaluation_asks_as_in_training_and_says_so(own: Any, tmp_path: Path)
     rows = [{"messages": [*HELLO, {"role": "assistant", "content": f"answer {i}"}]} for i in range(4)]
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result, _ = evaluate_stored("poet", TextSection(path=str(data)), samples=0, against_base=False, max_new_tokens=2)
+    result, _ = evaluate_stored(
+        "poet", TextSection(path=str(data)), options=MeasureOptions(max_new_tokens=2), samples=0, against_base=False
+    )
     assert any("Rows without a system message got the one trained with: 4" in note for note in result.notes)
 
 

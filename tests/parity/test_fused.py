@@ -134,6 +134,21 @@ def test_options_equal_peft(options: dict[str, Any]):
     assert_same_in_fp32(adapted(**options), {"loss head": 1})
 
 
+@pytest.mark.parametrize("installed", ["training", "evaluating"])
+def test_dropout_is_not_drawn_in_evaluation(installed: str):
+    model = adapted(lora_dropout=0.5).train(installed == "training")
+    ids, mask, _ = batch()
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids, attention_mask=mask).logits
+        fused = fuse(model.train(installed == "training"))
+        found = model.eval()(input_ids=ids, attention_mask=mask).logits
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.std()))
+    with torch.no_grad():
+        drawn = model.train()(input_ids=ids, attention_mask=mask).logits
+    fused.remove()
+    assert not torch.allclose(drawn, expected, atol=0.1 * float(expected.std()))
+
+
 def test_adalora_equals_peft():
     torch.manual_seed(1)
     config = AdaLoraConfig(

@@ -1,5 +1,7 @@
 """The whole evaluation on a real tiny Llama with real PEFT adapters."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from haori.core.errors import DataError, InputError, MismatchError
 from haori.core.records import DataReference, Evaluation
 from haori.data import Conversation
 from haori.evaluation import evaluate_adapter
+from haori.tasks.causal_lm import TASK
+from haori.tasks.examination import MeasureOptions
 
 REFERENCE = DataReference(source="test.jsonl", hash="sha256:" + "ab" * 32, format="messages", rows={"test": 12})
 
@@ -51,7 +55,9 @@ FREE = [asked(f"The answer is {n}, as you can see", n, "What is {n}?") for n in 
 
 def evaluate(model, tokenizer, rows, **options):
     settings = {"max_new_tokens": 5, "samples": 2} | options
-    return evaluate_adapter(model, tokenizer, rows, data_reference=REFERENCE, **settings)
+    asked = {name: settings.pop(name) for name in [f.name for f in fields(MeasureOptions)] if name in settings}
+    options = MeasureOptions(**asked)
+    return evaluate_adapter(TASK, model, tokenizer, rows, data_reference=REFERENCE, options=options, **settings)
 
 
 def test_label_task_is_found_and_measured(tiny_base_folder, tiny_tokenizer) -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from haori.core.errors import DataError, MismatchError
-from haori.evaluation import GeneralText, TextLosses, forgetting_between, general_texts, own_texts, text_losses
+from haori.evaluation import forgetting_between
+from haori.tasks.causal_lm.forgetting_texts import GeneralText, general_texts, own_texts, text_losses
+from haori.tasks.examination import TextLosses
 from tests.library_samples import stock_model
 
 TEXTS = [

@@ -4,7 +4,7 @@ import pytest
 
 from haori.core.errors import DataError
 from haori.data import Conversation, render_row
-from haori.evaluation.labels import check_labels, detect_labels, label_tokens
+from haori.tasks.causal_lm.labels import check_labels, detect_labels, label_tokens
 
 
 def conversations(answers):

@@ -16,18 +16,10 @@ from haori.core.errors import StorageError
 from haori.core.records import BaseReference, DataReference, Fingerprint, Metric
 from haori.evaluation import plots
 from haori.evaluation.report import render_html, write_report
-from haori.evaluation.result import (
-    Answer,
-    Confusion,
-    EvaluationResult,
-    RowResult,
-    Sample,
-    Turn,
-    headline,
-    metric_lines,
-)
+from haori.evaluation.result import Confusion, EvaluationResult, RowResult, headline, metric_lines
 from haori.evaluation.show import show_result
 from haori.metrics.kinds import KINDS
+from haori.tasks.examination import Answer, Sample, Turn
 
 EVIL = "<script>alert('x')</script> [bold]& \"q\""
 
@@ -119,7 +111,7 @@ def test_files_are_whole(tmp_path) -> None:
     table, page = write_report(result, tmp_path / "a" / "b")
     found = json.loads(table.read_text())
     assert found["metrics"]["accuracy"]["difference_low"] == 0.06
-    assert found["rows"][5]["adapter"] == {"nll": 9.0, "label": EVIL, "text": None}
+    assert found["rows"][5]["adapter"] == {"nll": 9.0, "label": EVIL, "text": None, "score": None, "scores": None}
     assert found["samples"][0]["prompt"] == [{"role": "user", "content": EVIL}]
     assert found["confusion"] == {"adapter": [[3, 1], [0, 2]], "base": [[0, 4], [1, 1]]}
     assert found["base"]["fingerprint"]["architecture"] == "LlamaForCausalLM"

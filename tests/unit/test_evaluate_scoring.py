@@ -8,8 +8,8 @@ import torch
 
 from haori.core.errors import VerificationError
 from haori.data import Conversation, render_prompt, render_row
-from haori.evaluation import scoring
 from haori.metrics.likelihood import perplexity
+from haori.tasks.causal_lm import scoring
 
 QUESTIONS = [
     "Good?",

@@ -19,6 +19,7 @@ from haori.jobs.compare.recipes import adapt_recipe, check_methods, run_key, wit
 from haori.jobs.compare.records import Cost, Difference, Measured, MeasuredRow, MethodResult, Point, Rate, Score
 from haori.jobs.compare.report import render_comparison
 from haori.jobs.compare.scores import main_metric, scores_of
+from haori.tasks.causal_lm import TASK
 from haori.tasks.recipe import recipe_from
 
 EVIL = "<script>alert('x')</script> [bold]&"
@@ -124,21 +125,21 @@ def measured(labels: str, nll: float = 1.0) -> Measured:
 
 def test_scores_are_means_over_seeds_and_differences_are_paired():
     base, right, half = measured("aaaaaaaa"), measured("abababab"), measured("abababaa")
-    score = scores_of([right, half], {"base": [base]})["accuracy"]
+    score = scores_of(TASK, [right, half], {"base": [base]})["accuracy"]
     assert score.each == (1.0, 0.875)
     assert score.value == 0.9375
     assert score.spread == pytest.approx(0.0884, abs=1e-4)
     assert score.against["base"].value == 0.4375
     assert score.low <= score.value <= score.high
-    same = scores_of([base], {"base": [base]})["accuracy"]
+    same = scores_of(TASK, [base], {"base": [base]})["accuracy"]
     assert same.spread is None
     assert same.against["base"] == Difference(value=0.0, low=0.0, high=0.0)
-    assert main_metric(scores_of([base], {})) == "accuracy"
+    assert main_metric(scores_of(TASK, [base], {})) == "accuracy"
 
 
 def test_runs_on_different_rows_are_not_compared():
     with pytest.raises(MismatchError, match="different rows"):
-        scores_of([measured("ab")], {"base": [measured("aba")]})
+        scores_of(TASK, [measured("ab")], {"base": [measured("aba")]})
 
 
 def score(value: float, **against: float) -> Score:

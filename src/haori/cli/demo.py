@@ -99,15 +99,18 @@ def _recipe(train: Path, licence: str, attribution: str) -> Recipe:
 def _measure_base(base: "Base", conversations: "list[Conversation]", reference: DataReference) -> "EvaluationResult":
     from haori.bases import load_model, load_tokenizer
     from haori.evaluation import evaluate_adapter
+    from haori.tasks.examination import MeasureOptions
+    from haori.tasks.registry import task_of
 
     model = load_model(base)
     result = evaluate_adapter(
+        task_of("causal_lm"),
         model,
         load_tokenizer(base),
         conversations,
         data_reference=reference,
+        options=MeasureOptions(metrics=("label",)),
         against_base=False,
-        metrics=("label",),
         samples=0,
         adapter=base.name,
     )
@@ -134,10 +137,10 @@ def _measure_adapter(
 ) -> "tuple[EvaluationResult, Path]":
     from haori.evaluation import evaluate_opened
     from haori.library import open_adapter
+    from haori.tasks.examination import MeasureOptions
 
-    return evaluate_opened(
-        open_adapter(name), conversations, reference, metrics=("label",), samples=3, max_new_tokens=8
-    )
+    options = MeasureOptions(metrics=("label",), max_new_tokens=8)
+    return evaluate_opened(open_adapter(name), conversations, reference, options=options, samples=3)
 
 
 def _print_scores(console: Console, who: str, result: "EvaluationResult") -> None:

@@ -1,7 +1,7 @@
 """`haori evaluate` and `haori demo`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,12 +28,15 @@ def evaluate(
     from haori.cli.console import results
     from haori.core.errors import InputError
     from haori.evaluation import evaluate_stored, show_result
+    from haori.library import Library
+    from haori.tasks.examination import MeasureOptions
     from haori.tasks.recipe import recipe_from
 
     if against not in {"base", "nothing"}:
         raise InputError(f"--against cannot be {against!r}; it is 'base' or 'nothing'.")
     keys = [item if item.startswith("data.") else f"data.{item}" for item in override or []]
-    section: Any = recipe_from({"name": "evaluate", "base": "any", "data": {"path": data}}, keys).data
+    task = Library().get(name).card.task
+    section = recipe_from({"name": "evaluate", "base": "any", "task": task, "data": {"path": data}}, keys).data
     wanted: Literal["auto", "none"] | list[str]
     wanted = "auto" if labels == "auto" else "none" if labels == "none" else [x.strip() for x in labels.split(",")]
     result, folder = evaluate_stored(
@@ -41,9 +44,8 @@ def evaluate(
         section,
         against_base=against == "base",
         base_spec=base,
-        labels=wanted,
+        options=MeasureOptions(labels=wanted, max_new_tokens=max_tokens),
         samples=samples,
-        max_new_tokens=max_tokens,
         out=out,
     )
     show_result(result, results())

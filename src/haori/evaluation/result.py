@@ -8,44 +8,18 @@ from typing import Any, Literal, NamedTuple
 
 from haori.core.records import BaseReference, DataReference, Evaluation, Metric, now
 from haori.metrics.kinds import KINDS, Kind, in_order, kind_of
+from haori.tasks.examination import Answer, Counts, Sample
 
 __all__ = [
-    "Answer",
     "Confusion",
     "EvaluationResult",
     "MetricLine",
     "RowResult",
-    "Sample",
-    "Turn",
     "figure",
     "headline",
     "interval_of",
     "metric_lines",
 ]
-
-Counts = tuple[tuple[int, ...], ...]
-
-
-class Turn(NamedTuple):
-    """One message of a prompt."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one system did on one row; None where it was not asked.
-
-    Attributes:
-        nll: Summed negative log-likelihood of the row's trained tokens, in nats.
-        label: The label chosen.
-        text: The text generated.
-    """
-
-    nll: float | None = None
-    label: str | None = None
-    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,18 +30,6 @@ class RowResult:
     origin: str
     reference: str | None
     tokens: int
-    adapter: Answer
-    base: Answer | None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One prompt with the reference and both answers, generated freely and greedily."""
-
-    index: int
-    origin: str
-    prompt: tuple[Turn, ...]
-    reference: str
     adapter: Answer
     base: Answer | None
 

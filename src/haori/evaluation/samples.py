@@ -1,4 +1,4 @@
-"""Side-by-side answers: which rows to show, and what each system writes for them.
+"""Side-by-side answers: which rows to show, and what each system answers there.
 
 Rows where the two systems differ are preferred, spread evenly over the data; the note says so, since a reader
 would otherwise take them for typical.
@@ -7,16 +7,13 @@ would otherwise take them for typical.
 from collections.abc import Sequence
 from typing import Any
 
-from haori.data.conversation import said
-from haori.evaluation.examples import Example, spread
-from haori.evaluation.groups import Part, Writer
-from haori.evaluation.result import Answer, Sample, Turn
-from haori.evaluation.systems import Both
+from haori.evaluation.systems import Pair, Systems
+from haori.tasks.examination import Examination, Sample, Scores, spread
 
 __all__ = ["choose_rows", "make_samples"]
 
 
-def choose_rows(count: int, total: int, answers: Both[Any] | None) -> tuple[list[int], str]:
+def choose_rows(count: int, total: int, answers: Pair[Any] | None) -> tuple[list[int], str]:
     """Return the rows to show, in order, and the sentence that says how they were chosen.
 
     Args:
@@ -44,43 +41,47 @@ def choose_rows(count: int, total: int, answers: Both[Any] | None) -> tuple[list
 
 
 def make_samples(
-    writer: Writer, answered: Sequence[Example], count: int, *, written: Part | None, labelled: Part | None
+    examination: Examination, systems: Systems, scores: Pair[Scores], count: int
 ) -> tuple[tuple[Sample, ...], list[str]]:
     """Return the samples and how they were chosen.
 
     Args:
-        writer: Writes the answers that do not exist yet.
-        answered: Rows that have a reference answer.
+        examination: The rows.
+        systems: Which answer where they have not answered yet.
+        scores: What they scored.
         count: Samples wanted.
-        written: Rows with generated answers, if there are any: samples are then chosen among these.
-        labelled: All of `answered` with their labels, in a label task.
     """
-    rows = written.examples if written else [example for example in answered if writer.fits(example)]
+    rows = examination.sampled(scores.adapter)
     if count < 1 or not rows:
         return (), []
-    labels = _labels_of(labelled, rows) if labelled else None
-    texts: Both[list[str]] | None = written.group.answers if written else None
-    chosen, note = choose_rows(count, len(rows), labels or texts)
-    examples = [rows[index] for index in chosen]
-    shown = writer.write(examples, "Samples") if texts is None else _at(texts, chosen)
-    names = _at(labels, chosen) if labels else Both([None] * len(chosen), [None] * len(chosen))
-    samples = []
-    for place, example in enumerate(examples):
-        turns = tuple(Turn(m["role"], said(m)) for m in example.conversation.messages[:-1])
-        adapter = Answer(label=names.adapter[place], text=shown.adapter[place])
-        base = None
-        if shown.base is not None and names.base is not None:
-            base = Answer(label=names.base[place], text=shown.base[place])
-        samples.append(Sample(example.index, example.origin, turns, str(example.reference), adapter, base))
-    note += f" Sample answers are greedy and at most {writer.max_new_tokens} tokens long."
-    return tuple(samples), [note]
+    chosen, note = choose_rows(count, len(rows), _given(scores, [row.index for row in rows]))
+    shown = [rows[place] for place in chosen]
+    kept = {"adapter": scores.adapter, "base": scores.base}
+
+    def answer(model: Any, system: str) -> list[Any]:
+        own = kept[system]
+        assert own is not None
+        return examination.answers(model, system, shown, own)
+
+    answers = systems.on_both(answer)
+    samples = tuple(
+        Sample(
+            row.index, row.origin, examination.prompt(row), str(row.reference), answers.adapter[place],
+            None if answers.base is None else answers.base[place],
+        )
+        for place, row in enumerate(shown)
+    )  # fmt: skip
+    how = examination.sample_note()
+    return samples, [f"{note} {how}".rstrip()]
 
 
-def _labels_of(labelled: Part, rows: Sequence[Example]) -> Both[Any]:
-    place = {example.index: at for at, example in enumerate(labelled.examples)}
-    return _at(labelled.group.answers, [place[row.index] for row in rows])
-
-
-def _at(answers: Both[Any], places: Sequence[int]) -> Both[Any]:
-    base = None if answers.base is None else [answers.base[place] for place in places]
-    return Both([answers.adapter[place] for place in places], base)
+def _given(scores: Pair[Scores], indices: Sequence[int]) -> Pair[Any] | None:
+    """Return the labels, or else the texts, that both systems gave; None where neither was asked of them."""
+    for name in ("label", "text"):
+        sides = [
+            None if side is None else [getattr(side.answers[index], name) for index in indices]
+            for side in (scores.adapter, scores.base)
+        ]
+        if sides[0] is not None and all(value is not None for value in sides[0]):
+            return Pair(sides[0], sides[1])
+    return None

@@ -12,7 +12,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from haori.evaluation.result import Answer, EvaluationResult, Sample, headline, metric_lines
+from haori.evaluation.result import EvaluationResult, headline, metric_lines
+from haori.tasks.examination import Answer, Sample
 
 __all__ = ["metrics_table", "sample_panels", "show_result"]
 

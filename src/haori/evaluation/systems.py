@@ -13,13 +13,13 @@ from torch import nn
 
 from haori.core.errors import MismatchError
 
-__all__ = ["Both", "Systems"]
+__all__ = ["Pair", "Systems"]
 
 T = TypeVar("T")
 _INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
-class Both(NamedTuple, Generic[T]):
+class Pair(NamedTuple, Generic[T]):
     """The same thing from both systems; `base` is None when the base is not compared."""
 
     adapter: T
@@ -45,17 +45,17 @@ class Systems:
         if against_base and base_model is None:
             self._check_switchable()
 
-    def on_both(self, work: Callable[[nn.Module, str], T]) -> Both[T]:
+    def on_both(self, work: Callable[[nn.Module, str], T]) -> Pair[T]:
         """Call `work(model, "adapter")` and, when the base is compared, `work(base, "base")`."""
         with _evaluating(self.model):
             found = work(self.model, "adapter")
         if not self.against_base:
-            return Both(found, None)
+            return Pair(found, None)
         if self.base_model is not None:
             with _evaluating(self.base_model):
-                return Both(found, work(self.base_model, "base"))
+                return Pair(found, work(self.base_model, "base"))
         with _evaluating(self.model), self.model.disable_adapter():
-            return Both(found, work(self.model, "base"))
+            return Pair(found, work(self.model, "base"))
 
     def _check_switchable(self) -> None:
         if not hasattr(self.model, "disable_adapter"):

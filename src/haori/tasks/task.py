@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
-    from haori.core.records import DataReference, Head
+    from haori.core.records import AdapterCard, DataReference, Head
+    from haori.data.report import Leaks
     from haori.library.logits import Probe
+    from haori.metrics.statistics import Statistic
+    from haori.tasks.examination import AnsweredRow, Examination, MeasureOptions, TextLosses
     from haori.tasks.recipe import Recipe
 
 __all__ = ["Choice", "LossSum", "Objective", "Size", "Split", "Task"]
@@ -198,3 +201,61 @@ class Task(Protocol):
 
     def card(self, processor: Any, recipe: Any) -> dict[str, Any]:
         """Return the fields of the adapter's card that only the task knows."""
+
+    def read(self, section: Any) -> "tuple[Sequence[Any], DataReference, tuple[str, ...]]":
+        """Read rows to measure on, as the task's data section says; with what a user should know of the reading.
+
+        Raises:
+            DataError: They cannot be found or read.
+        """
+
+    def held_out(self, split: Any) -> Sequence[Any]:
+        """Return the validation rows of a split, as `read` gives rows."""
+
+    def as_trained(self, rows: Sequence[Any], card: "AdapterCard") -> "tuple[Sequence[Any], tuple[str, ...]]":
+        """Return rows to measure an adapter on, asked as it was trained, and what was changed for it."""
+
+    def seen(self, folder: Path, rows: Sequence[Any]) -> list[str] | None:
+        """Return the origins of the rows that the adapter in `folder` was trained on; None where this is not known."""
+
+    def leaks(self, rows: Sequence[Any], split: Any) -> "Leaks":
+        """Look for rows to measure on among the training rows of a split, word for word or nearly."""
+
+    def options(self, section: Any) -> "MeasureOptions":
+        """Return how rows of a data section are measured."""
+
+    def examine(
+        self, model: "nn.Module", processor: Any, rows: Sequence[Any], options: "MeasureOptions"
+    ) -> "Examination":
+        """Make rows ready to be measured.
+
+        Args:
+            model: One of the systems, to look at; nothing is computed with it yet.
+            processor: From `processor`, with what the adapter brings of its own.
+            rows: From `read` or `held_out`.
+            options: What to measure.
+
+        Raises:
+            InputError, DataError: No row can be measured, or the options do not fit the rows.
+        """
+
+    def general_losses(self, model: "nn.Module", processor: Any, own: str | None) -> "dict[str, TextLosses]":
+        """Measure how likely a model finds text that has nothing to do with the task, to see what training forgot.
+
+        Args:
+            model: Plain or with adapters.
+            processor: Of the task.
+            own: Text of the user's, a file or folder, to measure besides.
+
+        Returns:
+            Losses by the name of the text; nothing for a task without likelihoods of text.
+
+        Raises:
+            InputError: Text was given and cannot be measured, or has no meaning for the task.
+        """
+
+    def check_general(self, own: str | None) -> None:
+        """Check general text of the user's before anything is loaded; raises as `general_losses`."""
+
+    def statistics(self, rows: "Sequence[AnsweredRow]", labels: Sequence[str]) -> "dict[str, Statistic]":
+        """Return the metrics that rows with answers allow, as statistics over them, the most telling first."""

@@ -17,6 +17,7 @@ from haori.core.records import AdapterCard, RunRecord, Verification, now
 from haori.core.storage import staged_folder, write_text
 from haori.library import Library
 from haori.training.checkpoint import save_adapter
+from haori.training.continuing import check_learnt
 from haori.training.preparation import Prepared
 from haori.training.whole_model import save_model_folder
 
@@ -63,7 +64,8 @@ def prove_and_store(
     Raises:
         VerificationError: It is not what was trained; it stays in the run folder and out of the library.
     """
-    from haori.library import draft_card, require_passed, verify_adapter
+    from haori.library import draft_card, effective_licence, require_passed, verify_adapter
+    from haori.library.cards import read_card
 
     loading = loading_of(prepared.recipe.method, prepared.recipe.training.dtype)
     say("Verifying: reloading the saved adapter into a fresh base.")
@@ -77,6 +79,10 @@ def prove_and_store(
         prompt_pair=prepared.task.rendering(prepared.processor, prepared.recipe, prepared.split),
         head=prepared.task.head(prepared.recipe),
     )
+    if prepared.origin is not None:
+        check = check_learnt(folder / "adapter", prepared.origin)
+        passed = verification.passed and check.passed
+        verification = verification.with_fields(checks=(*verification.checks, check), passed=passed)
     write_text(folder / "verification.json", verification.model_dump_json(indent=1))
     require_passed(verification)
     for check in verification.checks:
@@ -94,7 +100,11 @@ def prove_and_store(
         **prepared.task.card(prepared.processor, prepared.recipe),
         versions={name: version(name) for name in packages} | {"python": platform.python_version()},
         seed=prepared.recipe.training.seed,
+        task=prepared.task.kind,
+        parents=() if prepared.origin is None else (prepared.origin.parent,),
     )
+    if prepared.origin is not None and (parent := read_card(prepared.origin.files.folder)) is not None:
+        card = card.with_fields(licence=effective_licence(card, [parent]).expression)
     return Library().add(folder / "adapter", prepared.recipe.name, card)
 
 

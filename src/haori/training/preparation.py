@@ -11,6 +11,7 @@ from haori.tasks.registry import task_of
 from haori.tasks.task import Choice, Objective, Split, Task
 from haori.training.auto import resolve
 from haori.training.batches import count_steps, epoch_steps
+from haori.training.continuing import Origin, find_origin
 from haori.training.memory import size_in_words
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Prepared(NamedTuple):
     validation: Objective | None
     targets: tuple[str, ...]
     device: str
+    origin: Origin | None = None
+    """The adapter that training goes on from."""
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -71,19 +74,24 @@ def prepare(recipe: Recipe) -> Prepared:
     if not isinstance(method, FullMethod):
         targets = in_layers(resolve_targets(skeleton, method.target), method.layers)
     processor = task.processor(base, recipe)
-    check_method(skeleton, processor, method, targets)
+    if recipe.from_ is None:
+        check_method(skeleton, processor, method, targets)
     split = task.rows(recipe, base, processor)
     dtype = choose_dtype(recipe.training.dtype, device)
     if recipe.training.dtype == "auto" and (reason := _reason_for_32_bits(method)):
         dtype = dtype._replace(name="fp32", reason=reason)
     recipe, of_task = task.resolve(recipe, split, base, device)
+    origin = find_origin(recipe, base, skeleton, task.head(recipe), processor)
+    if origin is not None:
+        recipe = recipe.model_copy(update={"method": origin.method, "from_": origin.name})
+        targets = origin.targets
     resolved, choices = resolve(recipe, len(split.train), base.parameters, (dtype.name, dtype.reason))
     train = task.objective(split.train, processor, resolved)
     validation = task.objective(split.validation, processor, resolved) if len(split.validation) else None
     check_plan(skeleton, resolved.method, targets, count_steps(train.costs, resolved.training))
     _check_calibration(resolved, train.costs)
     choices = (*choices, *of_task, *_notes(resolved.method, skeleton, resolved.training.dtype))
-    return Prepared(resolved, choices, base, task, processor, split, train, validation, targets, device)
+    return Prepared(resolved, choices, base, task, processor, split, train, validation, targets, device, origin)
 
 
 def adapted_model(prepared: Prepared, device: str) -> "nn.Module":
@@ -99,9 +107,12 @@ def adapted_model(prepared: Prepared, device: str) -> "nn.Module":
         prepared.base, dtype=loading.dtype, device=device, quantization=loading.quantization,
         head=prepared.task.head(recipe), head_seed=recipe.training.seed,
     )  # fmt: skip
-    batches = _FirstBatches(prepared, device)
-    insertion = Insertion(recipe.training.seed, planned_steps(prepared), batches, prepared.task.peft_type)
-    model = insert_method(base, prepared.processor, recipe.method, prepared.targets, insertion)
+    if prepared.origin is not None:
+        model: nn.Module = prepared.origin.attach(base, prepared.task.peft_type, prepared.base.name)
+    else:
+        batches = _FirstBatches(prepared, device)
+        insertion = Insertion(recipe.training.seed, planned_steps(prepared), batches, prepared.task.peft_type)
+        model = insert_method(base, prepared.processor, recipe.method, prepared.targets, insertion)
     if recipe.training.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     return model

@@ -81,7 +81,7 @@ def why_not(layer: nn.Module) -> str | None:
     variant = getattr(owned, "lora_variant", {}).get(name)
     if variant is not None and type(variant).__name__ != "DoraLinearVariant":
         return f"{type(variant).__name__} has no fused form"
-    if variant is not None and _dropout(owned, name) > 0:
+    if variant is not None and getattr(owned.lora_dropout[name], "p", 0.0) > 0:
         return "DoRA with dropout takes another formula"
     return _why_not_frozen(layer.get_base_layer())
 
@@ -144,7 +144,7 @@ def _row_norm(plan: LinearPlan, a: Tensor, b: Tensor) -> Tensor:
 def _dropout(layer: Any, name: str) -> float:
     """Return the dropout probability that applies now."""
     module = layer.lora_dropout[name]
-    return float(module.p) if isinstance(module, nn.Dropout) else 0.0
+    return float(module.p) if isinstance(module, nn.Dropout) and module.training else 0.0
 
 
 def _is_quantized_lora(layer: nn.Module) -> bool:

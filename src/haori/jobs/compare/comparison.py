@@ -20,6 +20,8 @@ from haori.jobs.compare.recipes import BASE, adapt_recipe, check_methods, run_ke
 from haori.jobs.compare.records import BaseMeasured, Comparison, Cost, Measured, MethodResult, Plan, Rate
 from haori.jobs.compare.scores import scores_of
 from haori.tasks.recipe import Recipe
+from haori.tasks.registry import task_of
+from haori.tasks.task import Task
 
 __all__ = ["compare_methods", "resume_comparison"]
 
@@ -142,11 +144,13 @@ def _assemble(plan: Plan, base: BaseMeasured, found: dict[str, _MethodRuns]) -> 
     trained = [outcome.trained for runs in found.values() for _, outcome in runs.finished if outcome.trained]
     if len({one.data.hash for one in trained}) > 1:
         raise MismatchError("The training data changed between two runs of this comparison; begin a new one.")
-    bare = MethodResult(method=BASE, seeds=(), scores=scores_of([base.measured], {}))
+    task = task_of(plan.recipe.task)
     full = found[_FULL].measured if _FULL in found else []
-    results = [bare]
+    results = []
+    if base.measured is not None:
+        results.append(MethodResult(method=BASE, seeds=(), scores=scores_of(task, [base.measured], {})))
     for method, runs in found.items():
-        results.append(_result(method, runs, base, full if method != _FULL else []))
+        results.append(_result(task, method, runs, base, full if method != _FULL else []))
     return Comparison(
         name=plan.recipe.name,
         recipe=plan.recipe,
@@ -154,19 +158,19 @@ def _assemble(plan: Plan, base: BaseMeasured, found: dict[str, _MethodRuns]) -> 
         base=base.base,
         data=trained[0].data if trained else None,
         test=base.test,
-        test_rows=len(base.measured.rows),
+        test_rows=base.rows or len(base.measured.rows if base.measured else ()),
         methods=tuple(results),
-        notes=(*base.notes, *_notes(plan, results), *_how_scored(base.measured.notes)),
+        notes=(*base.notes, *_notes(plan, results), *_how_scored(_measuring_notes(base, found))),
         machine=base.machine,
         time=now(),
     )
 
 
-def _result(method: str, runs: _MethodRuns, base: BaseMeasured, full: Sequence[Measured]) -> MethodResult:
+def _result(task: Task, method: str, runs: _MethodRuns, base: BaseMeasured, full: Sequence[Measured]) -> MethodResult:
     if not runs.finished:
         return MethodResult(method=method, seeds=(), errors=runs.errors, notes=runs.notes, rates=runs.rates)
-    against: dict[str, Sequence[Measured]] = {BASE: [base.measured], _FULL: full}
-    sets = base.measured.general
+    against: dict[str, Sequence[Measured]] = {BASE: [base.measured] if base.measured else [], _FULL: full}
+    sets = base.measured.general if base.measured else {}
     trained = [outcome.trained for _, outcome in runs.finished if outcome.trained is not None]
     return MethodResult(
         method=method,
@@ -175,7 +179,7 @@ def _result(method: str, runs: _MethodRuns, base: BaseMeasured, full: Sequence[M
         notes=runs.notes,
         lr=trained[0].lr,
         rates=runs.rates,
-        scores=scores_of(runs.measured, against),
+        scores=scores_of(task, runs.measured, against),
         cost=_cost(runs),
         forgetting={
             name: forgetting_between(before, [run.general[name] for run in runs.measured])
@@ -209,8 +213,10 @@ def _notes(plan: Plan, results: Sequence[MethodResult]) -> list[str]:
         "validation loss was kept. Each run had a process of its own; peak memory is that of its training alone.",
         "Scores are means over seeds. Intervals are 95% percentile bootstrap over rows; differences are on the same "
         "rows. The spread is the standard deviation over seeds, which the intervals do not hold.",
-        "Forgetting is the rise of the loss on general text, in nats per token, after training minus before.",
     ]
+    if any(result.forgetting for result in results):
+        what = "the rise of the loss on general text, in nats per token, after training minus before"
+        notes.append(f"Forgetting is {what}.")
     if len(plan.seeds) < 3:
         count = "one seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
         notes.append(f"With {count} per method, a difference may be luck; use three or more.")
@@ -223,6 +229,12 @@ def _notes(plan: Plan, results: Sequence[MethodResult]) -> list[str]:
             )
     notes += [note for result in results for note in result.notes]
     return notes
+
+
+def _measuring_notes(base: BaseMeasured, found: dict[str, _MethodRuns]) -> tuple[str, ...]:
+    """Return how rows were scored: said alike of the base and of every run."""
+    measured = [base.measured, *(run for runs in found.values() for run in runs.measured)]
+    return next((one.notes for one in measured if one is not None), ())
 
 
 def _how_scored(notes: Sequence[str]) -> list[str]:

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from haori.core.methods import Method
 from haori.core.records import BaseReference, DataReference, Record, RunRecord
-from haori.evaluation import Forgetting, TextLosses
+from haori.evaluation import Forgetting
+from haori.tasks.examination import TextLosses
 from haori.tasks.recipe import KeptRecipe
 
 __all__ = [
@@ -38,7 +39,7 @@ class Plan(Record):
 
 
 class Point(Record):
-    """One validation: epochs and optimizer steps done, loss in nats per trained token."""
+    """One validation: epochs and optimizer steps done, loss (of text, nats per trained token)."""
 
     epoch: float
     step: int
@@ -69,6 +70,8 @@ class MeasuredRow(Record):
     nll: float | None
     label: str | None
     text: str | None
+    score: float | None = None
+    scores: tuple[float, ...] | None = None
 
 
 class Measured(Record):
@@ -86,7 +89,8 @@ class BaseMeasured(Record):
     base: BaseReference
     parameters: int
     test: DataReference
-    measured: Measured
+    rows: int = Field(default=0, description="Rows to score on.")
+    measured: Measured | None = Field(description="None where a bare base has nothing to measure: no head yet.")
     notes: tuple[str, ...]
     machine: dict[str, str]
 

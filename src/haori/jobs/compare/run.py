@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 from haori.core.errors import DataError, TrainingError
 from haori.core.records import DataReference
 from haori.core.storage import make_folder, write_text
-from haori.data.section import TextSection
-from haori.evaluation import EvaluationResult, evaluate_adapter, general_texts, own_texts, text_losses
+from haori.evaluation import EvaluationResult, evaluate_adapter
 from haori.jobs.compare.records import BaseMeasured, Measured, MeasuredRow, Point, Trained
 from haori.tasks.recipe import Recipe, recipe_from
+from haori.tasks.registry import task_of
+from haori.tasks.task import Split, Task
 
 if TYPE_CHECKING:
-    from haori.bases import Base
-    from haori.data import Conversation
     from haori.training import TrainedRun
 
 __all__ = ["measure_base", "train_and_measure"]
@@ -44,24 +43,27 @@ def measure_base(arguments: Mapping[str, Any], say: _Say, show: _Show) -> dict[s
     Raises:
         HaoriError: The base, the data, the test rows or the general text cannot be used.
     """
-    from haori.bases import find_base, load_model, load_tokenizer
+    from haori.bases import find_base, load_model
 
     recipe = recipe_from(json.loads(arguments["recipe"]))
+    task = task_of(recipe.task)
     base = find_base(recipe.base, revision=recipe.revision)
-    tokenizer = load_tokenizer(base)
-    rows, reference = _test_rows(recipe, arguments["test"], tokenizer, base)
-    if arguments["general"] is not None:
-        own_texts(arguments["general"])  # before weights are loaded
-    say(f"Measuring the bare base on {len(rows):,} rows and the general text.")
-    measured = _measure(
-        recipe, load_model(base, dtype=recipe.training.dtype), tokenizer, rows, reference, arguments["general"]
-    )
+    processor = task.processor(base, recipe)
+    split = task.rows(recipe, base, processor)
+    rows, reference = _test_rows(task, recipe, arguments["test"], split)
+    task.check_general(arguments["general"])  # before weights are loaded
+    measured = None
+    if task.head(recipe) is None:
+        say(f"Measuring the bare base on {len(rows):,} rows and the general text.")
+        model = load_model(base, dtype=recipe.training.dtype)
+        measured = _measure(task, recipe, model, processor, rows, reference, arguments["general"])
     return BaseMeasured(
         base=base.reference(),
         parameters=base.parameters,
         test=reference,
+        rows=len(rows),
         measured=measured,
-        notes=_test_notes(recipe, arguments["test"], rows, tokenizer, base),
+        notes=_test_notes(task, arguments["test"], rows, split),
         machine=_machine(),
     ).model_dump(mode="json")
 
@@ -142,28 +144,33 @@ def _curve(folder: Path) -> tuple[Point, ...]:
 def _measure_trained(trained: Trained, recipe: Recipe, test: str | None, general: str | None) -> Measured:
     """Load what was trained, over the base as it was trained on (in 4 or 8 bits for QLoRA), and measure it."""
     from haori.adapters.loading import loading_of
-    from haori.bases import find_base, load_model, load_tokenizer
+    from haori.bases import default_device, find_base, load_model
     from haori.library import Library, attach_files, inspect_adapter
 
+    task = task_of(recipe.task)
     base = find_base(recipe.base, revision=recipe.revision)
-    tokenizer = load_tokenizer(base)
-    rows, reference = _test_rows(recipe, test, tokenizer, base)
+    processor = task.processor(base, recipe)
+    split = task.rows(recipe, base, processor)
+    rows, reference = _test_rows(task, recipe, test, split)
+    resolved = task.resolve(recipe, split, base, default_device())[0]
+    head = task.head(resolved)
     if trained.adapter is not None:
         quantization = loading_of(trained.method, trained.dtype).quantization
         files = inspect_adapter(Library().get(trained.adapter).path)
-        loaded = load_model(base, dtype=trained.dtype, quantization=quantization)
+        loaded = load_model(base, dtype=trained.dtype, quantization=quantization, head=head)
         model: Any = attach_files(loaded, files, base_name=base.name)
     else:
         assert trained.model is not None
-        model = load_model(find_base(trained.model), dtype=trained.dtype)
-    return _measure(recipe, model, tokenizer, rows, reference, general)
+        model = load_model(find_base(trained.model), dtype=trained.dtype, head=head)
+    return _measure(task, resolved, model, processor, rows, reference, general)
 
 
 def _measure(
+    task: Task,
     recipe: Recipe,
     model: Any,
-    tokenizer: Any,
-    rows: "Sequence[Conversation]",
+    processor: Any,
+    rows: Sequence[Any],
     reference: DataReference,
     general: str | None,
 ) -> Measured:
@@ -173,19 +180,11 @@ def _measure(
 
     if isinstance(model, PeftModel):
         fuse(model)  # stock PEFT would cast every adapter's input to fp32, which takes most of the time on a CPU
+    options = task.options(recipe.data)
     result = evaluate_adapter(
-        model,
-        tokenizer,
-        rows,
-        data_reference=reference,
-        against_base=False,
-        samples=0,
-        control_tokens=_text(recipe).control_tokens,
+        task, model, processor, rows, data_reference=reference, options=options, against_base=False, samples=0
     )
-    texts = {"shipped": general_texts()}
-    if general is not None:
-        texts["own"] = own_texts(general)
-    losses = {name: text_losses(model, tokenizer, passages) for name, passages in texts.items()}
+    losses = task.general_losses(model, processor, general)
     return Measured(rows=_rows(result), labels=result.labels, notes=result.notes, general=losses)
 
 
@@ -198,49 +197,32 @@ def _rows(result: EvaluationResult) -> tuple[MeasuredRow, ...]:
             nll=row.adapter.nll,
             label=row.adapter.label,
             text=row.adapter.text,
+            score=row.adapter.score,
+            scores=row.adapter.scores,
         )
         for row in result.rows
     )
 
 
-def _test_rows(
-    recipe: Recipe, test: str | None, tokenizer: Any, base: "Base"
-) -> "tuple[Sequence[Conversation], DataReference]":
+def _test_rows(task: Task, recipe: Recipe, test: str | None, split: Split) -> tuple[Sequence[Any], DataReference]:
     """Return the rows to score on: the test file, read as the training data are, or the validation rows."""
-    from haori.data import Conversation, load_text, read_conversations
-
     if test is not None:
         read_alike = recipe.data.model_dump(exclude={"path", "split", "revision", "validation", "max_rows"})
-        section = TextSection(path=test, **read_alike)
-        rows, report = read_conversations(section)
-        return rows, report.reference()
-    data = load_text(_text(recipe), tokenizer, context_length=base.context_length)
-    if not len(data.validation):
+        rows, reference, _ = task.read(type(recipe.data)(path=test, **read_alike))
+        return rows, reference
+    if not len(split.validation):
         raise DataError("There are no rows to score on: the recipe holds no validation rows; give a file with --test.")
-    held = [Conversation.from_json(row["conversation"], row["origin"]) for row in data.validation]
-    return held, data.reference()
+    return task.held_out(split), split.reference()
 
 
-def _text(recipe: Recipe) -> TextSection:
-    assert isinstance(recipe.data, TextSection)
-    return recipe.data
-
-
-def _test_notes(
-    recipe: Recipe, test: str | None, rows: "Sequence[Conversation]", tokenizer: Any, base: "Base"
-) -> tuple[str, ...]:
+def _test_notes(task: Task, test: str | None, rows: Sequence[Any], split: Split) -> tuple[str, ...]:
     """Say what speaks against the test rows: they chose the epoch, or were trained on."""
-    from haori.data import Conversation, load_text
-    from haori.data.leaks import find_leaks
-
     if test is None:
         return (
             "The rows scored on are the validation rows, which also chose the best epoch of every run, so all scores "
             "are somewhat too good; give rows of their own with --test.",
         )
-    train = load_text(_text(recipe), tokenizer, context_length=base.context_length).train
-    seen = (Conversation.from_json(row["conversation"], row["origin"]) for row in train)
-    leaks = find_leaks(rows, seen)
+    leaks = task.leaks(rows, split)
     if not leaks.exact and not leaks.near:
         return ()
     return (

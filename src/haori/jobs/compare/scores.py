@@ -10,20 +10,19 @@ from collections.abc import Sequence
 from haori.core.errors import MismatchError
 from haori.evaluation.bootstrap import intervals
 from haori.jobs.compare.records import Difference, Measured, Score
-from haori.metrics.labels import f1_sums
-from haori.metrics.likelihood import perplexity_sums
-from haori.metrics.statistics import Statistic, mean_of, mean_sums
-from haori.metrics.text import bleu_sums, chrf_sums
+from haori.metrics.statistics import Statistic, mean_of
+from haori.tasks.task import Task
 
 __all__ = ["main_metric", "scores_of"]
 
-_ORDER = ("accuracy", "macro_f1", "chrf", "bleu", "perplexity")
 
-
-def scores_of(runs: Sequence[Measured], against: dict[str, Sequence[Measured]], *, seed: int = 0) -> dict[str, Score]:
+def scores_of(
+    task: Task, runs: Sequence[Measured], against: dict[str, Sequence[Measured]], *, seed: int = 0
+) -> dict[str, Score]:
     """Score one method.
 
     Args:
+        task: What was learnt.
         runs: Its runs, one per seed.
         against: Other methods' runs by name; differences are these runs minus those.
         seed: Of the bootstrap.
@@ -32,12 +31,10 @@ def scores_of(runs: Sequence[Measured], against: dict[str, Sequence[Measured]], 
         MismatchError: Two runs were measured on different rows.
     """
     _require_same_rows([*runs, *(run for other in against.values() for run in other)])
-    own = _statistics(runs)
-    others = {name: _statistics(other) for name, other in against.items() if other}
+    own = _statistics(task, runs)
+    others = {name: _statistics(task, other) for name, other in against.items() if other}
     scores = {}
-    for metric in _ORDER:
-        if metric not in own:
-            continue
+    for metric in own:
         mean = mean_of(own[metric])
         found = intervals(mean, seed=seed)
         each = tuple(one.value for one in own[metric])
@@ -53,8 +50,8 @@ def scores_of(runs: Sequence[Measured], against: dict[str, Sequence[Measured]], 
 
 
 def main_metric(scores: dict[str, Score]) -> str:
-    """Return the metric that a comparison is judged by: accuracy of a label task, else perplexity."""
-    return next(name for name in ("accuracy", "perplexity", *_ORDER) if name in scores)
+    """Return the metric to judge by: accuracy where there are labels, else perplexity, else the task's first."""
+    return next(name for name in ("accuracy", "perplexity", *scores) if name in scores)
 
 
 def _difference(mean: Statistic, other: Statistic, seed: int) -> Difference:
@@ -69,28 +66,9 @@ def _require_same_rows(runs: Sequence[Measured]) -> None:
         raise MismatchError("The runs were scored on different rows: the test data changed; compare anew.")
 
 
-def _statistics(runs: Sequence[Measured]) -> dict[str, list[Statistic]]:
+def _statistics(task: Task, runs: Sequence[Measured]) -> dict[str, list[Statistic]]:
     found: dict[str, list[Statistic]] = {}
     for run in runs:
-        for name, statistic in _statistics_of(run).items():
+        for name, statistic in task.statistics(run.rows, run.labels).items():
             found.setdefault(name, []).append(statistic)
-    return found
-
-
-def _statistics_of(run: Measured) -> dict[str, Statistic]:
-    """Return the metrics that were measured, as statistics over rows."""
-    found: dict[str, Statistic] = {}
-    labelled = [row for row in run.rows if row.label is not None]
-    if labelled:
-        answers, references = [str(row.label) for row in labelled], [str(row.reference) for row in labelled]
-        found["accuracy"] = mean_sums([a == r for a, r in zip(answers, references, strict=True)])
-        found["macro_f1"] = f1_sums(answers, references, run.labels)
-    written = [row for row in run.rows if row.text is not None]
-    if written:
-        texts, references = [str(row.text) for row in written], [str(row.reference) for row in written]
-        found["chrf"] = chrf_sums(texts, references)
-        found["bleu"] = bleu_sums(texts, references)
-    scored = [row for row in run.rows if row.nll is not None]
-    if scored:
-        found["perplexity"] = perplexity_sums([row.nll or 0.0 for row in scored], [row.tokens for row in scored])
     return found

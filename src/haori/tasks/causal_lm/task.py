@@ -1,22 +1,31 @@
 """Text generation as a task; see `haori.tasks.task.Task` for what each part is for."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import BaseError
+from haori.data.section import TextSection
 from haori.tasks.causal_lm.recipe import CausalLmRecipe
+from haori.tasks.examination import MeasureOptions
 from haori.tasks.task import Choice
 from haori.tasks.token_budgets import Lengths, choose_budgets
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import RenderableType
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
-    from haori.data import TextData
+    from haori.core.records import AdapterCard, DataReference
+    from haori.data import Conversation, TextData
+    from haori.data.report import Leaks
     from haori.library.logits import Probe
+    from haori.metrics.statistics import Statistic
+    from haori.tasks.causal_lm.examination import TextExamination
     from haori.tasks.causal_lm.objective import CausalLmObjective
+    from haori.tasks.examination import AnsweredRow, TextLosses
 
 __all__ = ["TASK", "CausalLm"]
 
@@ -112,18 +121,98 @@ class CausalLm:
         self, folder: Path, processor: "PreTrainedTokenizerBase", recipe: CausalLmRecipe, split: "TextData"
     ) -> None:
         """Write the chat template, and hashes of the training rows."""
-        from haori.data import Conversation, template_of
+        from haori.data import template_of
         from haori.data.seen import SeenRows
 
         (folder / "chat_template.jinja").write_text(template_of(processor), encoding="utf-8")
-        rows = split.train.select_columns(["conversation", "origin"])
-        SeenRows.of(Conversation.from_json(row["conversation"], row["origin"]) for row in rows).write(folder)
+        SeenRows.of(_conversations(split.train)).write(folder)
 
     def card(self, processor: "PreTrainedTokenizerBase", recipe: CausalLmRecipe) -> dict[str, Any]:
         """Return the hash of the chat template."""
         from haori.data import template_hash
 
         return {"template_hash": template_hash(processor)}
+
+    def read(self, section: TextSection) -> "tuple[list[Conversation], DataReference, tuple[str, ...]]":
+        """Read conversations and plain texts."""
+        from haori.data import read_conversations
+
+        rows, report = read_conversations(section)
+        dropped = (f"Rows dropped: {report.dropped}.",) if report.dropped else ()
+        return rows, report.reference(), (*dropped, *report.notes)
+
+    def held_out(self, split: "TextData") -> "list[Conversation]":
+        """Return the conversations held out."""
+        return [*_conversations(split.validation)]
+
+    def as_trained(
+        self, rows: "Sequence[Conversation]", card: "AdapterCard"
+    ) -> "tuple[Sequence[Conversation], tuple[str, ...]]":
+        """Give rows without a system message the one trained with."""
+        asked = [row.with_system(card.system) for row in rows]
+        changed = sum(row is not given for row, given in zip(asked, rows, strict=True))
+        notes = (f"Rows without a system message got the one trained with: {changed:,}.",) if changed else ()
+        return asked, notes
+
+    def seen(self, folder: Path, rows: "Sequence[Conversation]") -> list[str] | None:
+        """Look for rows among the hashes kept beside the adapter."""
+        from haori.data.seen import SeenRows
+
+        known = SeenRows.read(folder)
+        return None if known is None else [row.origin for row in known.among(rows)]
+
+    def leaks(self, rows: "Sequence[Conversation]", split: "TextData") -> "Leaks":
+        """Compare rows with the training rows."""
+        from haori.data.leaks import find_leaks
+
+        return find_leaks(rows, _conversations(split.train))
+
+    def options(self, section: TextSection) -> MeasureOptions:
+        """Return how control tokens in messages are read."""
+        return MeasureOptions(control_tokens=section.control_tokens)
+
+    def examine(
+        self,
+        model: "nn.Module",
+        processor: "PreTrainedTokenizerBase",
+        rows: "Sequence[Conversation]",
+        options: MeasureOptions,
+    ) -> "TextExamination":
+        """Render and tokenise rows, and decide which metrics apply."""
+        from haori.tasks.causal_lm.examination import TextExamination
+
+        return TextExamination(model, processor, rows, options)
+
+    def general_losses(
+        self, model: "nn.Module", processor: "PreTrainedTokenizerBase", own: str | None
+    ) -> "dict[str, TextLosses]":
+        """Score the shipped passages, and the user's."""
+        from haori.tasks.causal_lm.forgetting_texts import general_texts, own_texts, text_losses
+
+        texts = {"shipped": general_texts()}
+        if own is not None:
+            texts["own"] = own_texts(own)
+        return {name: text_losses(model, processor, passages) for name, passages in texts.items()}
+
+    def check_general(self, own: str | None) -> None:
+        """Read the user's text once."""
+        from haori.tasks.causal_lm.forgetting_texts import own_texts
+
+        if own is not None:
+            own_texts(own)
+
+    def statistics(self, rows: "Sequence[AnsweredRow]", labels: Sequence[str]) -> "dict[str, Statistic]":
+        """Return accuracy and F1 of labels, chrF and BLEU of texts, perplexity."""
+        from haori.tasks.causal_lm.metric_groups import statistics_of
+
+        return statistics_of(rows, labels)
+
+
+def _conversations(rows: "Dataset") -> "Iterator[Conversation]":
+    from haori.data import Conversation
+
+    for row in rows.select_columns(["conversation", "origin"]):
+        yield Conversation.from_json(row["conversation"], row["origin"])
 
 
 TASK = CausalLm()

@@ -6,7 +6,7 @@ are left out and counted, never dropped in silence.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from haori.core.errors import DataError
 from haori.core.token_ids import no_embedding
@@ -14,9 +14,7 @@ from haori.data import ControlTokens, Conversation, RenderedRow, render_row, ren
 from haori.data.conversation import said
 from haori.data.reasoning import ReasoningCount
 
-T = TypeVar("T")
-
-__all__ = ["Example", "context_length", "prepare", "spread"]
+__all__ = ["Example", "context_length", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -104,13 +102,6 @@ def context_length(model: Any) -> int:
     if config is not None and hasattr(config, "get_text_config"):
         config = config.get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
-
-
-def spread(count: int, among: Sequence[T]) -> list[T]:
-    """Return up to `count` of the items, evenly spread, always the same ones."""
-    if count >= len(among):
-        return list(among)
-    return [among[(2 * place + 1) * len(among) // (2 * count)] for place in range(count)]
 
 
 def _example(tokenizer: Any, index: int, conversation: Conversation, control_tokens: ControlTokens) -> Example | None:

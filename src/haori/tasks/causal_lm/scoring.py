@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from haori.core.errors import VerificationError
+from haori.core.progress_bar import progress_bar
 from haori.data.batching import plan_batches
-from haori.evaluation.progress import progress_bar
 from haori.metrics.statistics import Array
 
 __all__ = [
