@@ -33,12 +33,10 @@ def evaluate_adapter(
     data_reference: DataReference,
     options: MeasureOptions = USUAL,
     against_base: bool = True,
-    samples: int = 3,
-    seed: int = 0,
-    adapter: str = "adapter",
+    samples: int = 3, seed: int = 0, adapter: str = "adapter",
     base: BaseReference | None = None,
     base_model: nn.Module | None = None,
-) -> EvaluationResult:
+) -> EvaluationResult:  # fmt: skip
     """Measure an adapter, and its base beside it, on the same rows.
 
     Args:
