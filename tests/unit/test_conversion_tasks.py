@@ -82,6 +82,23 @@ def test_a_classifier_is_carried_to_its_task(kind: str, problem: str | None, tmp
     assert conversion.document["data"].get("problem") == problem
 
 
+@pytest.mark.skipif("classification" not in TASKS, reason="recipes have no such task")
+@pytest.mark.parametrize(
+    ("more", "problem", "left"),
+    [
+        ({"problem_type": "multi_label_classification", "num_labels": 4}, "multi_label", set()),
+        ({"problem_type": "single_label_classification"}, "single_label", set()),
+        ({"problem_type": "regression"}, None, {"problem_type"}),
+    ],
+)
+def test_the_problem_of_a_classifier_is_carried(more: dict[str, Any], problem: Any, left: set[str], tmp_path: Path):
+    document = SWIFT | {"task_type": "seq_cls"} | more
+    conversion = import_config(written(tmp_path, document), data="rows.csv")
+    assert conversion.recipe.task == "classification"
+    assert conversion.document["data"].get("problem") == problem
+    assert set(dict(conversion.left())) == left
+
+
 @pytest.mark.skipif("classification" in TASKS, reason="recipes have the task")
 def test_a_classifier_is_refused_where_recipes_have_none(tmp_path: Path):
     document = {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "b/m"}

@@ -209,7 +209,7 @@ _KEYS: dict[str, Rule] = {
     "reward_model": Rule(lambda value: Fact("task", "reward model") if flag(value) else Unneeded("off")),
     "process_reward_model": Rule(lambda value: Fact("task",
         "process reward model") if flag(value) else Unneeded("off")),
-    "num_labels": lacks("it belongs to classification"),
+    "num_labels": fact("label_count", read=whole),
     "rl_beta": fact("beta", "loss.beta", read=number), "dpo_beta": fact("beta", "loss.beta", read=number),
     "orpo_alpha": fact("orpo_alpha", "loss.beta", read=number), "simpo_gamma": fact("gamma", "loss.gamma", read=number),
     "dpo_label_smoothing": fact("label_smoothing", "loss.label_smoothing", read=number),

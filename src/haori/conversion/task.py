@@ -36,6 +36,9 @@ _NAMES: Mapping[str, str] = {
     **dict.fromkeys(_LOSSES, "preference"),
     **dict.fromkeys(("seq_cls", "token_cls"), "classification"),
 }
+_PROBLEMS: Mapping[str, str] = {
+    "single_label_classification": "single_label", "multi_label_classification": "multi_label",
+}  # fmt: skip
 _OTHERS: Mapping[str, str] = {
     **dict.fromkeys(("rm", "reward model", "process reward model"), "the training of a reward model"),
     **dict.fromkeys(("ppo", "grpo", "gdpo", "gkd"), "reinforcement learning or distillation"),
@@ -63,10 +66,22 @@ def choose_task(draft: Draft, path: Path) -> str:
         draft.forget("data.too_long", {"truncate"}, "pairs are not cut off, but dropped")
     elif task == "classification":
         draft.carry("task", {"task": task, "data.problem": "token"} if value == "token_cls" else {"task": task})
+        _problem(draft)
     elif value != "pretraining":
         draft.unneeded("task", "texts are trained on, as here")
+    for fact in ("problem", "label_count"):
+        draft.leave(fact, "it belongs to classification")
     draft.leave("loss_name", "it belongs to preference training")
     return task
+
+
+def _problem(draft: Draft) -> None:
+    """Settle the facts `problem` and `label_count` of a classifier."""
+    draft.unneeded("label_count", "the labels are those of the data")
+    found = _PROBLEMS.get(str(draft.value("problem")))
+    if found and "data.problem" not in draft.ours:
+        draft.carry("problem", {"data.problem": found})
+    draft.leave("problem", f"labels are names here, and {draft.value('problem')} is not learnt", "data.problem")
 
 
 def combine_loss(draft: Draft, task: str) -> None:
