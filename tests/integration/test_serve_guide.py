@@ -11,6 +11,7 @@ import pytest
 
 from haori.bases import find_base
 from haori.library import import_adapter
+from tests.classifier_adapters import stock_classifier
 from tests.encoder_models import build_tiny_encoder
 from tests.integration.test_serve_embeddings import serving
 from tests.library_samples import stock_lora
@@ -102,3 +103,15 @@ def test_the_embeddings_of_the_guide(tmp_path):
     with serving(tmp_path / "log", "--base", folder) as (_, url, _command):
         code = section("Embeddings", "python").replace(ADDRESS, url)
         assert run([sys.executable], code, tmp_path).split()[:2] == ["2", "32"]
+
+
+def test_the_classification_of_the_guide(tmp_path, haori_home):
+    folder = build_tiny_encoder(tmp_path / "all-minilm-l6-v2")
+    mood = stock_classifier(folder, tmp_path / "mood", labels=2, target_modules=["query", "value"])
+    import_adapter(mood, find_base(str(folder)), name="mood")
+    with serving(tmp_path / "log", "--base", folder) as (_, url, _command):
+        code = section("Classification", "python").replace(ADDRESS, url)
+        lines = run([sys.executable], code, haori_home).splitlines()
+    for index, line in enumerate(lines):
+        assert re.fullmatch(rf"{index} label [01] \[0\.\d+, 0\.\d+\] 2", line), line
+    assert len(lines) == 2
