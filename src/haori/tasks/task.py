@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from haori.core.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import Tensor, nn
@@ -139,7 +141,10 @@ class Split(Protocol):
 
 
 class Task(Protocol):
-    """What is learnt. `recipe` is always of the task's own class; before `resolve` it may hold `auto` values."""
+    """What is learnt. `recipe` is always of the task's own class; before `resolve` it may hold `auto` values.
+
+    A task inherits from this class; what has a default here it need not say.
+    """
 
     kind: str
     """The name in recipes."""
@@ -160,10 +165,11 @@ class Task(Protocol):
         """
 
     def head(self, recipe: Any) -> "Head | None":
-        """Return the output head that the model gets; None keeps the base's own.
+        """Return the output head that the model gets; None, the default, keeps the base's own.
 
         Before `resolve` the labels may not be known: any head with the right module names will do then.
         """
+        return None
 
     def processor(self, base: "Base", recipe: Any) -> "PreTrainedTokenizerBase":
         """Return what turns rows into model inputs."""
@@ -194,13 +200,16 @@ class Task(Protocol):
         """Return a few model inputs on which reload, merge and export are compared."""
 
     def rendering(self, processor: Any, recipe: Any, split: Any) -> tuple[list[int], list[int]] | None:
-        """Return one row as it is trained on and as inference would render it; None where there is no such thing."""
+        """Return one row as it is trained on and as inference would render it; None, the default, where none is."""
+        return None
 
     def write_files(self, folder: Path, processor: Any, recipe: Any, split: Any) -> None:
-        """Write what belongs beside the adapter's weights: a chat template, labels, hashes of the training rows."""
+        """Write what belongs beside the adapter's weights, such as a chat template; nothing by default."""
+        return
 
     def card(self, processor: Any, recipe: Any) -> dict[str, Any]:
-        """Return the fields of the adapter's card that only the task knows."""
+        """Return the fields of the adapter's card that only the task knows; none by default."""
+        return {}
 
     def read(self, section: Any) -> "tuple[Sequence[Any], DataReference, tuple[str, ...]]":
         """Read rows to measure on, as the task's data section says; with what a user should know of the reading.
@@ -213,16 +222,22 @@ class Task(Protocol):
         """Return the validation rows of a split, as `read` gives rows."""
 
     def as_trained(self, rows: Sequence[Any], card: "AdapterCard") -> "tuple[Sequence[Any], tuple[str, ...]]":
-        """Return rows to measure an adapter on, asked as it was trained, and what was changed for it."""
+        """Return rows to measure an adapter on, asked as it was trained, and what was changed; unchanged by default."""
+        return rows, ()
 
     def seen(self, folder: Path, rows: Sequence[Any]) -> list[str] | None:
-        """Return the origins of the rows that the adapter in `folder` was trained on; None where this is not known."""
+        """Return the origins of rows that the adapter in `folder` was trained on; None, the default, if not known."""
+        return None
 
-    def leaks(self, rows: Sequence[Any], split: Any) -> "Leaks":
-        """Look for rows to measure on among the training rows of a split, word for word or nearly."""
+    def leaks(self, rows: Sequence[Any], split: Any) -> "Leaks | None":
+        """Look for rows to measure on among the training rows, word for word or nearly; None, the default, if not."""
+        return None
 
     def options(self, section: Any) -> "MeasureOptions":
-        """Return how rows of a data section are measured."""
+        """Return how rows of a data section are measured; the usual way by default."""
+        from haori.tasks.examination import USUAL
+
+        return USUAL
 
     def examine(
         self, model: "nn.Module", processor: Any, rows: Sequence[Any], options: "MeasureOptions"
@@ -248,14 +263,20 @@ class Task(Protocol):
             own: Text of the user's, a file or folder, to measure besides.
 
         Returns:
-            Losses by the name of the text; nothing for a task without likelihoods of text.
-
-        Raises:
-            InputError: Text was given and cannot be measured, or has no meaning for the task.
+            Losses by the name of the text; nothing, the default, for a task without likelihoods of text.
         """
+        return {}
 
     def check_general(self, own: str | None) -> None:
-        """Check general text of the user's before anything is loaded; raises as `general_losses`."""
+        """Check general text of the user's before anything is loaded.
+
+        Raises:
+            InputError: It has no meaning for the task, which is the default, or cannot be read.
+        """
+        if own is not None:
+            raise InputError(
+                f"--general has no meaning for the task {self.kind}: its model has no likelihoods of text."
+            )
 
     def statistics(self, rows: "Sequence[AnsweredRow]", labels: Sequence[str]) -> "dict[str, Statistic]":
         """Return the metrics that rows with answers allow, as statistics over them, the most telling first."""

@@ -223,6 +223,8 @@ def _test_notes(task: Task, test: str | None, rows: Sequence[Any], split: Split)
             "are somewhat too good; give rows of their own with --test.",
         )
     leaks = task.leaks(rows, split)
+    if leaks is None:
+        return ("Whether test rows are among the training rows was not looked for: this task has no way to tell.",)
     if not leaks.exact and not leaks.near:
         return ()
     return (

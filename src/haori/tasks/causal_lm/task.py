@@ -8,7 +8,7 @@ from haori.core.errors import BaseError
 from haori.data.section import TextSection
 from haori.tasks.causal_lm.recipe import CausalLmRecipe
 from haori.tasks.examination import MeasureOptions
-from haori.tasks.task import Choice
+from haori.tasks.task import Choice, Task
 from haori.tasks.token_budgets import Lengths, choose_budgets
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _LONGEST = 2048
 _LOOKED_AT = 50  # rows searched for one with an answer
 
 
-class CausalLm:
+class CausalLm(Task):
     """Text generation by GPT-like models."""
 
     kind = "causal_lm"
@@ -49,9 +49,6 @@ class CausalLm:
                 f"The base {base.name!r} is a {base.fingerprint.architecture}; the task causal_lm needs a model that "
                 "generates text, such as smollm2-135m-instruct."
             )
-
-    def head(self, recipe: CausalLmRecipe) -> None:
-        """Keep the base's own head."""
 
     def processor(self, base: "Base", recipe: CausalLmRecipe) -> "PreTrainedTokenizerBase":
         """Return the base's tokenizer."""
