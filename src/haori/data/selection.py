@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from haori.core.errors import DataError
-from haori.data.section import DataSection, TextSection
+from haori.data.section import DataSection
 from haori.data.sources import Source, find_source, hub_splits
 from haori.data.splits import Splits, choose_split, kind_of, splits_of_folder, unknown_split
 
@@ -34,7 +34,7 @@ def training_sources(section: DataSection) -> list[Source]:
     return [whole.take(chosen, "train", beside=held), whole.take(held, "validation", silent=True)]
 
 
-def measuring_source(section: TextSection) -> Source:
+def measuring_source(section: DataSection) -> Source:
     """Return the rows to measure on: the split that was asked for, or else the test split, or validation's.
 
     Raises:

@@ -54,15 +54,16 @@ def train_prepared(
         model = _seeded_model(prepared, accelerator)
         loop = _loop(accelerator, model, prepared, folder, checkpoint, show)
         watched.model, watched.loop = model, loop
-        with stop_on_signals() as stop, fast_path(model, mixed=accelerator.mixed_precision != "no", say=say):
+        with fast_path(model, mixed=accelerator.mixed_precision != "no", say=say):
             for objective in (prepared.train, prepared.validation):
                 if objective is not None:
-                    objective.begin(model)
-            # Last of all, since it sets the random state, and trying the fast path may use up random numbers.
-            position = loop.restore(checkpoint) if checkpoint else None
-            if position is not None:
-                say(f"Resuming after step {position.step} of {loop.total_steps}.")
-            ended = loop.run(stop, position)
+                    objective.begin(model)  # may take long, and leaves nothing to be saved: a signal ends it at once
+            with stop_on_signals() as stop:
+                # Last of all, since it sets the random state, and trying the fast path may use up random numbers.
+                position = loop.restore(checkpoint) if checkpoint else None
+                if position is not None:
+                    say(f"Resuming after step {position.step} of {loop.total_steps}.")
+                ended = loop.run(stop, position)
         stopped_by = loop.stopped_by or stop.signal  # the latter came after the last step; resuming ends the run
         record = _record(prepared, loop, ended, started, "stopped" if stopped_by else "finished")
         live = None

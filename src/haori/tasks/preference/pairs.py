@@ -48,6 +48,12 @@ class Pair:
         """Return both conversations, the chosen one first."""
         return self.chosen, self.rejected
 
+    def with_system(self, system: str | None) -> Self:
+        """Return the pair with a system message in front of both, unless it has one or there is none."""
+        chosen, rejected = (side.with_system(system) for side in self.conversations)
+        added = len(chosen.messages) - len(self.chosen.messages)
+        return replace(self, chosen=chosen, rejected=rejected, shared=self.shared + added) if added else self
+
     def to_json(self) -> str:
         """Return the content as JSON; `from_json` reads it back."""
         return json.dumps({"chosen": self.chosen.to_json(), "rejected": self.rejected.to_json(), "shared": self.shared})
@@ -93,6 +99,12 @@ class Judged:
     def conversations(self) -> tuple[Conversation, ...]:
         """Return the conversation."""
         return (self.answered,)
+
+    def with_system(self, system: str | None) -> Self:
+        """Return the row with a system message in front, unless it has one or there is none."""
+        answered = self.answered.with_system(system)
+        added = len(answered.messages) - len(self.answered.messages)
+        return replace(self, answered=answered, shared=self.shared + added) if added else self
 
     def to_json(self) -> str:
         """Return the content as JSON; `from_json` reads it back."""

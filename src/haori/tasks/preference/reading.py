@@ -5,6 +5,7 @@ everything else is streamed. A 16-byte hash of each pair is kept to find duplica
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -22,7 +23,7 @@ from haori.tasks.preference.formats import Answered, RowReader, row_reader
 from haori.tasks.preference.pairs import Judged, Pair, Unpaired, judged_of, pair_of
 from haori.tasks.preference.recipe import PreferenceData
 
-__all__ = ["DROPPED", "OnlyJudgedError", "PreferenceReader", "Preferred"]
+__all__ = ["DROPPED", "OnlyJudgedError", "PreferenceReader", "Preferred", "explain_nothing"]
 
 Preferred = Pair | Judged
 
@@ -177,6 +178,17 @@ class PreferenceReader:
         tally.unused += columns.unused(reader.columns.values())
         tally.formats.add(reader.kind)
         return reader
+
+
+def explain_nothing(path: str, counts: Counter[str]) -> str:
+    """Say why no row is left."""
+    if not counts["read"]:
+        return f"{path!r} has no rows."
+    words = {"empty": "empty", "duplicates": "duplicates", "broken": "broken", "too_long": "too long",
+             "untrained": "without an answer to learn", **DROPPED}  # fmt: skip
+    why = ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key])
+    remedy = " Raise data.max_length (up to the base's context)." if counts["too_long"] else ""
+    return f"{path!r} has no row to use: of {counts['read']} read, {why or 'none was kept'}.{remedy}"
 
 
 def _answer(row: Conversation) -> str:

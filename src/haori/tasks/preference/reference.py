@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from haori.adapters.fused import stock_forward
-from haori.core.hashing import hash_data, short
-from haori.core.methods import FullMethod, LoraMethod, PeftMethod, QloraMethod
+from haori.core.errors import RecipeError
+from haori.core.hashing import hash_data, hash_parts, short
+from haori.core.methods import FullMethod, LoraMethod, LowRankMethod, PeftMethod, QloraMethod
 from haori.core.settings import settings
 from haori.core.storage import staged_folder
+from haori.data.batching import plan_batches
 from haori.data.progress import tracked
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Reference", "reference_of"]
 
 _VERSION = 1
+_CHUNK = 1000  # rows whose tokens are hashed at once
 _RESIDUAL = ("pissa", "olora", "loftq")  # starts that keep a part of the base's weights in the adapter
 _Sequences = Callable[[Sequence[int]], list[tuple[list[int], list[int]]]]
 
@@ -73,7 +76,7 @@ class Reference:
         found = torch.zeros(len(costs), 2, device=device)
         was_training = model.training
         model.eval()
-        batches = _batches(costs, self.budget)
+        batches = plan_batches(costs, self.budget)
         rank, processes = _place()
 
         def rows_done() -> Iterator[int]:
@@ -94,7 +97,8 @@ class Reference:
         return _adapters_off(model) if self.adapters_off else nullcontext()
 
     def _path(self, sequences: _Sequences, rows: int, device: torch.device) -> Path:
-        tokens = hash_data([sequences(range(start, min(rows, start + 1000))) for start in range(0, rows, 1000)])
+        chunks = (range(start, min(rows, start + _CHUNK)) for start in range(0, rows, _CHUNK))
+        tokens = hash_parts(hash_data(sequences(chunk)) for chunk in chunks)
         key = hash_data(["reference", _VERSION, *self.identity, device.type, tokens])
         return settings().cache / "reference" / short(key)
 
@@ -116,28 +120,36 @@ def reference_of(recipe: "PreferenceRecipe") -> Reference | None:
     if isinstance(method, LoraMethod | QloraMethod) and method.init in _RESIDUAL:
         changes += [method.init, method.rank, recipe.training.seed]
     off = isinstance(method, PeftMethod)  # some of PEFT's methods change the model from the start
-    if recipe.from_ is not None:
-        off = wanted == "base"
+    if recipe.from_ is not None and wanted == "start":
+        changes.append(_adapter(recipe.from_))
+    elif recipe.from_ is not None:
+        off = True
+        if isinstance(method, LowRankMethod) and method.bias != "none":
+            raise RecipeError(
+                f"The adapter {recipe.from_!r} has biases of the base, which cannot be switched off to compare with "
+                "the base; use loss.reference=start."
+            )
     identity = (fingerprint.structure, fingerprint.weights, recipe.training.dtype, *changes)
     return Reference(identity, off, recipe.training.budgets().microbatch)
+
+
+def _adapter(spec: str) -> str:
+    """Return the id of the adapter that a run goes on from: a name of the library, or a folder."""
+    from haori.library import Library, inspect_adapter
+    from haori.library.cards import adapter_id
+
+    folder = Path(spec) if "/" in spec else Library().get(spec).path
+    return adapter_id(inspect_adapter(folder))
 
 
 @contextmanager
 def _adapters_off(model: Any) -> Iterator[None]:
     """Let a model compute as its base, on PEFT's own path, inside the block."""
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     with stock_forward(model), model.disable_adapter():
         yield
-
-
-def _batches(costs: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut rows, the dearest first, into batches within the budget."""
-    batches: list[list[int]] = []
-    for row in sorted(range(len(costs)), key=lambda row: -costs[row]):
-        if batches and (len(batches[-1]) + 1) * costs[batches[-1][0]] <= budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
+    for parameter, flag in flags.items():  # PEFT makes all of an adapter trainable when it is switched on again
+        parameter.requires_grad = flag
 
 
 def _place() -> tuple[int, int]:

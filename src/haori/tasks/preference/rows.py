@@ -25,7 +25,7 @@ from haori.data.sources import Source
 from haori.data.split import choose_validation
 from haori.data.template import template_hash, tokenizer_hash
 from haori.tasks.preference.pairs import Judged, Pair
-from haori.tasks.preference.reading import DROPPED, PreferenceReader
+from haori.tasks.preference.reading import DROPPED, PreferenceReader, explain_nothing
 from haori.tasks.preference.recipe import PreferenceData
 from haori.tasks.preference.report import PreferenceReport
 from haori.tasks.preference.writing import Written, write_rows
@@ -213,7 +213,7 @@ class _Build:
     def _require_rows(self, tallies: list[Tally]) -> None:
         for source, tally in zip(self.sources, tallies, strict=True):
             if not _usable(tally):
-                raise DataError(_explain_nothing(source.name, tally))
+                raise DataError(explain_nothing(source.name, tally.counts))
         if _usable(tallies[0]) == 1:
             raise DataError(
                 f"{self.sources[0].name!r} has one row left; training needs at least two, one to learn from and one to "
@@ -269,16 +269,6 @@ class _Build:
 def _usable(tally: Tally) -> int:
     counts = tally.counts
     return counts["kept"] - counts["too_long"] - counts["untrained"] - counts["refused"] - counts["same_tokens"]
-
-
-def _explain_nothing(path: str, tally: Tally) -> str:
-    if not tally.counts["read"]:
-        return f"{path!r} has no rows."
-    words = {"empty": "empty", "duplicates": "duplicates", "broken": "broken", "too_long": "too long",
-             "untrained": "without an answer to learn", **DROPPED}  # fmt: skip
-    why = ", ".join(f"{tally.counts[key]} {word}" for key, word in words.items() if tally.counts[key])
-    remedy = " Raise data.max_length (up to the base's context)." if tally.counts["too_long"] else ""
-    return f"{path!r} has no row to use: of {tally.counts['read']} read, {why or 'none was kept'}.{remedy}"
 
 
 def _counted_notes(tallies: list[Tally]) -> list[str]:

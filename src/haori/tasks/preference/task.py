@@ -5,26 +5,33 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import BaseError
 from haori.tasks.preference.pairs import Judged, Pair
-from haori.tasks.preference.recipe import KtoLoss, PreferenceRecipe
-from haori.tasks.task import Choice
+from haori.tasks.preference.recipe import KtoLoss, PreferenceData, PreferenceRecipe
+from haori.tasks.task import Choice, Task
 from haori.tasks.token_budgets import Lengths, choose_budgets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from datasets import Dataset
     from rich.console import RenderableType
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
+    from haori.core.records import AdapterCard, DataReference
+    from haori.data.report import Leaks
     from haori.library.logits import Probe
+    from haori.metrics.statistics import Statistic
+    from haori.tasks.examination import AnsweredRow, MeasureOptions, TextLosses
+    from haori.tasks.preference.examination import PreferenceExamination
     from haori.tasks.preference.objective import PreferenceObjective
+    from haori.tasks.preference.reading import Preferred
     from haori.tasks.preference.rows import PreferenceRows
 
 __all__ = ["TASK", "Preference"]
 
 
-class Preference:
+class Preference(Task):
     """Which of two answers people prefer, learnt by models that write text."""
 
     kind = "preference"
@@ -40,9 +47,6 @@ class Preference:
                 f"The base {base.name!r} is a {base.fingerprint.architecture}; the task preference needs a model that "
                 "generates text, such as smollm2-135m-instruct."
             )
-
-    def head(self, recipe: PreferenceRecipe) -> None:
-        """Keep the base's own head."""
 
     def processor(self, base: "Base", recipe: PreferenceRecipe) -> "PreTrainedTokenizerBase":
         """Return the base's tokenizer."""
@@ -153,6 +157,80 @@ class Preference:
         from haori.data import template_hash
 
         return {"template_hash": template_hash(processor)}
+
+    def read(self, section: PreferenceData) -> "tuple[list[Preferred], DataReference, tuple[str, ...]]":
+        """Read pairs, or judged answers where there are no pairs."""
+        from haori.tasks.preference.measuring import read_preferences
+
+        return read_preferences(section)
+
+    def held_out(self, split: "PreferenceRows") -> "list[Preferred]":
+        """Return what was held out."""
+        return [_preference(row) for row in split.validation.select_columns(["preference", "desirable", "origin"])]
+
+    def as_trained(
+        self, rows: "Sequence[Preferred]", card: "AdapterCard"
+    ) -> "tuple[Sequence[Preferred], tuple[str, ...]]":
+        """Give rows without a system message the one trained with."""
+        asked = [row.with_system(card.system) for row in rows]
+        changed = sum(row is not given for row, given in zip(asked, rows, strict=True))
+        notes = (f"Rows without a system message got the one trained with: {changed:,}.",) if changed else ()
+        return asked, notes
+
+    def seen(self, folder: Path, rows: "Sequence[Preferred]") -> list[str] | None:
+        """Look for answers among the hashes kept beside the adapter."""
+        from haori.data.seen import SeenRows
+
+        known = SeenRows.read(folder)
+        if known is None:
+            return None
+        sides = [side for row in rows for side in row.conversations]
+        return list(dict.fromkeys(side.origin for side in known.among(sides)))
+
+    def leaks(self, rows: "Sequence[Preferred]", split: "PreferenceRows") -> "Leaks":
+        """Compare prompts with those of the training rows."""
+        from haori.data.leaks import find_leaks
+
+        trained = split.train.select_columns(["preference", "desirable", "origin"])
+        return find_leaks((row.prompt for row in rows), (_preference(row).prompt for row in trained))
+
+    def options(self, section: PreferenceData) -> "MeasureOptions":
+        """Return how control tokens in messages are read."""
+        from haori.tasks.examination import MeasureOptions
+
+        return MeasureOptions(control_tokens=section.control_tokens)
+
+    def examine(
+        self,
+        model: "nn.Module",
+        processor: "PreTrainedTokenizerBase",
+        rows: "Sequence[Preferred]",
+        options: "MeasureOptions",
+    ) -> "PreferenceExamination":
+        """Render and tokenise both answers."""
+        from haori.tasks.preference.examination import PreferenceExamination
+
+        return PreferenceExamination(model, processor, rows, options)
+
+    def general_losses(
+        self, model: "nn.Module", processor: "PreTrainedTokenizerBase", own: str | None
+    ) -> "dict[str, TextLosses]":
+        """Score general text as for text generation: the model is one that writes text."""
+        from haori.tasks.causal_lm import TASK as TEXT
+
+        return TEXT.general_losses(model, processor, own)
+
+    def check_general(self, own: str | None) -> None:
+        """Read the user's text once."""
+        from haori.tasks.causal_lm import TASK as TEXT
+
+        TEXT.check_general(own)
+
+    def statistics(self, rows: "Sequence[AnsweredRow]", labels: "Sequence[str]") -> "dict[str, Statistic]":
+        """Return accuracy, margin and rewards of pairs; of judged answers how they rank."""
+        from haori.tasks.preference.examination import statistics_of
+
+        return statistics_of(rows)
 
     def _objective(self, rows: "Dataset", pad: int, recipe: PreferenceRecipe) -> "PreferenceObjective":
         from haori.tasks.preference.objective import PreferenceObjective
