@@ -57,9 +57,11 @@ def test_an_adapter_beside_its_base(capsys, tiny_base_folder, data, tmp_path):
                 for side in ("chosen", "rejected")
             )
         wanted = {
-            "preference_accuracy": float((chosen > rejected).mean()), "reward_margin": float((chosen - rejected).mean()),
-            "chosen_reward": float(chosen.mean()), "rejected_reward": float(rejected.mean()),
-        }  # fmt: skip
+            "preference_accuracy": float((chosen > rejected).mean()),
+            "reward_margin": float((chosen - rejected).mean()),
+            "chosen_reward": float(chosen.mean()),
+            "rejected_reward": float(rejected.mean()),
+        }
         for name, value in wanted.items():
             assert report["metrics"][name][system] == pytest.approx(value, abs=0.02), (name, system)
     accuracy = report["metrics"]["preference_accuracy"]
