@@ -12,7 +12,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.adapters.reading import AdapterWeights, ModuleUpdate
 from haori.serve.models.llama_plan import LlamaPlan, plan_llama, why_not_llama
 from haori.serve.models.llama_runner import LlamaRunner
 from haori.serve.models.llama_weights import lay_out_llama

@@ -80,7 +80,7 @@ def open_engine_on(device: str, base: "Base", root: Path, in_flight: int) -> "Te
     from haori.bases import load_model, load_tokenizer
     from haori.library import inspect_adapter
     from haori.serve import EngineLimits
-    from haori.serve.adapters.weights import read_adapter_weights
+    from haori.serve.adapters.reading import read_adapter_weights
     from haori.serve.engine.engine import TextEngine
     from haori.serve.models.base_files import BaseFiles
     from haori.serve.models.llama_plan import plan_llama
@@ -93,13 +93,15 @@ def open_engine_on(device: str, base: "Base", root: Path, in_flight: int) -> "Te
     runner = LlamaRunner(weights, cache_bytes=4 << 30)
     limits = EngineLimits(context_length=2048, running=in_flight, prefix_bytes=0, adapter_bytes=4 << 30)
 
-    def read(adapter: str) -> Any:
-        found = inspect_adapter(adapter_folder(root, int(adapter)))
+    def find(adapter: str) -> Any:
+        return inspect_adapter(adapter_folder(root, int(adapter)))
+
+    def read(found: Any, adapter: str) -> Any:
         return read_adapter_weights(found, files, adapter=adapter, dtype=torch.bfloat16)
 
     vocabulary = int(weights.embedding.shape[0])
     return TextEngine(
-        base, load_tokenizer(base), runner, read, stop_tokens=frozenset(), limits=limits, vocabulary=vocabulary
+        base, load_tokenizer(base), runner, find, read, stop_tokens=frozenset(), limits=limits, vocabulary=vocabulary
     )
 
 

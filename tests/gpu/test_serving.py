@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from haori.serve.adapters.weights import AdapterWeights
+from haori.serve.adapters.reading import AdapterWeights
 from haori.serve.engine.runner import Run
 from tests.serve_models import runners, zoo
 

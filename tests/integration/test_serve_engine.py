@@ -12,7 +12,7 @@ import torch
 from haori.bases import find_base, load_tokenizer
 from haori.core.errors import FileFormatError, InputError, OverloadedError
 from haori.core.settings import settings
-from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.adapters.reading import AdapterWeights, ModuleUpdate
 from haori.serve.engine.engine import TextEngine
 from haori.serve.engine.runner import Run
 from haori.serve.engine.scheduler import EngineLimits
@@ -53,6 +53,11 @@ class Answers:
         return self.wait(name)[-1]
 
 
+def without_files(read):
+    """What an engine is given to find files and to read them, of adapters that have none."""
+    return str, lambda _, adapter: read(adapter)
+
+
 def read_adapter(opened):
     def read(adapter):
         if adapter == "damaged":
@@ -75,7 +80,7 @@ def start(tiny_base_folder):
         base = find_base(str(tiny_base_folder))
         opened = open_runner(base, limits, weights="fp32", cache_bytes=cache_bytes)
         engine = TextEngine(
-            base, load_tokenizer(base), runner or opened.runner, read_adapter(opened),
+            base, load_tokenizer(base), runner or opened.runner, *without_files(read_adapter(opened)),
             stop_tokens=frozenset({2}), limits=limits, vocabulary=opened.vocabulary,
         )  # fmt: skip
         engine.opened = opened

@@ -12,7 +12,7 @@ from haori.serve.engine.engine import TextEngine
 from haori.serve.models.reference_runner import ReferenceRunner
 from haori.serve.opening import open_runner
 from haori.serve.request import Sampling
-from tests.integration.test_serve_engine import GREEDY, LIMITS, Answers, read_adapter, request
+from tests.integration.test_serve_engine import GREEDY, LIMITS, Answers, read_adapter, request, without_files
 from tests.server_samples import until
 
 
@@ -58,7 +58,7 @@ def start(tiny_base_folder):
         if slow:
             runner = ReferenceRunner(load_model(base, dtype="fp32", device="cpu"), cache_bytes=1 << 30)
         engine = TextEngine(
-            base, load_tokenizer(base), runner, Reader(opened),
+            base, load_tokenizer(base), runner, *without_files(Reader(opened)),
             stop_tokens=frozenset({2}), limits=limits, vocabulary=opened.vocabulary,
         )  # fmt: skip
         engines.append(engine)

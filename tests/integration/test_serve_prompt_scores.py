@@ -14,7 +14,7 @@ from haori.serve.models.reference_runner import ReferenceRunner
 from haori.serve.opening import open_runner
 from haori.serve.request import Sampling, TextRequest
 from haori.serve.sampling.prompt_scores import PromptScores
-from tests.integration.test_serve_engine import Answers, prompt, read_adapter
+from tests.integration.test_serve_engine import Answers, prompt, read_adapter, without_files
 from tests.server_samples import until
 
 LIMITS = EngineLimits(context_length=256, running=4, waiting=100, chunk_tokens=32)
@@ -34,7 +34,7 @@ def start(tiny_base_folder):
         if slow:
             runner = ReferenceRunner(load_model(base, dtype="fp32", device="cpu"), cache_bytes=1 << 30)
         engine = TextEngine(
-            base, load_tokenizer(base), runner, read_adapter(opened),
+            base, load_tokenizer(base), runner, *without_files(read_adapter(opened)),
             stop_tokens=frozenset({2}), limits=limits, vocabulary=opened.vocabulary,
         )  # fmt: skip
         engine.opened = opened

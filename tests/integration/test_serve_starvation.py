@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from haori.bases import find_base, load_tokenizer
-from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.adapters.reading import AdapterWeights, ModuleUpdate
 from haori.serve.engine.engine import TextEngine
 from haori.serve.engine.scheduler import EngineLimits
 from haori.serve.opening import open_runner
@@ -40,8 +40,8 @@ def start(tiny_base_folder):
         size = opened.runner.bank.prepare(read("a1")).size_bytes
         limits = EngineLimits(context_length=256, running=8, adapter_bytes=room * size)
         engine = TextEngine(
-            base, load_tokenizer(base), opened.runner, read, stop_tokens=frozenset(), limits=limits,
-            vocabulary=opened.vocabulary,
+            base, load_tokenizer(base), opened.runner, str, lambda _, adapter: read(adapter),
+            stop_tokens=frozenset(), limits=limits, vocabulary=opened.vocabulary,
         )  # fmt: skip
         engines.append(engine)
         return engine

@@ -21,7 +21,7 @@ from haori.adapters.ard_lora.gates import rho_of_rank
 from haori.core.errors import FileFormatError, InputError, MismatchError
 from haori.library import inspect_adapter
 from haori.library.target_modules import TargetModules
-from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate, read_adapter_weights
+from haori.serve.adapters.reading import AdapterWeights, ModuleUpdate, read_adapter_weights
 from tests.library_samples import change_tensors, run, save_stock, stock_lora, stock_model, written_adapter
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -5,7 +5,7 @@ import torch
 
 from haori.serve.adapters.multi_lora import _group_rows, _Span
 from haori.serve.adapters.packed import PackedBank, Site
-from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.adapters.reading import AdapterWeights, ModuleUpdate
 from haori.serve.kernels.native import compiled, native_kernels
 from haori.serve.kernels.native_weights import NativeInt4Weight, NativeInt8Weight
 from haori.serve.kernels.quantisation import to_int4, to_int8

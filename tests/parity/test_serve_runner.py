@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haori.serve.adapters.weights import AdapterWeights
+from haori.serve.adapters.reading import AdapterWeights
 from haori.serve.engine.runner import Run
 from haori.serve.kernels.native import compiled, native_kernels
 from haori.serve.models.llama_plan import why_not_llama

@@ -12,7 +12,7 @@ from haori.bases import find_base
 from haori.bases.targets import resolve_targets
 from haori.core.errors import BaseError, InputError, MismatchError
 from haori.library import inspect_adapter
-from haori.serve.adapters.weights import read_adapter_weights
+from haori.serve.adapters.reading import read_adapter_weights
 from haori.serve.engine.runner import Run
 from haori.serve.engine.scheduler import EngineLimits
 from haori.serve.opening import open_runner

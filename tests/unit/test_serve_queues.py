@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from haori.core.errors import FileFormatError, InputError
+from haori.serve.adapters.reading import AdapterWeights
 from haori.serve.adapters.tiers import AdapterTiers
-from haori.serve.adapters.weights import AdapterWeights
 from haori.serve.engine.fair_queue import FairQueue
 from haori.serve.engine.prefix_cache import BLOCK, PrefixCache
 
@@ -223,7 +223,7 @@ class Disk:
         self.open.set()
         self.reads = []
 
-    def __call__(self, adapter):
+    def __call__(self, files, adapter):
         assert self.open.wait(10)
         self.reads.append(adapter)
         if adapter == "damaged":
@@ -236,7 +236,7 @@ class Disk:
 @pytest.fixture
 def tiers():
     landed = threading.Semaphore(0)
-    made = AdapterTiers(Bank(), Disk(), 30, landed=landed.release)
+    made = AdapterTiers(Bank(), str, Disk(), 30, landed=landed.release)
     made.landed = landed
     yield made
     made.close()

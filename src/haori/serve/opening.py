@@ -19,9 +19,8 @@ from torch import Tensor
 from haori.bases.remembered import recall, remember
 from haori.core.errors import BaseError, InputError
 from haori.core.records import Record
-from haori.serve.adapters.check import adapter_check
+from haori.serve.adapters.reading import AdapterWeights, read_adapter_weights
 from haori.serve.adapters.tiers import PinnedAdapters
-from haori.serve.adapters.weights import AdapterWeights, read_adapter_weights
 from haori.serve.engine.engine import TextEngine
 from haori.serve.engine.runner import Run, Runner
 from haori.serve.engine.scheduler import EngineLimits
@@ -122,10 +121,9 @@ def open_engine(
         return read_adapter_weights(files, opened.tensors, adapter=adapter, dtype=opened.dtype)
 
     engine = TextEngine(
-        base, tokenizer, opened.runner, lambda adapter: read(files_of(adapter), adapter),
+        base, tokenizer, opened.runner, files_of, read,
         stop_tokens=frozenset(stop_tokens(opened.end_tokens, tokenizer)), limits=limits,
         vocabulary=opened.vocabulary, pinned=pinned,
-        check_adapter=adapter_check(read, opened.runner.bank, limits.adapter_bytes),
     )  # fmt: skip
     if find_spec("llguidance") is not None:
         threading.Thread(target=engine.prepare_constraints, name="haori-constraints", daemon=True).start()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from haori.bases import Base
 from haori.data import PromptFormat
 from haori.library import AdapterFiles
-from haori.serve.adapters.check import CheckAdapter
+from haori.serve.adapters.directory import CheckAdapter
 from haori.serve.embedding.classified import Classified, ClassifierInputs
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
 

@@ -5,7 +5,7 @@ next one on; a request under way keeps the content ids that it was given.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,6 @@ from haori.library.cards import read_card
 from haori.library.index import IndexRow
 from haori.library.prompt_formats import check_template, joint_format, prompt_format, stored_template
 from haori.serve.adapters.blend import check_strength, parse_blend
-from haori.serve.adapters.check import CheckAdapter
 from haori.serve.adapters.library_watch import LibraryWatch, View
 from haori.serve.adapters.registered import Registered, RegisteredFile, folder_inside, registered_files, stamp_of
 from haori.serve.request import BASE, AdapterMix
@@ -30,7 +29,10 @@ from haori.serve.request import BASE, AdapterMix
 if TYPE_CHECKING:
     from haori.data import PromptFormat
 
-__all__ = ["AdapterDirectory", "ModelEntry", "Resolved"]
+__all__ = ["AdapterDirectory", "CheckAdapter", "ModelEntry", "Resolved"]
+
+CheckAdapter = Callable[[AdapterFiles, str], None]
+"""Refuses an adapter, given its files and its content id, that no request could be answered with."""
 
 _FORMATS = 1000  # ways of speaking to adapters that are remembered
 

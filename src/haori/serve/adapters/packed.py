@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from haori.core.errors import MismatchError
-from haori.serve.adapters.weights import AdapterWeights
+from haori.serve.adapters.reading import AdapterWeights
 
 __all__ = [
     "Layout",

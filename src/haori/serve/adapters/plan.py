@@ -18,7 +18,7 @@ from haori.serve.adapters.refusals import not_applied, refuse_unsupported
 
 if TYPE_CHECKING:
     from haori.library import AdapterFiles
-    from haori.serve.adapters.weights import BaseTensors
+    from haori.serve.adapters.reading import BaseTensors
 
 __all__ = ["AdapterPlan", "ModuleTensors", "TokenTensor", "plan_adapter"]
 

@@ -1,6 +1,7 @@
 """Which adapters are in memory: read from disk in the background, evicted by last use, pinned on demand.
 
-Only the engine's thread calls this; files are read on threads of their own, so a step never waits for a disk.
+Only the engine's thread calls this, except for `check`. Files are read on threads of their own, so a step never waits
+for a disk.
 """
 
 import time
@@ -12,16 +13,21 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import FileFormatError, HaoriError, InputError, StorageError
 from haori.serve.engine.runner import AdapterBank, ReadyAdapter
+from haori.serve.engine.unforeseen import unforeseen
 from haori.serve.kernels.openmp import compute_alone
 from haori.serve.request import BASE, AdapterMix
 
 if TYPE_CHECKING:
-    from haori.serve.adapters.weights import AdapterWeights
+    from haori.library import AdapterFiles
+    from haori.serve.adapters.reading import AdapterWeights
 
-__all__ = ["AdapterTiers", "PinnedAdapters", "ReadAdapter"]
+__all__ = ["AdapterTiers", "FindFiles", "PinnedAdapters", "ReadAdapter"]
 
-ReadAdapter = Callable[[str], "AdapterWeights"]
-"""Reads an adapter, given its content id."""
+FindFiles = Callable[[str], "AdapterFiles"]
+"""Finds an adapter's files by its content id."""
+
+ReadAdapter = Callable[["AdapterFiles", str], "AdapterWeights"]
+"""Reads an adapter, given its files and its content id."""
 
 PinnedAdapters = Callable[[], Collection[str]]
 """Returns the content ids of adapters that are never evicted; called each time room is made."""
@@ -42,7 +48,8 @@ class AdapterTiers:
 
     Args:
         bank: Where adapters in memory are.
-        read: Reads one from disk.
+        find: Finds an adapter's files.
+        read: Reads them.
         budget_bytes: Memory they may take together.
         landed: Called on a reader's thread when an adapter was read.
         pinned: Adapters that are never evicted.
@@ -51,6 +58,7 @@ class AdapterTiers:
     def __init__(
         self,
         bank: AdapterBank,
+        find: FindFiles,
         read: ReadAdapter,
         budget_bytes: int,
         *,
@@ -58,6 +66,7 @@ class AdapterTiers:
         pinned: PinnedAdapters = tuple,
     ) -> None:
         self._bank = bank
+        self._find = find
         self._read = read
         self.budget_bytes = budget_bytes
         self._landed = landed
@@ -136,6 +145,31 @@ class AdapterTiers:
             self._favoured, self._leaving = mix, frozenset(leaving)
         return self._leaving
 
+    def check(self, files: "AdapterFiles", adapter: str) -> None:
+        """Refuse an adapter that no request could be answered with: it is read as for one, and dropped again.
+
+        May be called from any thread.
+
+        Raises:
+            HaoriError: It is one.
+        """
+
+        def read() -> None:
+            ready = self._bank.prepare(self._read(files, adapter))
+            if ready.size_bytes > self.budget_bytes:
+                raise InputError(
+                    f"The adapter takes {ready.size_bytes / 1e6:,.0f} MB; all adapters in memory may take "
+                    f"{self.budget_bytes / 1e6:,.0f} MB (--adapter-memory)."
+                )
+
+        with ThreadPoolExecutor(1, thread_name_prefix="haori-adapter-check", initializer=compute_alone) as alone:
+            try:
+                alone.submit(read).result()
+            except HaoriError:
+                raise
+            except Exception as error:  # a stranger's file may raise anything
+                raise FileFormatError(unforeseen(error)) from error
+
     def acquire(self, mix: AdapterMix) -> None:
         """Keep the adapters of a mix, which are in memory, until `release`."""
         for adapter, _ in mix:
@@ -195,7 +229,7 @@ class AdapterTiers:
         return True
 
     def _make_ready(self, adapter: str) -> ReadyAdapter:
-        return self._bank.prepare(self._read(adapter))
+        return self._bank.prepare(self._read(self._find(adapter), adapter))
 
     def forget_unwanted(self, wanted: Collection[str]) -> None:
         """Drop adapters that were read for requests which no longer wait."""

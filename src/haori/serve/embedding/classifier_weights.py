@@ -14,7 +14,7 @@ from torch import Tensor
 from haori.core.errors import MismatchError
 from haori.core.hashing import short
 from haori.core.records import Head
-from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate, read_adapter_weights
+from haori.serve.adapters.reading import AdapterWeights, ModuleUpdate, read_adapter_weights
 from haori.serve.models.classifier_form import PROBE_LABELS, ClassifierForm
 from haori.serve.models.encoder_bank import ClassifierWeights, EncoderBank
 

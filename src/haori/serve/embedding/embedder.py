@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
-from haori.serve.adapters.check import adapter_check
-from haori.serve.adapters.tiers import AdapterTiers, PinnedAdapters
+from haori.serve.adapters.tiers import AdapterTiers, FindFiles, PinnedAdapters, ReadAdapter
 from haori.serve.embedding.classified import Classified, ClassifierInputs, scores_of
 from haori.serve.embedding.heads import AdapterHeads
 from haori.serve.embedding.jobs import Job, JobText, adapters_of, batches_of
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
-    from haori.library import AdapterFiles
-    from haori.serve.adapters.weights import AdapterWeights
 
 __all__ = ["EmbedderLimits", "EmbedderStatus", "TextEmbedder"]
 
@@ -99,8 +96,8 @@ class TextEmbedder:
         base: "Base",
         tokenizer: "PreTrainedTokenizerBase",
         encoder: AdaptedEncoder,
-        read_adapter: "Callable[[AdapterFiles, str], AdapterWeights]",
-        files_of: "Callable[[str], AdapterFiles]",
+        read_adapter: ReadAdapter,
+        files_of: FindFiles,
         heads: AdapterHeads,
         *,
         limits: EmbedderLimits,
@@ -111,16 +108,15 @@ class TextEmbedder:
         self.limits = limits
         self.context_length = limits.longest
         self._encoder = encoder
-        self.check_adapter = adapter_check(read_adapter, encoder.bank, limits.adapter_bytes)
         self._heads = heads
         self._texts = TextReader(
             tokenizer, prepare_text, longest=limits.longest,
             longest_classified=limits.longest_classified or limits.longest, name=base.name,
         )  # fmt: skip
         self._tiers = AdapterTiers(
-            encoder.bank, lambda adapter: read_adapter(files_of(adapter), adapter), limits.adapter_bytes,
-            landed=self._wake, pinned=pinned,
-        )  # fmt: skip
+            encoder.bank, files_of, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned
+        )
+        self.check_adapter = self._tiers.check
         self._condition = threading.Condition()
         self._waiting: deque[Job[Any]] = deque()
         self._running: list[Job[Any]] = []

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import BaseError, InputError
 from haori.core.records import Head
+from haori.serve.adapters.reading import AdapterWeights, read_adapter_weights
 from haori.serve.adapters.tiers import PinnedAdapters
-from haori.serve.adapters.weights import AdapterWeights, read_adapter_weights
 from haori.serve.embedding.classifier_weights import ClassifierReader
 from haori.serve.embedding.embedder import EmbedderLimits, TextEmbedder
 from haori.serve.embedding.heads import AdapterHeads

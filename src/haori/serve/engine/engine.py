@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
-from haori.serve.adapters.check import CheckAdapter
-from haori.serve.adapters.tiers import AdapterTiers, PinnedAdapters, ReadAdapter
+from haori.serve.adapters.tiers import AdapterTiers, FindFiles, PinnedAdapters, ReadAdapter
 from haori.serve.engine.queue_share import check_share
 from haori.serve.engine.runner import Runner
 from haori.serve.engine.scheduler import EngineLimits, Scheduler
@@ -44,12 +43,12 @@ class TextEngine:
         base: What is served.
         tokenizer: Its tokenizer.
         runner: Computes logits.
-        read_adapter: Reads an adapter from disk, given its content id.
+        find_adapter: Finds an adapter's files.
+        read_adapter: Reads them.
         stop_tokens: Ids that end an answer.
         limits: What it takes on.
         vocabulary: Width of the logits.
         pinned: Adapters that are never evicted once they are in memory.
-        check_adapter: Refuses an adapter before it has a name; None refuses none.
     """
 
     def __init__(
@@ -57,23 +56,24 @@ class TextEngine:
         base: "Base",
         tokenizer: "PreTrainedTokenizerBase",
         runner: Runner,
+        find_adapter: FindFiles,
         read_adapter: ReadAdapter,
         *,
         stop_tokens: frozenset[int],
         limits: EngineLimits,
         vocabulary: int,
         pinned: PinnedAdapters = tuple,
-        check_adapter: CheckAdapter | None = None,
     ) -> None:
         self.base = base
         self.tokenizer = tokenizer
         self.limits = limits
         self.context_length = limits.context_length
         self._runner = runner
-        self._check_adapter = check_adapter
         self.stop_tokens = stop_tokens
         self.vocabulary = vocabulary
-        self._tiers = AdapterTiers(runner.bank, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned)
+        self._tiers = AdapterTiers(
+            runner.bank, find_adapter, read_adapter, limits.adapter_bytes, landed=self._wake, pinned=pinned
+        )
         self._scheduler = Scheduler(runner, self._tiers, limits, self._forget)
         self._constraints: Constraints | None = None
         self._constraints_lock = threading.Lock()
@@ -102,8 +102,7 @@ class TextEngine:
         Raises:
             HaoriError: It is one.
         """
-        if self._check_adapter is not None:
-            self._check_adapter(files, adapter)
+        self._tiers.check(files, adapter)
 
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request. `deliver` is called on the engine's thread, the last time with `finish` set.

@@ -13,7 +13,7 @@ from haori.serve.request import AdapterMix
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from haori.serve.adapters.weights import AdapterWeights
+    from haori.serve.adapters.reading import AdapterWeights
 
 __all__ = ["LOGIT_ROWS", "AdapterBank", "ReadyAdapter", "Run", "Runner", "SequenceCache"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from haori.core.errors import BaseError
-from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.adapters.reading import AdapterWeights, ModuleUpdate
 from haori.serve.embedding.layout import EmbeddingLayout
 from haori.serve.models.classifier_form import ClassifierForm, HiddenStates
 from haori.serve.models.encoder_bank import EncoderBank, EncoderSites

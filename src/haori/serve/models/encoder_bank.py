@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from haori.core.errors import MismatchError
-from haori.serve.adapters.weights import AdapterWeights
+from haori.serve.adapters.reading import AdapterWeights
 from haori.serve.request import AdapterMix
 
 __all__ = ["ClassifierWeights", "EncoderBank", "EncoderSites"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from haori.core.errors import MismatchError
 from haori.core.model_config import rotary_changes_with_length
-from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.adapters.reading import AdapterWeights, ModuleUpdate
 from haori.serve.engine.runner import LOGIT_ROWS, Run
 from haori.serve.request import AdapterMix
 

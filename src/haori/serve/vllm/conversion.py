@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from haori.library import AdapterFiles
-    from haori.serve.adapters.weights import AdapterWeights, BaseTensors
+    from haori.serve.adapters.reading import AdapterWeights, BaseTensors
 
 __all__ = ["VllmCopies", "allowed_rank", "vllm_name"]
 
@@ -151,7 +151,7 @@ class VllmCopies:
     def _weights(self, files: "AdapterFiles", adapter: str) -> "AdapterWeights":
         import torch
 
-        from haori.serve.adapters.weights import read_adapter_weights
+        from haori.serve.adapters.reading import read_adapter_weights
 
         label = repr(short(adapter))
         if files.use_dora:  # said before the whole base is read for it
