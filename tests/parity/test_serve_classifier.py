@@ -111,7 +111,7 @@ def test_probabilities_are_softmax_or_each_labels_own(base, folders, embedder):
 def test_requests_that_come_together_share_batches(base, folders, embedder):
     mixes = [((name, 1.0),) for name in LABELS]
     alone = [logits(embedder, mix) for mix in mixes]
-    before = embedder.status().batches
+    before = embedder.status().steps
     gate, stock = threading.Event(), embedder._encoder.compute
     embedder._encoder.compute = lambda rows: gate.wait(10) and stock(rows)
     try:
@@ -125,7 +125,7 @@ def test_requests_that_come_together_share_batches(base, folders, embedder):
         assert len(vectors.result(20).vectors) == len(TEXTS)
     finally:
         embedder._encoder.compute = stock
-    assert embedder.status().batches <= before + 4
+    assert embedder.status().steps <= before + 4
 
 
 def test_token_ids_are_taken_as_they_are_and_texts_cut_where_asked(base, folders, embedder):

@@ -21,7 +21,7 @@ from haori.core.errors import (
     UnavailableError,
 )
 from haori.library import inspect_adapter
-from haori.serve.adapters.weights import AdapterWeights, ModuleUpdate
+from haori.serve.adapters.reading import AdapterWeights, ModuleUpdate
 from haori.serve.embedding.embedder import EmbedderLimits, TextEmbedder
 from haori.serve.embedding.layout import EmbeddingLayout, is_encoder
 from haori.serve.embedding.opening import open_embedder
@@ -138,7 +138,7 @@ def test_one_batch_of_every_mixture_gives_each_row_what_it_is_alone(embedder):
 def test_requests_that_come_together_share_batches(embedder):
     mixes = [BASE, *(((kind, 1.0),) for kind in KINDS)]
     alone = [vectors(embedder, TEXTS, mix) for mix in mixes]
-    before = embedder.status().batches
+    before = embedder.status().steps
     assert before == len(mixes)
     gate, count = threading.Event(), 4
     stock = embedder._encoder.compute
@@ -154,7 +154,7 @@ def test_requests_that_come_together_share_batches(embedder):
     assert len(first.result(20).vectors) == 1
     for number, future in enumerate(wanted):
         torch.testing.assert_close(torch.tensor(future.result(20).vectors), alone[number % len(mixes)], **NEAR)
-    assert embedder.status().batches <= before + 8
+    assert embedder.status().steps <= before + 8
     assert embedder.drain(1.0)
 
 
@@ -171,7 +171,7 @@ def test_many_texts_go_through_several_batches(embedder, monkeypatch):
     mix = (("lora", 1.0),)
     texts = [" ".join(["cat"] * (1 + number % 30)) for number in range(60)]
     found = vectors(embedder, texts, mix)
-    assert embedder.status().batches > 10
+    assert embedder.status().steps > 10
     for number in (0, 29, 30, 59):
         torch.testing.assert_close(found[number], vectors(embedder, [texts[number]], mix)[0], **NEAR)
 
@@ -348,10 +348,10 @@ def test_what_reading_an_adapter_raises_is_its_own(base, folders, error):
     found = opened(base, folders)
     read = found._tiers._read
 
-    def reads(adapter):
+    def reads(files, adapter):
         if adapter == "few":
             raise error
-        return read(adapter)
+        return read(files, adapter)
 
     found._tiers._read = reads
     expected = vectors(found, TEXTS, (("lora", 1.0),))
@@ -434,7 +434,7 @@ def test_who_cancels_is_not_computed(held):
     gate.set()
     assert len(other.result(10).vectors) == 1
     assert embedder.drain(5.0)
-    assert embedder.status().batches == 2
+    assert embedder.status().steps == 2
 
 
 def test_the_end_tells_those_who_wait(held):

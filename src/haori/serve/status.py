@@ -26,7 +26,7 @@ class EngineStatus:
         prefix_hits: Prompt tokens found there.
         prompt_tokens: Prompt tokens read.
         generated_tokens: Tokens of answers.
-        steps: Steps computed.
+        steps: Steps computed; of an embedder, batches.
         preemptions: Times that a running request had to wait again.
         adapter_loads: Times that an adapter was brought into memory.
         adapter_evictions: Times that one was put out of it.

@@ -15,48 +15,9 @@ from haori.library import AdapterFiles
 from haori.serve.adapters.directory import CheckAdapter
 from haori.serve.embedding.classified import Classified, ClassifierInputs
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
+from haori.serve.status import EngineStatus
 
-__all__ = ["Backend", "Directory", "Embedder", "Engine", "EngineStatus", "ModelEntry", "Resolved"]
-
-
-class EngineStatus(Protocol):
-    """How busy an engine is. Adapters are named by content id."""
-
-    @property
-    def running(self) -> int:
-        """Requests that take part in the engine's steps."""
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queues."""
-
-    @property
-    def running_adapters(self) -> Sequence[str]:
-        """Adapters of the running requests."""
-
-    @property
-    def waiting_adapters(self) -> Sequence[str]:
-        """Adapters of the waiting requests."""
-
-    @property
-    def kv_used_bytes(self) -> int:
-        """Bytes of keys and values in use."""
-
-    @property
-    def kv_total_bytes(self) -> int:
-        """Bytes of keys and values there may be."""
-
-    @property
-    def prefix_queries(self) -> int:
-        """Prompt tokens looked up in the prefix cache since the start."""
-
-    @property
-    def prefix_hits(self) -> int:
-        """Prompt tokens found there."""
-
-    @property
-    def adapter_loads(self) -> int:
-        """Times that an adapter was brought into memory since the start."""
+__all__ = ["Backend", "Directory", "Embedder", "Engine", "ModelEntry", "Resolved"]
 
 
 class Engine(Protocol):

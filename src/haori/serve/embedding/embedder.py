@@ -14,20 +14,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from haori.core.errors import HaoriError, InputError, OverloadedError, UnavailableError
+from haori.data.batching import plan_batches
 from haori.serve.adapters.tiers import AdapterTiers, FindFiles, PinnedAdapters, ReadAdapter
 from haori.serve.embedding.classified import Classified, ClassifierInputs, scores_of
 from haori.serve.embedding.heads import AdapterHeads
-from haori.serve.embedding.jobs import Job, JobText, adapters_of, batches_of
+from haori.serve.embedding.jobs import Job, JobText
 from haori.serve.embedding.texts import TextReader
 from haori.serve.models.encoder import AdaptedEncoder, Row
 from haori.serve.request import AdapterMix, Deliver, Embedded, TextRequest
+from haori.serve.status import EngineStatus, adapters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
 
-__all__ = ["EmbedderLimits", "EmbedderStatus", "TextEmbedder"]
+__all__ = ["EmbedderLimits", "TextEmbedder"]
 
 _POLL_S = 0.05
 _BATCH_TOKENS = 1024  # with padding; MiniLM on a CPU gives fewer tokens/s in larger batches (4096: -15%, 16384: -45%)
@@ -54,26 +56,6 @@ class EmbedderLimits:
     waiting: int = 512
     adapter_bytes: int = 1 << 30
     longest_classified: int | None = None
-
-
-@dataclass(frozen=True)
-class EmbedderStatus:
-    """How busy an embedder is, and what it has done since it began. It keeps no keys and values and no prefixes."""
-
-    running: int
-    waiting: int
-    running_adapters: tuple[str, ...]
-    waiting_adapters: tuple[str, ...]
-    resident_adapters: tuple[str, ...]
-    adapter_used_bytes: int
-    adapter_total_bytes: int
-    adapter_loads: int
-    adapter_evictions: int
-    batches: int
-    kv_used_bytes: int = 0
-    kv_total_bytes: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
 
 
 class TextEmbedder:
@@ -124,7 +106,7 @@ class TextEmbedder:
         self._closing = self._ended = False
         self._failure: str | None = None
         self._batches = 0
-        self._status = self._look()
+        self._status = self._measure()
         self._thread = threading.Thread(target=self._work, name="haori-embedder", daemon=True)
         self._thread.start()
 
@@ -208,10 +190,12 @@ class TextEmbedder:
 
     pause = resume = cancel
 
-    def status(self) -> EmbedderStatus:
+    def status(self) -> EngineStatus:
         """Return how busy it is, as of its last round."""
         with self._condition:
-            return replace(self._status, waiting=len(self._waiting), waiting_adapters=adapters_of(self._waiting))
+            return replace(
+                self._status, waiting=len(self._waiting), waiting_adapters=adapters_of(job.mix for job in self._waiting)
+            )
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until every request has ended; False if some have not after `timeout_s`."""
@@ -249,7 +233,7 @@ class TextEmbedder:
                 job.fail(reason)
             self._waiting.clear()
             self._running.clear()
-            self._status = self._look()
+            self._status = self._measure()
             self._condition.notify_all()
 
     def _wait(self) -> bool:
@@ -282,14 +266,14 @@ class TextEmbedder:
             with self._condition:
                 self._waiting.remove(job)
         with self._condition:
-            self._status = self._look()
+            self._status = self._measure()
             self._condition.notify_all()
         return bool(self._running) and not self._closing
 
     def _refuse(self, job: Job[Any], error: BaseException) -> None:
         with self._condition:
             self._waiting.remove(job)
-            wanted = adapters_of(self._waiting)
+            wanted = adapters_of(job.mix for job in self._waiting)
             self._condition.notify_all()
         job.fail(error)
         self._tiers.forget_unwanted(wanted)
@@ -305,15 +289,15 @@ class TextEmbedder:
             tokens += chosen[-1].length
             if job.left:
                 turns.append(job)
-        for batch in batches_of(sorted(chosen, key=lambda text: text.length, reverse=True), _BATCH_TOKENS):
-            self._compute(batch)
+        for batch in plan_batches([text.length for text in chosen], _BATCH_TOKENS):
+            self._compute([chosen[index] for index in batch])
         running = [job for job in self._running if job.left and not job.cancelled]
         for job in self._running:
             if job not in running:
                 self._tiers.release(job.mix)
         self._running = running
         with self._condition:
-            self._status = self._look()
+            self._status = self._measure()
             self._condition.notify_all()
 
     def _compute(self, batch: Sequence[JobText]) -> None:
@@ -335,7 +319,7 @@ class TextEmbedder:
                 self._failure = self._probe()
             return
         self._batches += 1
-        self._status = self._look()  # before any caller has its answer
+        self._status = self._measure()  # before any caller has its answer
         for text, numbers in zip(batch, computed, strict=True):
             text.job.take(text.index, numbers)
 
@@ -347,18 +331,18 @@ class TextEmbedder:
             return f"The embedder cannot compute ({type(error).__name__}: {error}); it may have to be started again."
         return None
 
-    def _look(self) -> EmbedderStatus:
+    def _measure(self) -> EngineStatus:
         """Say how busy it is; on its own thread."""
         tiers = self._tiers
-        return EmbedderStatus(
+        return EngineStatus(
             running=len(self._running),
             waiting=len(self._waiting),
-            running_adapters=adapters_of(self._running),
-            waiting_adapters=adapters_of(self._waiting),
+            running_adapters=adapters_of(job.mix for job in self._running),
+            waiting_adapters=adapters_of(job.mix for job in self._waiting),
             resident_adapters=tiers.resident,
             adapter_used_bytes=tiers.used_bytes,
             adapter_total_bytes=tiers.budget_bytes,
             adapter_loads=tiers.loads,
             adapter_evictions=tiers.evictions,
-            batches=self._batches,
+            steps=self._batches,
         )

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ from haori.core.errors import HaoriError
 from haori.serve.models.encoder import Row
 from haori.serve.request import AdapterMix
 
-__all__ = ["Job", "JobText", "adapters_of", "batches_of"]
+__all__ = ["Job", "JobText"]
 
 _NOT_NUMBERS = "What was computed for this request are not numbers; its adapter or strength may be at fault."
 
@@ -88,17 +88,3 @@ class JobText:
     def wanted(self) -> bool:
         """Whether it is still to be computed."""
         return not self.job.future.done()
-
-
-def adapters_of(jobs: "Iterable[Job[object]]") -> tuple[str, ...]:
-    """Return the adapters of some jobs, by content id."""
-    return tuple(sorted({adapter for job in jobs for adapter, _ in job.mix}))
-
-
-def batches_of(texts: Sequence[JobText], most_tokens: int) -> Iterator[Sequence[JobText]]:
-    """Divide texts, longest first, so that no batch holds too many tokens with its padding."""
-    start = 0
-    while start < len(texts):
-        count = max(1, most_tokens // texts[start].length)
-        yield texts[start : start + count]
-        start += count
