@@ -13,7 +13,7 @@ from haori.bases import find_base
 from haori.core.errors import InputError
 from haori.library import inspect_adapter
 from haori.serve.vllm.conversion import VllmCopies, vllm_name
-from haori.serve.vllm.opening import _look_at
+from haori.serve.vllm.opening import _inspect
 from tests.library_samples import run, save_stock, stock_logits, stock_model
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -55,7 +55,7 @@ def copies(tiny_base_folder, originals, tmp_path):
     base = find_base(str(tiny_base_folder))
     from haori.bases import load_tokenizer
 
-    tensors, stops, vocabulary = _look_at(base, load_tokenizer(base))
+    tensors, stops, vocabulary = _inspect(base, load_tokenizer(base))
     assert (stops, vocabulary) == (frozenset({2}), len(load_tokenizer(base)))
     folders = {IDS[name]: folder for name, folder in originals.items()}
     return VllmCopies(tmp_path / "copies", lambda adapter: inspect_adapter(folders[adapter]), tensors, 16)

@@ -1,10 +1,10 @@
-"""Opens a base for serving: loads it, takes the fast runner if it understands the model, and starts the engine.
+"""Opens a base for serving: loads it, chooses the fast runner if it supports the model, and starts the engine.
 
-Whether the fast runner understood a model is measured: it must give the logits that the model itself gave for a short
-probe, and for one that reaches past everything that begins late in a text, where that takes a second or so. If it does
-not, or the model is of another kind, the slow runner serves it and the reason is said. What was understood and the
-model's logits for the short probe are remembered: the next start reads the weights without building the model, which
-takes transformers several seconds, and is measured by the same logits.
+Whether the fast runner computes what the model does is measured: its logits are compared with the model's own on a
+short probe, and on one that is longer than everything that begins late in a text, where that takes a second or so. If
+they differ, or the model is of another kind, the slow runner serves it, and the reason is given. The plan and the
+model's logits on the short probe are cached: the next start reads the weights without building the model, which takes
+transformers several seconds, and is compared with the same logits.
 """
 
 import threading
@@ -50,7 +50,7 @@ _TOLERANCES: dict[WeightFormat, float] = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.2
 
 
 class _Known(Record):
-    """What an earlier start found out about a base, by the probes of that version."""
+    """What an earlier start learned about a base, with the probes of that version."""
 
     probes: Literal[2]
     plan: LlamaPlan
@@ -100,7 +100,7 @@ def open_engine(
         limits: What the engine takes on; its context length is lowered to the base's.
         weights: `auto`, `fp32`, `bf16`, `int8` or `int4`.
         cache_bytes: Memory for keys and values.
-        pinned: Adapters that are never put out of memory.
+        pinned: Adapters that are never evicted.
         say: Takes sentences for people.
 
     Raises:
@@ -161,7 +161,7 @@ def open_runner(base: "Base", limits: EngineLimits, *, weights: str = "auto", ca
 def _open_by_model(
     base: "Base", limits: EngineLimits, form: WeightFormat, dtype: torch.dtype, cache_bytes: int, topic: str
 ) -> OpenedRunner:
-    """Load the model itself, and see whether the fast runner computes what it does."""
+    """Load the model itself, and check whether the fast runner computes the same."""
     from haori.bases import end_tokens, load_model
 
     number_format: WeightFormat = "fp32" if form == "fp32" else "bf16"
@@ -216,7 +216,7 @@ def _files_of_model(base: "Base", model: Any, linears: dict[str, tuple[int, int]
 
 
 def _slow_runner(base: "Base", model: Any, vocabulary: int, cache_bytes: int) -> ReferenceRunner:
-    """Open the slow runner, and see whether it gives in pieces what the model gives at once.
+    """Open the slow runner, and check that its logits token by token are the model's at once.
 
     Raises:
         BaseError: It does not: the model keeps what came before in a way of its own.
@@ -287,9 +287,9 @@ def _format(weights: str) -> WeightFormat:
 
 
 def _difference(runner: Runner, probe: list[int], vocabulary: int, wanted: Tensor) -> float:
-    """Return how far the runner's logits are from the model's, in standard deviations; the probe comes in pieces."""
-    place = runner.cache.open(len(probe))
-    if place is None:
+    """Return how far the runner's logits are from the model's, in standard deviations, after prefill and a decode step."""
+    slot = runner.cache.open(len(probe))
+    if slot is None:
         if len(probe) > _PROBE_TOKENS:
             return 0.0  # so long a text will not be served either
         raise InputError("The memory for keys and values (--kv-memory) is too small for a single request.")
@@ -297,9 +297,9 @@ def _difference(runner: Runner, probe: list[int], vocabulary: int, wanted: Tenso
     try:
         starts = [0, *range(len(probe) // 2 % _CHUNK or _CHUNK, last, _CHUNK)]
         for start, stop in zip(starts, [*starts[1:], last], strict=True):
-            runner.step([Run(place, start, probe[start:stop], (), wants_logits=False)])
-        logits = runner.step([Run(place, last, probe[last:], ())])[0].float()
+            runner.step([Run(slot, start, probe[start:stop], (), wants_logits=False)])
+        logits = runner.step([Run(slot, last, probe[last:], ())])[0].float()
     finally:
-        runner.cache.close(place)
+        runner.cache.close(slot)
     difference = (logits[_sample(vocabulary)] - wanted).square().mean().sqrt() / wanted.std()
     return float(difference) if torch.isfinite(difference) else float("inf")

@@ -30,7 +30,7 @@ _ARGUMENTS = {
 
 
 class NativeKernels(TorchKernels):
-    """The steps in C; what has one norm weight for each row goes to torch."""
+    """The operations in C; norms with a weight for each row are left to torch."""
 
     longest = 256
 
@@ -114,7 +114,7 @@ class NativeKernels(TorchKernels):
 
 @lru_cache(maxsize=1)
 def native_kernels() -> NativeKernels | None:
-    """Return the kernels in C, or None where they cannot be had."""
+    """Return the kernels in C, or None where they are not available."""
     library = compiled().library
     return None if library is None else NativeKernels(library)
 

@@ -2,7 +2,8 @@
 
 Each thread that runs a parallel region gets workers of its own and keeps them. As soon as there are more of them than
 processors, libgomp lets all of them wait asleep instead of spinning, and a decoding step, which has hundreds of short
-regions, takes twice as long. So whoever loaded a model lets its workers go, and threads that only read files have none.
+regions, takes twice as long. So a thread that has loaded a model ends its workers, and threads that only read files
+have none.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ def let_workers_go() -> None:
 
 
 def compute_alone() -> None:
-    """Let this thread do without workers from now on."""
+    """Make this thread compute without workers from now on."""
     import torch
 
     runtime = _runtime()

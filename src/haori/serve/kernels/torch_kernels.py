@@ -1,4 +1,4 @@
-"""The small steps of decoding, in plain torch: what stands between the large products of a layer.
+"""The operations between the large matrix products of a layer, in plain torch.
 
 `NativeKernels` does the same in C, faster; the two are interchangeable, and a test compares them.
 """
@@ -95,7 +95,7 @@ class PrefillChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionStep:
-    """What the rows of a step attend to: decoding rows by shelf, and chunks of prompts."""
+    """What the rows of a step attend to: decoding rows by shelf, and prefill chunks."""
 
     shelves: tuple[ShelfStep, ...]
     chunks: tuple[PrefillChunk, ...]
@@ -148,9 +148,9 @@ class RowGroups:
         by_adapter: By adapter.
         rows: Rows, those under the same adapters side by side.
         groups: Up to `ROWS_TOGETHER` of them under the same adapters: group g is rows[groups[g] : groups[g + 1]].
-        first: The parts of group g are first[g] .. first[g + 1].
-        adapters: Where the memory of each part's adapter begins.
-        strengths: Its strength on each row of the group, [parts, ROWS_TOGETHER].
+        first: The adapters of group g are adapters[first[g] : first[g + 1]].
+        adapters: Address of the memory of each group's adapters, one after the other.
+        strengths: Strength of each of them on each row of its group, [len(adapters), ROWS_TOGETHER].
     """
 
     by_adapter: tuple[AdapterRows, ...]
@@ -168,7 +168,7 @@ class RowGroups:
 
 
 class Kernels(Protocol):
-    """The steps between the products.
+    """The operations between the matrix products.
 
     Attributes:
         longest: Most rows of one run for which `update` is faster than plain products.
@@ -196,7 +196,7 @@ class Kernels(Protocol):
 
 
 class TorchKernels:
-    """The steps in plain torch, for every dtype and device."""
+    """The operations in plain torch, for every dtype and device."""
 
     longest = 8
 
@@ -282,7 +282,7 @@ def _chunk_mask(chunk: PrefillChunk, shape: AttentionShape, like: Tensor) -> Ten
 
 
 def row_table(step: AttentionStep) -> RowTable:
-    """Write down decoding rows and short chunks row by row."""
+    """Return the table of decoding rows and short chunks."""
     rows: list[int] = []
     positions: list[int] = []
     owners: list[tuple[Shelf, int, int]] = []  # shelf, row in it, how many rows of the step

@@ -1,8 +1,8 @@
-"""Which entries of a configuration the fast runner honours; any other that may change the computation rules it out.
+"""Which entries of a configuration the fast runner supports; any other that may change the computation rules it out.
 
-An entry is read off the model's modules and the logits are compared, but a short probe shows nothing of what begins
-later in a text, and a newer model may bring an entry that nobody here has heard of. So entries are listed: those that
-change no logits, those that the runner honours, and those with one value that it honours.
+The plan is read off the model's modules and logits are compared, but a short probe cannot show what begins later in a
+text, and a newer model may bring an unknown entry. So entries are listed: those that change no logits, those that the
+runner supports, and those with one value that it supports.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ _BEGINS_LATER = ("window", "chunk", "original_max")
 
 
 def why_not_config(config: Any) -> str | None:
-    """Return which entry of a configuration the fast runner does not honour, or None if it honours all."""
+    """Return which entry of a configuration the fast runner does not support, or None if it supports all."""
     kind = str(config.model_type)
     entries = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
     for key, value in entries.items():
@@ -54,7 +54,7 @@ def why_not_config(config: Any) -> str | None:
 
 
 def long_probe_tokens(config: Any) -> int:
-    """Return how long a text must be to show all that begins late: one token more than the longest such number.
+    """Return how long a text must be to show everything that begins late in a text, such as a sliding window.
 
     0 where nothing in the configuration begins late.
     """

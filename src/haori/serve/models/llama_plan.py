@@ -1,4 +1,4 @@
-"""What must be known of a Llama-like model, besides its weights, to serve it: plain data that can be kept on disk.
+"""What serving needs to know of a Llama-like model besides its weights: plain data that can be kept on disk.
 
 A model is recognised by its parts, never by its class: Llama, Mistral, Qwen2, Qwen3, SmolLM. A part more, or an entry
 of the configuration that `llama_config` does not know, rules it out. Whether it was understood is measured afterwards
@@ -182,7 +182,7 @@ def _why_not_rotary(rotary: Any, width: int, context: int) -> str | None:
 
 
 def plan_llama(model: Any) -> LlamaPlan:
-    """Read from a model, for which `why_not_llama` found no reason, what its weights do not say."""
+    """Read the plan off a model for which `why_not_llama` found no reason."""
     body, config = model.model, model.config
     names = {id(module): name for name, module in model.named_modules()}
     tied = model.lm_head.weight.data_ptr() == body.embed_tokens.weight.data_ptr()

@@ -21,7 +21,7 @@ __all__ = ["ReferenceRunner", "can_serve", "is_transposed"]
 
 
 class _Held:
-    """What is kept of a sequence: its cache, and tokens that were not computed yet."""
+    """The state of a sequence: its cache, and tokens that were not computed yet."""
 
     def __init__(self, cache: Any, *, turns_with_length: bool) -> None:
         self.cache = cache
@@ -31,7 +31,7 @@ class _Held:
         self._waiting: list[int] = []
 
     def splits(self, run: Run) -> list[list[int]]:
-        """Return the tokens to compute now, in the splits that the model takes.
+        """Return the tokens to compute now, split as the model needs them.
 
         A recurrent layer starts from nothing when it reads more than one token, and rotary angles that change with
         length are those of the whole prompt: these get the prompt at once, and then token by token.
@@ -96,7 +96,7 @@ class _Caches:
         del self.held[sequence], self._tokens[sequence]
 
     def take(self, sequence: int, start: int, stop: int) -> None:
-        """Nothing can be taken out: the cache's layout is the model's own."""
+        """Return nothing: the layout of the cache is the model's own."""
 
     def put(self, sequence: int, start: int, block: Tensor) -> None:
         """Never called, since `take` gives nothing."""
@@ -272,7 +272,7 @@ class ReferenceRunner:
 
 
 def can_serve(model: Any) -> bool:
-    """Say whether a model takes what it has read before as an argument, so that each request can have its own."""
+    """Say whether a model takes its cache as an argument, so that each request can have its own."""
     return _cache_name(model) is not None
 
 
@@ -304,9 +304,9 @@ def _recurrent_layers() -> tuple[type, ...]:
 
 @torch.no_grad()
 def _called(model: Any) -> list[tuple[str, nn.Module]]:
-    """Return the modules that run as such; of others the model reads the weights itself, and no hook would act.
+    """Return the modules that are called; the model reads the weights of others itself, so no hook would act on them.
 
-    An expert that the short row is not sent to may run later.
+    An expert to which no token of the short row is routed may be called later.
     """
     seen: set[int] = set()
     hooks = [module.register_forward_pre_hook(lambda module, _: seen.add(id(module))) for module in model.modules()]

@@ -30,7 +30,7 @@ _SPACE = r"[ \n\t]{1,32}"
 
 
 class Constraints:
-    """The schemas that answers of one tokenizer are kept to. May be used from several threads.
+    """Compiles schemas and grammars for one tokenizer. May be used from several threads.
 
     Args:
         tokenizer: A fast transformers tokenizer.
@@ -143,7 +143,7 @@ class Constraints:
 
 
 class Matcher:
-    """Where one answer stands in its schema."""
+    """The state of one answer within its schema or grammar."""
 
     def __init__(self, matcher: "LLMatcher", vocabulary: int) -> None:
         self._matcher = matcher
@@ -169,7 +169,7 @@ class Matcher:
         return torch.from_numpy(flags).bool()
 
     def accept(self, token: int) -> None:
-        """Go on by a token of the answer.
+        """Advance by a token of the answer.
 
         Raises:
             InputError: The schema does not allow it here.
@@ -207,7 +207,7 @@ def _what(is_schema: bool) -> str:
 def _compiled(tokenizer: "LLTokenizer", text: str, trial: GrammarTrial, *, is_schema: bool) -> "LLMatcher | str":
     """Compile a schema or grammar, or say why not.
 
-    A first step is taken, for of some that fit nothing that is only then found out.
+    A first step is taken too: that nothing fits a grammar may only show then.
     """
     from llguidance import LLMatcher, LLParserLimits
 

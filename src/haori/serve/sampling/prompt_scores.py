@@ -14,7 +14,7 @@ __all__ = ["PromptScores"]
 
 
 class PromptScores:
-    """Log-probabilities of a prompt's tokens from the second on. Logits come in pieces, in order, and are not kept.
+    """Log-probabilities of a prompt's tokens from the second on. Logits come by chunks, in order, and are not kept.
 
     Args:
         prompt: Token ids.
@@ -37,7 +37,7 @@ class PromptScores:
         return tuple(self._found)
 
     def take(self, start: int, logits: "Tensor") -> None:
-        """Take the logits after some tokens; those of tokens that are known already, or of none, are passed by.
+        """Take the logits after some tokens; those of tokens that are scored already are ignored.
 
         Args:
             start: The first token's position in the prompt.

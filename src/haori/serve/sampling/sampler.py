@@ -37,7 +37,7 @@ _NOTHING_ALLOWED = "No token may follow here: constraint, logit_bias and penalti
 
 
 class Constraint(Protocol):
-    """What an answer may go on with; a `constraints.Matcher` is one."""
+    """Restricts the next token of an answer; `constraints.Matcher` is one."""
 
     @property
     def finished(self) -> bool:
@@ -47,7 +47,7 @@ class Constraint(Protocol):
         """Return (V,) bool on the CPU: which tokens may come next; may raise a HaoriError."""
 
     def accept(self, token: int) -> None:
-        """Go on by a token; may raise a HaoriError."""
+        """Advance by a token; may raise a HaoriError."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Choice:
 
 
 class SamplerState:
-    """What one request's sampling remembers from token to token.
+    """The sampling state of one request.
 
     Args:
         sampling: The request's settings.
@@ -113,7 +113,7 @@ class SamplerState:
         return self.accepted < self.sampling.min_tokens and bool(self._stop_tokens)
 
     def accept(self, token: int) -> None:
-        """Go on by a token; `choose` does this with the token that it returns.
+        """Advance by a token; `choose` does this with the token that it returns.
 
         `ended` is then set after a stop token (unless they are ignored) and when a constraint is fulfilled.
 

@@ -56,7 +56,7 @@ def allowed_rank(rank: int) -> int:
 class VllmCopies:
     """The folders that vLLM reads.
 
-    There are as many blends as callers think of, so each is deleted once no server has it; no other process reads it.
+    Callers may ask for any number of blends, so each is deleted once no server has it; no other process reads it.
 
     Args:
         root: Where they are.

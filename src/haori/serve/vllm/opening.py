@@ -37,7 +37,7 @@ _ADAPTERS_LOADED = 64
 _LEAST_RANK = 16
 _ATTACH_S = 30.0
 _START_S = 1800.0  # a large base from a slow disk, with its kernels compiled
-_LOOK_EVERY_S = 0.25
+_POLL_EVERY_S = 0.25
 _SCHEMES = ("http://", "https://")
 
 
@@ -84,7 +84,7 @@ def open_vllm(
     from haori.bases import load_tokenizer
 
     _check_choice(choice)
-    tensors, stops, vocabulary = _look_at(base, tokenizer := load_tokenizer(base))
+    tensors, stops, vocabulary = _inspect(base, tokenizer := load_tokenizer(base))
     root = settings().cache / "vllm"
     with ExitStack() as stack:
         loop = LoopThread("haori-vllm")
@@ -128,7 +128,7 @@ def _check_choice(choice: VllmChoice) -> None:
         raise InputError("The same --vllm-url was given twice; give each server once.")
 
 
-def _look_at(base: "Base", tokenizer: Any) -> "tuple[BaseFiles, frozenset[int], int]":
+def _inspect(base: "Base", tokenizer: Any) -> "tuple[BaseFiles, frozenset[int], int]":
     """Return what is known of a base without its weights: its linear layers, end tokens, and number of token ids.
 
     Raises:
@@ -217,7 +217,7 @@ def _wait_for(upstream: Upstream, loop: LoopThread, process: VllmProcess | None)
                 raise process.ended() from None
             if time.monotonic() > end:
                 raise UnavailableError(f"{error} Start it, or take its --vllm-url away.") from None
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_EVERY_S)
 
 
 def _check_base(base: "Base", server: Server, say: Callable[[str], None]) -> None:

@@ -101,7 +101,7 @@ class VllmProcess:
             )
 
     def ended(self) -> HaoriError:
-        """Return the error that says that it ended, with its last words."""
+        """Return the error that says that it ended, with the last lines that it wrote."""
         with self.log.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
             lines = file.read().decode(errors="replace").strip().splitlines()

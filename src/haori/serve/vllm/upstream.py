@@ -1,6 +1,6 @@
 """One vLLM server: its address, what it serves, and the four things that are asked of it.
 
-Knows HTTP and vLLM's words; knows nothing about adapters' files, queues or other servers.
+Knows HTTP and vLLM's API; knows nothing about adapters' files, queues or other servers.
 """
 
 import json
@@ -82,7 +82,7 @@ class Upstream:
         return False
 
     async def load(self, name: str, folder: Path) -> None:
-        """Have it load the adapter in a folder under a name; one that is there under the name already is left.
+        """Have it load the adapter in a folder under a name; one that is loaded under the name already stays.
 
         Raises:
             UnavailableError: It cannot be reached.
