@@ -287,7 +287,7 @@ def _format(weights: str) -> WeightFormat:
 
 
 def _difference(runner: Runner, probe: list[int], vocabulary: int, wanted: Tensor) -> float:
-    """Return how far the runner's logits are from the model's, in standard deviations, after prefill and a decode step."""
+    """Return the difference of the logits to the model's, in standard deviations, after prefill and a decode step."""
     slot = runner.cache.open(len(probe))
     if slot is None:
         if len(probe) > _PROBE_TOKENS:

@@ -9,8 +9,8 @@ from haori.core.errors import InputError, LibraryError
 from haori.server.access import caller_of
 from haori.server.errors import ApiError, without_folders
 from haori.server.lifecycle import service_of
-from haori.server.openai.asked import Asked
 from haori.server.openai.replying import ERRORS
+from haori.server.openai.request_fields import RequestPart
 from haori.server.request_note import note_of
 
 __all__ = ["router"]
@@ -20,7 +20,7 @@ router = APIRouter()
 _SENTENCE = {"description": "A sentence.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
-class LoadRequest(Asked):
+class LoadRequest(RequestPart):
     """An adapter to serve."""
 
     lora_name: str = Field(min_length=1, max_length=100, description="Name to ask for it by.")
@@ -30,7 +30,7 @@ class LoadRequest(Asked):
     load_inplace: bool = Field(default=False, description="Replace an adapter that was loaded under this name.")
 
 
-class UnloadRequest(Asked):
+class UnloadRequest(RequestPart):
     """An adapter to serve no longer."""
 
     lora_name: str = Field(min_length=1, max_length=100)

@@ -10,11 +10,11 @@ from starlette.responses import Response
 from haori.server.answers import Question
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
-from haori.server.openai.asked import Asked
 from haori.server.openai.chat_form import ChatForm
 from haori.server.openai.chat_messages import ChatMessage, turns_of
 from haori.server.openai.replies import ChatReply
 from haori.server.openai.replying import ERRORS, choices_of, heading, reply
+from haori.server.openai.request_fields import RequestPart
 from haori.server.openai.structured import JsonObjectFormat, StructuredFields, TextFormat
 from haori.server.openai.token_texts import TokenTexts
 from haori.server.openai.tools import CallPlan, FunctionChoice, FunctionTool, ToolUse, prompt_of
@@ -24,7 +24,7 @@ __all__ = ["ChatRequest", "router"]
 router = APIRouter()
 
 
-class NamedSchema(Asked):
+class NamedSchema(RequestPart):
     """A JSON schema."""
 
     name: str = Field(max_length=200)
@@ -33,7 +33,7 @@ class NamedSchema(Asked):
     strict: bool | None = Field(default=None, description="Taken; answers always fit the schema.")
 
 
-class JsonSchemaFormat(Asked):
+class JsonSchemaFormat(RequestPart):
     """JSON that fits a schema."""
 
     type: Literal["json_schema"]

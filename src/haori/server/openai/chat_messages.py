@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from haori.data.messages import REASONING
 from haori.data.tool_prompt import Turn
 from haori.server.errors import ApiError
-from haori.server.openai.asked import Asked, misplaced
+from haori.server.openai.request_fields import RequestPart, misplaced
 
 __all__ = ["ChatMessage", "TextPart", "called_turn", "turns_of"]
 
 
-class TextPart(Asked):
+class TextPart(RequestPart):
     """A part of a message's content."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -25,14 +25,14 @@ class TextPart(Asked):
     text: str
 
 
-class CalledFunction(Asked):
+class CalledFunction(RequestPart):
     """The function that was called."""
 
     name: str = Field(min_length=1, max_length=1000)
     arguments: str = Field(description="JSON of an object.")
 
 
-class Call(Asked):
+class Call(RequestPart):
     """A call in an earlier answer."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"custom": ()}
@@ -42,7 +42,7 @@ class Call(Asked):
     function: CalledFunction
 
 
-class ChatMessage(Asked):
+class ChatMessage(RequestPart):
     """One turn."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {

@@ -10,16 +10,16 @@ from pydantic import BaseModel, Field, model_validator
 
 from haori.serve.embedding.classified import Classified, ClassifierInputs
 from haori.server.lifecycle import service_of
-from haori.server.openai.asked import Asked, misplaced
 from haori.server.openai.encoding import check_inputs, encode, encoder_of
 from haori.server.openai.replying import ERRORS
+from haori.server.openai.request_fields import RequestPart, misplaced
 
 __all__ = ["ClassificationRequest", "router"]
 
 router = APIRouter()
 
 
-class ClassificationRequest(Asked):
+class ClassificationRequest(RequestPart):
     """Texts to classify."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {

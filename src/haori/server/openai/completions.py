@@ -11,10 +11,10 @@ from haori.serve.request import StreamChunk
 from haori.server.answers import Answer, Answers, Question
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
-from haori.server.openai.asked import misplaced
 from haori.server.openai.plain_prompts import PlainPrompts
 from haori.server.openai.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage, usage_of
 from haori.server.openai.replying import ERRORS, Heading, choices_of, finish_of, heading, reply
+from haori.server.openai.request_fields import misplaced
 from haori.server.openai.streaming import DONE
 from haori.server.openai.structured import StructuredFields
 from haori.server.openai.token_texts import TokenTexts

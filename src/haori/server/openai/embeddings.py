@@ -8,17 +8,17 @@ from typing import Any, ClassVar, Literal
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from haori.server.openai.asked import Asked
 from haori.server.openai.encoding import check_inputs, encode, encoder_of
 from haori.server.openai.replies import EmbeddingItem, EmbeddingReply, EmbeddingUsage
 from haori.server.openai.replying import ERRORS
+from haori.server.openai.request_fields import RequestPart
 
 __all__ = ["EmbeddingRequest", "router"]
 
 router = APIRouter()
 
 
-class EmbeddingRequest(Asked):
+class EmbeddingRequest(RequestPart):
     """Texts to embed."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"dimensions": ()}

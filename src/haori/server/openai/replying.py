@@ -15,8 +15,8 @@ from haori.server.answers import Answer, Answers, Question
 from haori.server.disconnect import until_disconnect
 from haori.server.errors import ApiError, ErrorReply
 from haori.server.lifecycle import service_of
-from haori.server.openai.asked import SamplingFields
 from haori.server.openai.replies import Usage, usage_of
+from haori.server.openai.request_fields import SamplingFields
 from haori.server.openai.streaming import EventForm, EventStream
 from haori.server.openai.whole_reply import WholeReply
 from haori.server.request_note import note_of

@@ -8,8 +8,8 @@ from pydantic_core import PydanticCustomError
 
 from haori.data.tool_prompt import Turn
 from haori.server.errors import ApiError
-from haori.server.openai.asked import Asked, ChoosingFields
 from haori.server.openai.chat_messages import called_turn
+from haori.server.openai.request_fields import ChoosingFields, RequestPart
 from haori.server.openai.structured import JsonObjectFormat, TextFormat
 from haori.server.openai.tools import Function, FunctionName, ToolUse
 
@@ -18,7 +18,7 @@ __all__ = ["ResponseRequest"]
 _LOGPROBS = "message.output_text.logprobs"
 
 
-class ContentPart(Asked):
+class ContentPart(RequestPart):
     """A part of a message's content."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -32,7 +32,7 @@ class ContentPart(Asked):
     logprobs: Any = None
 
 
-class MessageItem(Asked):
+class MessageItem(RequestPart):
     """A message."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"phase": ()}
@@ -44,7 +44,7 @@ class MessageItem(Asked):
     status: str | None = None
 
 
-class CallItem(Asked):
+class CallItem(RequestPart):
     """A call in an earlier answer."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -59,7 +59,7 @@ class CallItem(Asked):
     status: str | None = None
 
 
-class ResultItem(Asked):
+class ResultItem(RequestPart):
     """The result of a call."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"namespace": (), "caller": ()}
@@ -86,7 +86,7 @@ InputItem = Annotated[
 ]  # fmt: skip
 
 
-class JsonSchemaFormat(Asked):
+class JsonSchemaFormat(RequestPart):
     """JSON that fits a schema."""
 
     type: Literal["json_schema"]
@@ -96,7 +96,7 @@ class JsonSchemaFormat(Asked):
     strict: bool | None = Field(default=None, description="Taken; answers always fit the schema.")
 
 
-class TextOptions(Asked):
+class TextOptions(RequestPart):
     """What the text of the answer looks like."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
@@ -129,7 +129,7 @@ class ResponseFunctionChoice(FunctionName):
     type: Literal["function"]
 
 
-class ResponseStreamOptions(Asked):
+class ResponseStreamOptions(RequestPart):
     """How a stream is sent."""
 
     include_obfuscation: bool | None = Field(default=None, description="Taken, without effect.")

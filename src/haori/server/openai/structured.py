@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from haori.server.errors import ApiError
-from haori.server.openai.asked import Asked, SamplingFields
+from haori.server.openai.request_fields import RequestPart, SamplingFields
 
 __all__ = [
     "JsonObjectFormat",
@@ -26,19 +26,19 @@ _WRITTEN = {"/": r"\/", "\n": r"\n", "\r": r"\r", r"\d": "[0-9]", r"\D": "[^0-9]
 Choices = list[str]
 
 
-class TextFormat(Asked):
+class TextFormat(RequestPart):
     """Any text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(Asked):
+class JsonObjectFormat(RequestPart):
     """Any JSON object."""
 
     type: Literal["json_object"]
 
 
-class StructuredOutputs(Asked):
+class StructuredOutputs(RequestPart):
     """One of the ways to say what an answer must look like."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {

@@ -10,10 +10,10 @@ from haori.data import PromptFormat
 from haori.server.access import caller_of
 from haori.server.disconnect import until_disconnect
 from haori.server.lifecycle import service_of
-from haori.server.openai.asked import Asked, misplaced
 from haori.server.openai.chat_messages import ChatMessage, turns_of
 from haori.server.openai.plain_prompts import check_ids, text_ids
 from haori.server.openai.replying import ERRORS
+from haori.server.openai.request_fields import RequestPart, misplaced
 from haori.server.openai.tools import FunctionTool, ToolUse, prompt_of
 from haori.server.request_note import note_of
 
@@ -24,7 +24,7 @@ router = APIRouter()
 _T = TypeVar("_T")
 
 
-class TokenizeRequest(Asked):
+class TokenizeRequest(RequestPart):
     """A text, or a conversation."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -64,7 +64,7 @@ class TokenizeReply(BaseModel):
     token_strs: list[str] | None = None
 
 
-class DetokenizeRequest(Asked):
+class DetokenizeRequest(RequestPart):
     """Token ids."""
 
     model: str | None = Field(default=None, min_length=1, max_length=1000, description="The base by default.")

@@ -11,7 +11,7 @@ from haori.data.reasoning import reasoning_field
 from haori.data.tool_prompt import Turn
 from haori.data.tool_rows import tool_definition
 from haori.server.errors import ApiError
-from haori.server.openai.asked import Asked
+from haori.server.openai.request_fields import RequestPart
 from haori.server.tools import CallReader, ToolFormat, calls_grammar, format_of
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-class Function(Asked):
+class Function(RequestPart):
     """A function that the model may call."""
 
     name: str = Field(pattern=_NAME)
@@ -33,7 +33,7 @@ class Function(Asked):
                                 "certain.")  # fmt: skip
 
 
-class FunctionTool(Asked):
+class FunctionTool(RequestPart):
     """A tool: a function of the client's."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"custom": ()}
@@ -42,13 +42,13 @@ class FunctionTool(Asked):
     function: Function
 
 
-class FunctionName(Asked):
+class FunctionName(RequestPart):
     """The function that must be called."""
 
     name: str
 
 
-class FunctionChoice(Asked):
+class FunctionChoice(RequestPart):
     """The one function that must be called."""
 
     type: Literal["function"]

@@ -14,13 +14,13 @@ from haori.core.errors import nearest
 from haori.serve.request import Sampling
 from haori.server.errors import ApiError, describe_problem
 
-__all__ = ["Asked", "ChoosingFields", "SamplingFields", "StreamOptions", "misplaced"]
+__all__ = ["ChoosingFields", "RequestPart", "SamplingFields", "StreamOptions", "misplaced"]
 
 _LONGEST_NAME = 100
 _OFF: tuple[Any, ...] = (None, False, [], {}, "", "none")
 
 
-class Asked(BaseModel):
+class RequestPart(BaseModel):
     """Base of every part of a request: strict types, unknown fields refused by name."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -55,14 +55,14 @@ class Asked(BaseModel):
         return kept
 
 
-class StreamOptions(Asked):
+class StreamOptions(RequestPart):
     """How a stream is sent."""
 
     include_usage: bool | None = Field(default=None, description="Send the token counts in a last chunk.")
     include_obfuscation: bool | None = Field(default=None, description="Taken, without effect.")
 
 
-class ChoosingFields(Asked):
+class ChoosingFields(RequestPart):
     """The fields that all routes share that write text."""
 
     model: str = Field(
