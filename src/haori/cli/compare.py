@@ -36,6 +36,7 @@ def compare(
     base: Annotated[str | None, typer.Option(help="Base model: catalogue name, folder, hub id or GGUF file.")] = None,
     data: Annotated[str | None, typer.Option(help="Data: file, folder, or hub dataset id.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the comparison.")] = None,
+    task: Annotated[str | None, typer.Option(help="What is learnt; causal_lm (text generation) by default.")] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key, e.g. training.epochs=2."),
@@ -51,8 +52,8 @@ def compare(
 
     wanted: Recipe | None = None
     if resume is None:
-        wanted = recipe_of(recipe, base, data, name, override or [])
-    elif recipe or base or data or name or override or methods or test or general or lr_sweep or out:
+        wanted = recipe_of(recipe, base, data, name, override or [], task=task)
+    elif recipe or base or data or name or task or override or methods or test or general or lr_sweep or out:
         raise InputError("--resume goes on with a comparison as it was begun; give it alone.")
     chosen = None if methods is None else tuple(word.strip() for word in methods.split(","))
     with _watching() as watch:
@@ -72,8 +73,9 @@ def _require_all(comparison: "Comparison", folder: Path) -> None:
     if comparison.failed:
         from haori.cli.console import notes
 
+        tried = sum(one.method != "base" for one in comparison.methods)
         notes().print(
-            f"Error: {len(comparison.failed)} of {len(comparison.methods) - 1} methods failed "
+            f"Error: {len(comparison.failed)} of {tried} methods failed "
             f"({', '.join(comparison.failed)}); try them again with `haori compare --resume {folder}`.",
             soft_wrap=True,
         )
