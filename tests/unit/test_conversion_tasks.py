@@ -122,3 +122,44 @@ def test_a_preference_file_of_llama_factory_brings_its_columns(tmp_path: Path):
 def test_options_of_preference_training_beside_text_are_left(tmp_path: Path):
     left = dict(import_config(written(tmp_path, AXOLOTL | {"rl_beta": 0.1})).left())
     assert "preference training" in left["rl_beta"]
+
+
+ORIGINS: list[tuple[dict[str, Any], str]] = [
+    (AXOLOTL | {"lora_model_dir": "out/first"}, "lora_model_dir"),
+    (FACTORY | {"adapter_name_or_path": "out/first"}, "adapter_name_or_path"),
+    (FACTORY | {"adapter_name_or_path": ["out/first"], "create_new_adapter": False}, "adapter_name_or_path"),
+    (SWIFT | {"adapters": ["out/first"]}, "adapters"),
+    (SWIFT | {"adapters": "out/first"}, "adapters"),
+]
+
+
+@pytest.mark.parametrize(("document", "key"), ORIGINS)
+def test_the_adapter_to_go_on_from_is_carried_and_its_shape_is_its_own(
+    document: dict[str, Any], key: str, tmp_path: Path
+):
+    conversion = import_config(written(tmp_path, document | {"lora_alpha": 64}), data="pairs.jsonl")
+    assert conversion.recipe.from_ == "out/first"
+    assert conversion.document["method"] == {"kind": "lora"}  # none of the tool's own defaults of rank and alpha either
+    assert dict(conversion.carried())[key] == 'from = "out/first"'
+    assert "has its own method.alpha" in dict(conversion.left())["lora_alpha"]
+    assert not [word for word, _ in conversion.assumed() if word.startswith("lora_")]
+    assert import_config(written(tmp_path, document | {key: None}), data="pairs.jsonl").recipe.from_ is None
+
+
+@pytest.mark.parametrize(
+    ("document", "key", "why"),
+    [
+        (FACTORY | {"adapter_name_or_path": "a/x,b/y"}, "adapter_name_or_path", "not a/x, b/y"),
+        (SWIFT | {"adapters": ["a/x", "b/y"]}, "adapters", "not a/x, b/y"),
+        (FACTORY | {"adapter_name_or_path": "a/x", "create_new_adapter": True}, "adapter_name_or_path", "merged there"),
+        (AXOLOTL | {"lora_model_dir": "a/x", "adapter": "full"}, "lora_model_dir", "'full'"),
+    ],
+)
+def test_adapters_that_a_run_cannot_go_on_from_are_left_by_name(
+    document: dict[str, Any], key: str, why: str, tmp_path: Path
+):
+    conversion = import_config(written(tmp_path, document), data="pairs.jsonl")
+    assert conversion.recipe.from_ is None
+    assert why in dict(conversion.left())[key]
+    if document.get("create_new_adapter"):
+        assert "create_new_adapter" in dict(conversion.left())

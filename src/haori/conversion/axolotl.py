@@ -9,6 +9,7 @@ from typing import Any
 
 from haori.conversion.data import carry_alpaca, carry_messages, combine_files, combine_pairs, combine_system
 from haori.conversion.draft import Draft
+from haori.conversion.origin import ONE_ADAPTER
 from haori.conversion.rules import (
     Carried,
     Fact,
@@ -170,7 +171,7 @@ _KEYS: dict[str, Rule] = {
     "peft_ensure_weight_tying": lacks("tied weights stay as the base has them"),
     "peft_autocast_adapter_dtype": same_if((True,), "the adapter is fp32 here", "the adapter is fp32 here"),
     "lora_fan_in_fan_out": same("found from the base"),
-    "lora_model_dir": lacks("runs begin with a fresh adapter", "haori library add takes a finished adapter"),
+    "lora_model_dir": ONE_ADAPTER,
     "gptq": lacks("a base quantised by GPTQ is not trained on", "method.kind=qlora over the 16-bit base"),
     "bnb_config_kwargs": lacks("NF4 is taken", "method.double_quantization"),
     **{f"datasets[].{key}": rule for key, rule in _DATASET.items()},

@@ -9,6 +9,7 @@ from typing import Any
 
 from haori.conversion.draft import Draft, Entry
 from haori.conversion.method import combine_method, combine_precision, drop_foreign_keys
+from haori.conversion.origin import combine_origin
 from haori.conversion.reading import holds_secret, is_empty, read_document
 from haori.conversion.rules import Carried, Left, Rule, Unneeded
 from haori.conversion.steps import combine_batches, combine_measuring, combine_run_length
@@ -94,6 +95,7 @@ def import_config(
     task = choose_task(draft, path)
     _given(draft, base, data)
     combine_method(draft)
+    combine_origin(draft)
     combine_precision(draft)
     combine_batches(draft)
     combine_run_length(draft)
@@ -244,7 +246,7 @@ def _identify(draft: Draft, path: Path, name: str | None) -> None:
 
 def _nested(ours: Mapping[str, Any]) -> dict[str, Any]:
     """Return dotted keys as tables, in the order of a recipe."""
-    order = ("name", "base", "revision", "task", "data", "method", "loss", "optimizer", "schedule", "training")
+    order = ("name", "base", "revision", "task", "from", "data", "method", "loss", "optimizer", "schedule", "training")
     found: dict[str, Any] = {name: {} for name in order}
     for key, value in ours.items():
         *parents, last = key.split(".")

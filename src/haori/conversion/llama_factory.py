@@ -11,6 +11,7 @@ from typing import Any
 
 from haori.conversion.data import carry_alpaca, carry_messages, combine_pairs, combine_system
 from haori.conversion.draft import Draft
+from haori.conversion.origin import SEVERAL_ADAPTERS
 from haori.conversion.reading import read_document
 from haori.conversion.rules import (
     Carried,
@@ -115,8 +116,8 @@ _KEYS: dict[str, Rule] = {
     "pissa_init": fact("pissa", "method.init", read=flag),
     "pissa_iter": same("PiSSA starts from an exact decomposition here"),
     "pissa_convert": same("PiSSA is saved as an ordinary LoRA adapter here"),
-    "create_new_adapter": same("every run makes a new adapter"),
-    "adapter_name_or_path": lacks("runs begin with a fresh adapter", "haori library add takes a finished adapter"),
+    "create_new_adapter": fact("new_adapter", read=flag),
+    "adapter_name_or_path": SEVERAL_ADAPTERS,
     "dataset": fact("names", "data.path", read=words),
     "dataset_dir": same("where the datasets are described"),
     "eval_dataset": lacks("a second dataset is named by its path", "data.validation"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from haori.conversion.draft import Draft
+from haori.conversion.origin import SEVERAL_ADAPTERS
 from haori.conversion.peft_config import BIAS
 from haori.conversion.rules import (
     Carried,
@@ -124,7 +125,7 @@ _KEYS: dict[str, Rule] = {
                             "method.kind=qlora"),
     "bnb_4bit_quant_type": same_if(("nf4",), "NF4, as here", "4 bits are NF4 here, not {value}", "method.bits=4"),
     "bnb_4bit_use_double_quant": fact("double_quantization", "method.double_quantization", read=flag),
-    "adapters": lacks("runs begin with a fresh adapter", "haori library add takes a finished adapter"),
+    "adapters": SEVERAL_ADAPTERS,
     "torch_dtype": fact("dtype", "training.dtype", read=text),
     "dataset": Rule(_dataset, ("data.path", "data.max_rows")),
     "val_dataset": fact("validation_sets", "data.validation", read=words),

@@ -101,7 +101,7 @@ def known_keys(task: str) -> frozenset[str]:
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        yield f"{prefix}{name}"
+        yield f"{prefix}{field.alias or name}"
         for kind in _models(field.annotation):
             yield from _fields(kind, f"{prefix}{name}.")
 
