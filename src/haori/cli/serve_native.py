@@ -40,7 +40,7 @@ class NativeChoice(NamedTuple):
         cache_bytes: Memory for keys and values.
         adapter_bytes: Memory for adapters.
         weights: Format of the base's weights.
-        pinned: Names of adapters that are never put out of memory.
+        pinned: Names of adapters that are never evicted.
     """
 
     roots: tuple[Path, ...]

@@ -135,7 +135,7 @@ def open_runner(base: "Base", limits: EngineLimits, *, weights: str = "auto", ca
 
     Args:
         base: The base.
-        limits: Its context length is what counts here.
+        limits: Only its context length is used here.
         weights: Format of the weights.
         cache_bytes: Memory for keys and values.
 

@@ -29,7 +29,7 @@ class EngineStatus:
         steps: Steps computed; of an embedder, batches.
         preemptions: Times that a running request had to wait again.
         adapter_loads: Times that an adapter was brought into memory.
-        adapter_evictions: Times that one was put out of it.
+        adapter_evictions: Times that an adapter was evicted.
         workers: The servers or replicas that compute, if others do.
     """
 

@@ -37,7 +37,7 @@ class Engine(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why it can answer nothing, now or ever again; None while all is well."""
+        """Why it can answer nothing, for now or for good; None while it can."""
 
     def check_adapter(self, files: AdapterFiles, adapter: str, /) -> None:
         """Refuse an adapter, by its content id, that no request could be answered with.

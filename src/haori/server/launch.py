@@ -1,4 +1,4 @@
-"""Runs an app on an address until it is told to end.
+"""Runs an app on an address until a signal or a caller ends it.
 
 The address is bound before anything is loaded, so that one in use is reported at once. The first SIGTERM or SIGINT
 refuses new requests (503) and lets running ones finish; a second one ends the process at once.

@@ -24,7 +24,7 @@ _REASONS: dict[Finish, str] = {"stop": "stop", "length": "length", "cancelled": 
 _MODEL = "model_name"
 
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused second series for each
 
 
 class Meters:

@@ -1,7 +1,7 @@
 """The names that one served base answers to: its own, adapters of the library, those registered at run time, blends.
 
-What a name means is decided anew for each request, so a new, retrained, promoted or removed adapter counts from the
-next one on; a request under way keeps the content ids that it was given.
+A name is resolved anew for each request, so a new, retrained, promoted or removed adapter takes effect with the next
+one; a running request keeps the content ids that it was given.
 """
 
 import time

@@ -116,7 +116,7 @@ class SiteLayout:
 
     @cached_property
     def bounds(self) -> tuple[int | None, ...]:
-        """Return what a kernel is told of the site: a, width, rank, number of modules, and where the columns lie."""
+        """Return a kernel's arguments for the site: a, width, rank, number of modules, and addresses of the columns."""
         return (self.a, self.width, self.rank, len(self.modules), *(column.data_ptr() for column in self.columns))
 
 

@@ -167,7 +167,7 @@ class AdapterTiers:
                 alone.submit(read).result()
             except HaoriError:
                 raise
-            except Exception as error:  # a stranger's file may raise anything
+            except Exception as error:  # a file from elsewhere may raise anything
                 raise FileFormatError(unforeseen(error)) from error
 
     def acquire(self, mix: AdapterMix) -> None:

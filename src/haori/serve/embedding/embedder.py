@@ -33,10 +33,10 @@ __all__ = ["EmbedderLimits", "TextEmbedder"]
 
 _POLL_S = 0.05
 _BATCH_TOKENS = 1024  # with padding; MiniLM on a CPU gives fewer tokens/s in larger batches (4096: -15%, 16384: -45%)
-_ROUND_TOKENS = 4 * _BATCH_TOKENS  # what comes meanwhile waits so long
+_ROUND_TOKENS = 4 * _BATCH_TOKENS  # a new request waits for so much at most
 _MOST_RUNNING = 64
 _PATIENCE_S = 5.0
-_PROBE_S = 1.0  # between two looks whether an embedder that could not compute can
+_PROBE_S = 1.0  # between two probes whether an embedder that could not compute can again
 
 R = TypeVar("R")
 
@@ -70,7 +70,7 @@ class TextEmbedder:
         heads: Which adapters classify.
         limits: What it takes on.
         prepare_text: Applied to each text before it is tokenised.
-        pinned: Adapters that are never put out of memory once they are in it.
+        pinned: Adapters that are never evicted once they are in memory.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TextEmbedder:
         self._condition = threading.Condition()
         self._waiting: deque[Job[Any]] = deque()
         self._running: list[Job[Any]] = []
-        self._woken = False
+        self._awake = False
         self._closing = self._ended = False
         self._failure: str | None = None
         self._batches = 0
@@ -112,7 +112,7 @@ class TextEmbedder:
 
     @property
     def failure(self) -> str | None:
-        """Say why nothing can be embedded, now or ever again; None while all is well."""
+        """Say why nothing can be embedded, for now or for good; None while requests can be answered."""
         return self._failure
 
     def embed(self, texts: Sequence[str], mix: AdapterMix) -> "Future[Embedded]":
@@ -171,7 +171,7 @@ class TextEmbedder:
                     retry_after_s=1.0,
                 )
             self._waiting.append(job)
-            self._woken = True
+            self._awake = True
             self._condition.notify_all()
         return job.future
 
@@ -206,14 +206,14 @@ class TextEmbedder:
         """End after the round that runs; requests that wait are refused."""
         with self._condition:
             self._closing = True
-            self._woken = True
+            self._awake = True
             self._condition.notify_all()
         self._thread.join()
         self._tiers.close()
 
     def _wake(self) -> None:
         with self._condition:
-            self._woken = True
+            self._awake = True
             self._condition.notify_all()
 
     def _work(self) -> None:
@@ -241,8 +241,8 @@ class TextEmbedder:
         with self._condition:
             # A request whose adapter is being read is looked at again when one has landed.
             pause_s = _POLL_S if self._waiting else _PROBE_S if self._failure else None
-            self._condition.wait_for(lambda: self._woken, pause_s)
-            self._woken = False
+            self._condition.wait_for(lambda: self._awake, pause_s)
+            self._awake = False
             return not self._closing
 
     def _admit(self) -> bool:
@@ -255,7 +255,7 @@ class TextEmbedder:
             try:
                 if not job.cancelled and not self._tiers.prepare(job.mix):
                     if time.monotonic() - job.began > _PATIENCE_S:
-                        break  # those that run may hold all the memory; nobody passes it by any more
+                        break  # running requests may hold all the memory; no later one is admitted first any more
                     continue
             except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
                 self._refuse(job, error)

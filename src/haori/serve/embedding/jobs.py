@@ -41,7 +41,7 @@ class Job(Generic[R]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether its caller has cancelled it."""
         return self.future.cancelled()
 
     def take(self, index: int, numbers: list[float]) -> None:

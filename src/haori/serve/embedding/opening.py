@@ -1,4 +1,4 @@
-"""Opens an encoder: loads it, looks how it pools and what its classifiers are like, and starts the embedder over it."""
+"""Opens an encoder: loads it, reads how it pools and what its classifiers are like, and starts the embedder."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,7 +45,7 @@ def open_embedder(
         files_of: Finds an adapter's files by its content id.
         limits: What the embedder takes on; the longest text is lowered to the base's.
         weights: `auto` (fp32), `fp32` or `bf16`.
-        pinned: Adapters that are never put out of memory.
+        pinned: Adapters that are never evicted.
 
     Raises:
         BaseError: The base cannot be loaded, is no encoder, or makes vectors in a way that is not known.

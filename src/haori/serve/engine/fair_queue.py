@@ -6,7 +6,7 @@ wait starts at the smallest counter of those that wait, so neither being idle no
 
 Waiting is counted in the tokens that everybody was served meanwhile, and taken off the counter. Among the queues of one
 owner the first few thousand count in full, for a name that many ask for stands for many users: they wait a few times as
-long as those of a rare name, not twenty times, and yet a thousand requests for one name hold nobody else up. All others
+long as those of a rare name, not twenty times, and yet a thousand requests for one name delay no others. All others
 count a little, which is enough for everything to get its turn.
 """
 

@@ -32,7 +32,7 @@ class Run:
         adapters: Adapters acting on it; all of them are in the bank.
         wants_logits: Whether the logits after the last one are needed.
         take_logits: Takes the logits after each of them, a few at a time: the position of the first in
-            the sequence, and logits (N, V) that are gone afterwards. If a step is asked for again, it is called again.
+            the sequence, and logits (N, V) that are valid during the call. If a step is repeated, it is called again.
     """
 
     sequence: int

@@ -69,7 +69,7 @@ class AdaptedEncoder:
         self._form: ClassifierForm | None = None
         self._own_head: Mapping[str, Tensor] = {}
         self.probe = torch.arange(_PROBE_ROWS * _PROBE_TOKENS).reshape(_PROBE_ROWS, -1) * 37 % model.config.vocab_size
-        sites = self._look(name)
+        sites = self._called_modules(name)
         self._may_pad = self._measure_padding()
         self.bank = EncoderBank(model, sites)
         for site, module in model.named_modules():
@@ -156,18 +156,18 @@ class AdaptedEncoder:
         return HiddenStates(ids, mask, found.last_hidden_state, getattr(found, "pooler_output", None))
 
     @torch.inference_mode()
-    def _look(self, name: str) -> EncoderSites:
+    def _called_modules(self, name: str) -> EncoderSites:
         """Return the modules that are called, and make sure that every token sees those after it."""
         seen: dict[str, bool] = {}
 
-        def look(site: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def record(site: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
                 by_row = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].shape[:1] == (_PROBE_ROWS,)
                 seen[site] = by_row and seen.get(site, True)
 
             return hook
 
-        handles = [module.register_forward_pre_hook(look(site)) for site, module in self._model.named_modules()]
+        handles = [module.register_forward_pre_hook(record(site)) for site, module in self._model.named_modules()]
         ids = self.probe.clone()
         try:
             states = self._hidden(ids, torch.ones_like(ids)).states

@@ -215,7 +215,7 @@ class RayEngine:
                 self._handle = handle.options(stream=True, method_name="answer")
                 began.set_result(facts)
                 self._loop.run_until_complete(self._serve(handle))
-        except Exception as error:  # noqa: BLE001 - whoever waits for the beginning must hear of it
+        except Exception as error:  # noqa: BLE001 - whatever it was, whoever waits for the start must be told
             if not began.done():
                 began.set_exception(error if isinstance(error, HaoriError) else HaoriError(f"Ray failed: {error}"))
         finally:

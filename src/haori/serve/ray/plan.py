@@ -22,7 +22,7 @@ class ReplicaPlan:
         roots: Folders that registered adapters may lie in.
         home: Folder of the library and of registered names.
         workspace: Where the library is, if not in `home`.
-        pinned: Names of adapters that are never put out of memory.
+        pinned: Names of adapters that are never evicted.
     """
 
     base: Base

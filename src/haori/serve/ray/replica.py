@@ -59,7 +59,7 @@ class EngineReplica:
         return WorkerStatus(self._name, pid=os.getpid(), engine=self._engine.status())
 
     async def answer(self, request: TextRequest) -> AsyncIterator[ReplicaChunks]:
-        """Answer one request; whoever stops to listen ends it."""
+        """Answer one request; closing the iterator cancels it."""
         mix = serve.get_multiplexed_model_id()
         if mix:
             await self._remember(mix)

@@ -1,4 +1,4 @@
-"""One answer in the making: token ids from vLLM become the stream chunks that callers of any engine get."""
+"""One answer while it is written: token ids from vLLM become the stream chunks that callers of any engine get."""
 
 from typing import TYPE_CHECKING
 

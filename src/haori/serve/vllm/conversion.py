@@ -1,6 +1,6 @@
 """Adapters as vLLM can serve them: plain LoRA, with every scale in B, in a folder of our own.
 
-vLLM reads a folder again whenever it has put the adapter out of memory, and its engine ends if the folder is gone or
+vLLM reads a folder again whenever it has evicted the adapter, and its engine ends if the folder is gone or
 was changed. So every adapter is written once under its content id, and neither removing it from the library nor
 retraining it touches that copy. In it rsLoRA, rank and alpha patterns, AdaLoRA and ARD-LoRA are plain LoRA: ranks
 below the largest are filled up with zeros, which changes nothing.

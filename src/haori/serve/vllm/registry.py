@@ -24,7 +24,7 @@ class LoadedAdapters:
         room: Adapters that it is to hold. Those in use are never unloaded, so there may be more for a while.
 
     Attributes:
-        gone: Called with the name of each adapter that gave way.
+        gone: Called with the name of each adapter that was unloaded.
     """
 
     def __init__(self, upstream: Upstream, room: int) -> None:

@@ -1,6 +1,6 @@
 """What a request to an OpenAI route may hold. Nothing is ignored in silence.
 
-A field that is not served is refused by its name, unless its value switches it off. A field nobody knows is refused
+A field that is not served is refused by its name, unless its value switches it off. An unknown field is refused
 with the nearest name. A few that clients always send and that change no answer are taken and have no effect.
 """
 

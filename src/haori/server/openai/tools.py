@@ -77,7 +77,7 @@ class ToolUse:
     """The tools of a request.
 
     Attributes:
-        functions: Those that the model is told of.
+        functions: Those that the prompt lists.
         must: Whether the answer must be a call.
         only: The one function that must be called.
         several: Whether there may be several calls.
