@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/haori demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff format --check src tests tools benchmarks

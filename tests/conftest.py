@@ -1,6 +1,7 @@
 """Fixtures: a private HAORI_HOME for every test and a tiny real Llama with a real tokenizer."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,14 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+from tests.alone import pytest_runtest_protocol  # noqa: F401 - pytest looks for it here
+
 # A busy machine makes the first examples slow; what is tested is not how fast they are made.
 hypothesis_settings.register_profile("haori", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("haori")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts background jobs, and processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHATML = (
     "{% for message in messages %}"
