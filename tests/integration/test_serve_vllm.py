@@ -265,6 +265,7 @@ def test_a_server_that_ends_in_the_middle_leaves_the_others_at_work(library, hom
         until(lambda: server.engine.failure is None)
 
 
+@pytest.mark.alone
 def test_who_leaves_ends_the_work_in_vllm(library, home, tiny_base_folder, tmp_path):
     with double(tiny_base_folder) as vllm, serving(library, tmp_path, vllm, running=1) as (client, server):
         vllm.step_s = 0.05

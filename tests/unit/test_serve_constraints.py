@@ -186,6 +186,7 @@ def test_a_schema_that_cannot_be_used_is_refused(schema, message, constraints):
     assert len(str(raised.value)) < 300
 
 
+@pytest.mark.alone
 def test_a_schema_that_takes_too_long_is_refused_in_time_and_others_go_on(tiny_tokenizer):
     constraints = Constraints(tiny_tokenizer)
     slow = {"allOf": [{"type": "string", "pattern": f"[a-z]+{number}"} for number in range(40)]}
@@ -227,6 +228,7 @@ def test_a_huge_limit_of_length_costs_no_more_than_a_small_one(length, constrain
     assert time.monotonic() - began < 20.0
 
 
+@pytest.mark.alone
 def test_a_schema_that_is_too_large_is_refused_before_it_is_compiled(constraints):
     began = time.monotonic()
     schema = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(10_000)}}

@@ -199,6 +199,7 @@ def test_a_resting_library_is_not_read_again(library, tmp_path):
     assert seen[0] == seen[1]
 
 
+@pytest.mark.alone
 def test_a_change_under_way_is_not_waited_for(library, tmp_path):
     put(library, tmp_path, "support", 1)
     names = directory(library)

@@ -299,6 +299,7 @@ def test_a_killed_parent_leaves_no_server_behind(tmp_path, monkeypatch):
     until(lambda: is_gone(int(mark.read_text())), timeout_s=20)
 
 
+@pytest.mark.alone
 def test_how_a_server_ended_is_said_with_its_last_error(tmp_path, monkeypatch):
     folder = program(tmp_path / "bin", "print('loading')\nraise RuntimeError('no GPU here')\n")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
