@@ -7,8 +7,6 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 TESTS = """
 import time
@@ -30,22 +28,10 @@ def test_alone_means_alone(tmp_path: Path):
     (tmp_path / "conftest.py").write_text("from tests.alone import pytest_runtest_protocol\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    alone: as in this project\n")
     (tmp_path / "test_times.py").write_text(TESTS)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "xdist",
-        "-n",
-        "2",
-        "--dist",
-        "worksteal",
-        "-p",
-        "no:cacheprovider",
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "xdist", "-n", "2", "--dist", "worksteal"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
-        [*command, "--basetemp", tmp_path / "base"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        [*command, "--basetemp", tmp_path / "base"], cwd=tmp_path, env=environment,
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert "10 passed, 6 skipped" in done.stdout, done.stdout + done.stderr
