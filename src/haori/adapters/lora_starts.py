@@ -128,15 +128,15 @@ def eva_options(method: LoraMethod) -> dict[str, Any]:
 
 
 def eva_tokens(method: LoraMethod) -> int:
-    """Return how many tokens a micro-batch must hold for EVA: as many as directions are looked for."""
+    """Return how many tokens a microbatch must hold for EVA: as many as directions are looked for."""
     assert method.rank != "auto"
     return round(max([method.rank, *method.rank_pattern.values()]) * _EVA_SPREAD)
 
 
 def too_few_tokens(wanted: int) -> str:
-    """Say that no micro-batch holds the tokens EVA needs, and what to do."""
+    """Say that no microbatch holds the tokens EVA needs, and what to do."""
     return (
-        f"The start 'eva' looks for {wanted} directions and needs a micro-batch of at least {wanted} tokens; raise "
+        f"The start 'eva' looks for {wanted} directions and needs a microbatch of at least {wanted} tokens; raise "
         "training.batch_tokens and training.micro_batch_tokens, or lower method.rank."
     )
 

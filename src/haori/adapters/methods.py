@@ -1,7 +1,7 @@
 """The methods of a recipe, by kind: one module each, found here and nowhere else.
 
-A method's module offers three functions, which are what `Home` lists. Nothing else in the package knows a method by
-name; a new one is a section in `core/methods.py`, a module, and a line in `_HOMES`.
+A method's module offers three functions, which are what `MethodModule` lists. Nothing else in the package knows a
+method by name; a new one is a section in `core/methods.py`, a module, and a line in `_MODULES`.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from haori.adapters.behaviour import Behaviour
     from haori.core.methods import Method
 
-__all__ = ["Home", "behaviour_of", "check_method", "check_plan", "insert_method"]
+__all__ = ["MethodModule", "behaviour_of", "check_method", "check_plan", "insert_method"]
 
-_HOMES = {
+_MODULES = {
     "lora": "lora",
     "dora": "dora",
     "adalora": "adalora",
@@ -30,7 +30,7 @@ _HOMES = {
 }
 
 
-class Home(Protocol):
+class MethodModule(Protocol):
     """What the module of a method offers; `method` is always the section of its own kind.
 
     It may offer `check_plan(model, method, targets, steps)` too.
@@ -70,7 +70,7 @@ def check_method(
         InputError: The method does not go with the base.
         MissingExtraError: The method needs a package that is not installed.
     """
-    _home(method).check(model, tokenizer, method, targets)
+    _module_of(method).check(model, tokenizer, method, targets)
 
 
 def check_plan(model: "PreTrainedModel", method: "Method", targets: Sequence[str], steps: int) -> None:
@@ -85,7 +85,7 @@ def check_plan(model: "PreTrainedModel", method: "Method", targets: Sequence[str
     Raises:
         InputError: The method cannot be trained so.
     """
-    check = getattr(_home(method), "check_plan", None)
+    check = getattr(_module_of(method), "check_plan", None)
     if check is not None:
         check(model, method, targets, steps)
 
@@ -109,7 +109,7 @@ def insert_method(
     Raises:
         InputError: The method cannot be inserted, or begins in a state from which nothing can be learnt.
     """
-    trained = _home(method).insert(model, tokenizer, method, targets, insertion)
+    trained = _module_of(method).insert(model, tokenizer, method, targets, insertion)
     refuse_dead(trained)
     return trained
 
@@ -122,8 +122,8 @@ def behaviour_of(model: "nn.Module", method: "Method", steps: int) -> "Behaviour
         method: The resolved section.
         steps: Planned number of optimizer steps.
     """
-    return _home(method).behaviour(model, method, steps)
+    return _module_of(method).behaviour(model, method, steps)
 
 
-def _home(method: "Method") -> Home:
-    return cast(Home, import_module(f"haori.adapters.{_HOMES[method.kind]}"))
+def _module_of(method: "Method") -> MethodModule:
+    return cast(MethodModule, import_module(f"haori.adapters.{_MODULES[method.kind]}"))

@@ -50,11 +50,11 @@ def load_model(
         InputError: The dtype is unknown, or the device is not there.
         MissingExtraError: Quantisation is asked for without bitsandbytes.
     """
-    place = device or default_device()
-    _check_device(place)
-    number_format = torch_dtype(choose_dtype(dtype, place).name)
+    device_name = device or default_device()
+    _check_device(device_name)
+    number_format = torch_dtype(choose_dtype(dtype, device_name).name)
     model_class = _model_class(base) if head is None else head_class(base, head)
-    placed = {} if place == "cpu" and quantization is None else {"device_map": {"": place}}
+    placed = {} if device_name == "cpu" and quantization is None else {"device_map": {"": device_name}}
     options: dict[str, Any] = {"dtype": number_format, **placed}
     try:
         with quiet_transformers():
@@ -71,7 +71,7 @@ def load_model(
     except (MemoryError, *_LOAD_ERRORS) as error:
         if is_out_of_memory(error):
             raise BaseError(
-                f"The base {base.name!r} does not fit into the memory of {place!r}: its files hold "
+                f"The base {base.name!r} does not fit into the memory of {device_name!r}: its files hold "
                 f"{base.size_bytes / 1e9:.2f} GB; free memory or take a smaller base."
             ) from None
         raise BaseError(f"The base {base.name!r} cannot be loaded: {_first_line(error)}.") from error
@@ -100,13 +100,13 @@ def weight_bytes(model: "torch.nn.Module") -> int:
     return total
 
 
-def _check_device(place: str) -> None:
+def _check_device(device_name: str) -> None:
     import torch
 
     try:
-        torch.empty(0, device=torch.device(place))
+        torch.empty(0, device=torch.device(device_name))
     except (RuntimeError, AssertionError):
-        raise InputError(f"The device {place!r} is not available on this machine; try 'cpu'.") from None
+        raise InputError(f"The device {device_name!r} is not available on this machine; try 'cpu'.") from None
 
 
 def _check_complete(base: Base, report: dict[str, Any], fresh: tuple[str, ...]) -> None:

@@ -29,7 +29,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        twice = next(name for position, name in enumerate(names) if name in names[:position])
         raise _TwiceError(twice)
     return found
 
@@ -188,35 +188,35 @@ def _array_row(value: Any, name: str, number: int, done: int) -> RawRow:
 
 def _read_array(path: Path, name: str) -> Iterator[RawRow]:
     """Stream the elements of a JSON array, holding one element and a chunk at a time."""
-    buffer, place, number, size, more, gap = "", 0, 0, _CHUNK, True, _ARRAY_START
+    buffer, position, number, size, more, gap = "", 0, 0, _CHUNK, True, _ARRAY_START
     with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
         while True:
             try:
-                value, end = _element(buffer, place, gap, more=more)
+                value, end = _element(buffer, position, gap, more=more)
             except _TwiceError as error:
                 what = f"{name}:{number + 1}: {str(error)!r} is there twice; keep one"
-                raise DataError(f"{what}; the row is {shorten(buffer[place : place + 1000])}") from None
+                raise DataError(f"{what}; the row is {shorten(buffer[position : position + 1000])}") from None
             except (json.JSONDecodeError, RecursionError) as error:
                 if not more or _is_final(error, len(buffer)):
-                    raise _broken_array(name, number + 1, error, buffer[place:]) from None
+                    raise _broken_array(name, number + 1, error, buffer[position:]) from None
                 chunk, size = _text_chunk(file.read, size, name), size * 2
                 more = bool(chunk)
-                buffer, place = buffer[place:] + chunk, 0
+                buffer, position = buffer[position:] + chunk, 0
                 continue
-            place, gap, size = end, _ARRAY_GAP, _CHUNK
+            position, gap, size = end, _ARRAY_GAP, _CHUNK
             if value is _ARRAY_END:
                 break
             number += 1
             yield _array_row(value, name, number, raw.tell())
-        if buffer[place:].strip() or file.read().strip():
+        if buffer[position:].strip() or file.read().strip():
             raise DataError(f"{name}: there is text after the end of the JSON array; remove it.")
 
 
-def _element(buffer: str, place: int, gap: re.Pattern[str], *, more: bool) -> tuple[Any, int]:
-    """Return the array's next element, or its end, and the place after it."""
-    match = gap.match(buffer, place)
+def _element(buffer: str, position: int, gap: re.Pattern[str], *, more: bool) -> tuple[Any, int]:
+    """Return the array's next element, or its end, and the position after it."""
+    match = gap.match(buffer, position)
     if match is None or match.end() == len(buffer):
-        raise json.JSONDecodeError("Expecting ',' or ']'", buffer, len(buffer) if more else place)
+        raise json.JSONDecodeError("Expecting ',' or ']'", buffer, len(buffer) if more else position)
     if buffer[match.end()] == "]":
         return _ARRAY_END, match.end() + 1
     value, end = _DECODER.raw_decode(buffer, match.end())
@@ -257,17 +257,17 @@ def _read_tsv(path: Path, name: str) -> Iterator[RawRow]:
 
 def _read_table(path: Path, name: str, delimiter: str) -> Iterator[RawRow]:
     csv.field_size_limit(_LONGEST_CELL)
-    place = [0, 0]  # lines and bytes read so far
+    position = [0, 0]  # lines and bytes read so far
 
     def text() -> Iterator[str]:
         for number, line, done in _lines(path, name):
-            place[:] = [number, done]
+            position[:] = [number, done]
             yield line
 
     reader = csv.reader(text(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        origin = f"{name}:{place[0] + 1}"
+        origin = f"{name}:{position[0] + 1}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -283,9 +283,9 @@ def _read_table(path: Path, name: str, delimiter: str) -> Iterator[RawRow]:
         elif len(cells) != len(header):
             count = f"{len(cells)} cells and the header has {len(header)}"
             problem = DataError(f"{origin}: this row has {count}; the row is {shorten(cells)}")
-            yield RawRow(origin, name, done=place[1], problem=problem)
+            yield RawRow(origin, name, done=position[1], problem=problem)
         else:
-            yield RawRow(origin, name, dict(zip(header, cells, strict=True)), place[1])
+            yield RawRow(origin, name, dict(zip(header, cells, strict=True)), position[1])
 
 
 def _header(cells: list[str], origin: str) -> list[str]:

@@ -39,7 +39,7 @@ def export_stored(
         name: `support`, `support@2` or the first digits of an id.
         out: The new folder.
         base: The base to prove it on; by default the one on the card.
-        base_spec: That base by name or place.
+        base_spec: That base by name or path.
         library: The library; by default the one of this machine.
 
     Raises:
@@ -53,8 +53,8 @@ def export_stored(
     check_new_folder(out)
     base = base or base_of(stored.card, base_spec)
     check_base(stored.card, base.reference())
-    place = base
-    return export_peft(stored.path, stored.card, out, prove=lambda written: _prove(place, stored, written))
+    on = base
+    return export_peft(stored.path, stored.card, out, prove=lambda written: _prove(on, stored, written))
 
 
 def _prove(base: "Base", stored: StoredAdapter, written: Path) -> None:

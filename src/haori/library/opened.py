@@ -118,10 +118,10 @@ def base_of(card: AdapterCard, spec: str | None = None) -> "Base":
     if spec is not None:
         return find_base(spec)
     wanted = card.base
-    kind, _, place = wanted.source.partition(":")
+    kind, _, location = wanted.source.partition(":")
     found: Base | None = None
     problem: HaoriError | None = None
-    for candidate in [wanted.name] if kind == "wheel" else [place, wanted.name]:
+    for candidate in [wanted.name] if kind == "wheel" else [location, wanted.name]:
         try:
             base = find_base(candidate, revision=wanted.revision if kind == "hub" else None)
         except HaoriError as error:

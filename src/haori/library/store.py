@@ -124,14 +124,14 @@ class Library:
                 return self._add_name(held, name, names)
             identity = card.id if _card_or_none(self.folder(card.id)) is None else id_on_base(card.id, card.base)
             card = card.with_fields(id=identity, names=(_next_name(name, names),))
-            place = self.folder(card.id)
-            with staged_folder(place) as stage:
+            kept = self.folder(card.id)
+            with staged_folder(kept) as stage:
                 copy_adapter(folder, stage)
                 if card.origin == "trained" and (folder / SEEN_NAME).is_file():
                     shutil.copyfile(folder / SEEN_NAME, stage / SEEN_NAME)
                 (stage / CARD_NAME).write_text(_card_text(card), encoding="utf-8")
             self._remember(card)
-        return StoredAdapter(place, card, card.names[-1])
+        return StoredAdapter(kept, card, card.names[-1])
 
     def get(self, spec: str) -> StoredAdapter:
         """Find one adapter.
@@ -255,19 +255,19 @@ class Library:
 
     def _held(self, card: AdapterCard) -> AdapterCard | None:
         """Return the card of the same files for the same base, if they are here."""
-        places = (self.folder(identity) for identity in (card.id, id_on_base(card.id, card.base)))
-        held = (found for place in places if (found := _card_or_none(place)) is not None)
+        folders = (self.folder(identity) for identity in (card.id, id_on_base(card.id, card.base)))
+        held = (found for folder in folders if (found := _card_or_none(folder)) is not None)
         return next((c for c in held if c.base.fingerprint.compare(card.base.fingerprint) == "same"), None)
 
     def _add_name(self, held: AdapterCard, name: str, names: Names) -> StoredAdapter:
-        place = self.folder(held.id)
+        folder = self.folder(held.id)
         same = [full for full in held.names if full.rpartition("@")[0] == name]
         if same:
-            return StoredAdapter(place, held, same[-1])
+            return StoredAdapter(folder, held, same[-1])
         card = held.with_fields(names=(*held.names, _next_name(name, names)))
-        write_text(place / CARD_NAME, _card_text(card))
+        write_text(folder / CARD_NAME, _card_text(card))
         self._remember(card)
-        return StoredAdapter(place, card, card.names[-1])
+        return StoredAdapter(folder, card, card.names[-1])
 
     def _remember(self, card: AdapterCard) -> None:
         try:
@@ -291,13 +291,13 @@ class Library:
             return self._stored(after.find(spec.partition("@")[0]), after)
 
     def _stored(self, row: IndexRow, names: Names) -> StoredAdapter:
-        place = self.folder(row.adapter)
+        folder = self.folder(row.adapter)
         name = f"{row.name}@{row.version}"
-        card = read_card(place)
+        card = read_card(folder)
         if card is None:
-            raise LibraryError(f"The folder of {name!r} is gone: {str(place)!r}. Run `haori library rebuild`.")
+            raise LibraryError(f"The folder of {name!r} is gone: {str(folder)!r}. Run `haori library rebuild`.")
         promoted = names.promoted(row.name)
-        return StoredAdapter(place, card, name, promoted[1].time if promoted and promoted[0] == row else None)
+        return StoredAdapter(folder, card, name, promoted[1].time if promoted and promoted[0] == row else None)
 
     def _rows(self, words: Sequence[str] = ()) -> Sequence[IndexRow]:
         if not (self.root / "adapters").is_dir():
@@ -355,30 +355,30 @@ class Library:
         cards: dict[str, AdapterCard] = {}
         problems: list[str] = []
         taken: dict[str, str] = {}
-        for place in self._places():
+        for folder in self._folders():
             try:
-                card = read_card(place)
-                files = inspect_adapter(place)
+                card = read_card(folder)
+                files = inspect_adapter(folder)
             except (HaoriError, OSError) as error:
                 problems.append(str(error))
                 continue
             clash = next((full for full in card.names if full in taken), None) if card is not None else None
             if card is None:
-                problems.append(f"{str(place)!r} holds no {CARD_NAME}.")
-            elif not is_id_of(card.id, files, card.base) or place != self.folder(card.id):
-                problems.append(f"The files in {str(place)!r} are not those its card describes: they were changed.")
+                problems.append(f"{str(folder)!r} holds no {CARD_NAME}.")
+            elif not is_id_of(card.id, files, card.base) or folder != self.folder(card.id):
+                problems.append(f"The files in {str(folder)!r} are not those its card describes: they were changed.")
             elif clash is not None:
-                problems.append(f"{str(place)!r} is called {clash!r}, as is {taken[clash]!r}; remove one of them.")
+                problems.append(f"{str(folder)!r} is called {clash!r}, as is {taken[clash]!r}; remove one of them.")
             else:
-                taken.update(dict.fromkeys(card.names, str(place)))
+                taken.update(dict.fromkeys(card.names, str(folder)))
                 cards[card.id] = card
         return list(cards.values()), problems
 
-    def _places(self) -> Iterator[Path]:
+    def _folders(self) -> Iterator[Path]:
         """Yield the folders of adapters; names with a dot are unfinished or discarded."""
-        for place in sorted(self.root.glob("adapters/[0-9a-f][0-9a-f]/*")):
-            if not place.name.startswith(".") and place.is_dir():
-                yield place
+        for folder in sorted(self.root.glob("adapters/[0-9a-f][0-9a-f]/*")):
+            if not folder.name.startswith(".") and folder.is_dir():
+                yield folder
 
 
 def _next_name(name: str, names: Names) -> str:
@@ -389,9 +389,9 @@ def _rows_of_all(cards: Sequence[AdapterCard]) -> Sequence[IndexRow]:
     return sorted((row for card in cards for row in rows_of(card)), key=lambda row: (row.name, row.version))
 
 
-def _card_or_none(place: Path) -> AdapterCard | None:
+def _card_or_none(folder: Path) -> AdapterCard | None:
     try:
-        return read_card(place)
+        return read_card(folder)
     except LibraryError:
         return None
 

@@ -93,8 +93,8 @@ def verify_adapter(
     checks.append(_check_finite(files))
     if checks[-1].passed:
         probes = probes or default_probes(load_tokenizer(base))
-        place = _Place(base, dtype, device, quantization, files.head)
-        found, dtype = _check_on_base(place, files, probes, live_logits)
+        loader = _BaseLoader(base, dtype, device, quantization, files.head)
+        found, dtype = _check_on_base(loader, files, probes, live_logits)
         checks += found
     checks.append(check_prompts(prompt_pair))
     return verification_of(checks, dtype)
@@ -138,7 +138,7 @@ def delta_norms(adapted: "PeftModel") -> dict[str, float]:
     return norms
 
 
-class _Place(NamedTuple):
+class _BaseLoader(NamedTuple):
     """A base and how to load it."""
 
     base: "Base"
@@ -172,21 +172,21 @@ class _Place(NamedTuple):
 
 
 def _check_on_base(
-    place: _Place,
+    loader: _BaseLoader,
     files: AdapterFiles,
     probes: Sequence[Probe],
     live_logits: "Sequence[Tensor] | None",
 ) -> tuple[list[Check], str]:
     """Run the checks that need the base in memory; return them with the dtype that `auto` became."""
     live_probes, probes = probes, adapter_probes(files, probes)
-    model = place.load()
+    model = loader.load()
     dtype = model_dtype(model)
-    head = [] if files.head is None else [check_head(place.base, model, files)]
+    head = [] if files.head is None else [check_head(loader.base, model, files)]
     try:
-        adapted, of_base = place.attach(model, files, probes)
+        adapted, of_base = loader.attach(model, files, probes)
     except MismatchError as error:
         return [*head, failed("keys", str(error))], dtype
-    of_adapter = place.logits(adapted, probes)
+    of_adapter = loader.logits(adapted, probes)
     effect = compare_logits(of_adapter, of_base).rms
     reloaded = live_probe_logits(adapted, live_probes) if live_logits is not None else ()
     checks = [
@@ -199,15 +199,15 @@ def _check_on_base(
     if start := _residual_start(files):
         del model, adapted
         gc.collect()
-        adapted = attach_files(place.load(), files, base_name=place.base.name)
-        checks.append(check_repeated(of_adapter, place.logits(adapted, probes), effect, start))
+        adapted = attach_files(loader.load(), files, base_name=loader.base.name)
+        checks.append(check_repeated(of_adapter, loader.logits(adapted, probes), effect, start))
         if not checks[-1].passed:
             return checks, dtype
-    if place.quantization is None:
-        return [*checks, _check_merge(place.base, adapted, probes, of_adapter, of_base, dtype)], dtype
+    if loader.quantization is None:
+        return [*checks, _check_merge(loader.base, adapted, probes, of_adapter, of_base, dtype)], dtype
     model = adapted = None
     gc.collect()  # before the base is loaded once more, unquantised
-    return [*checks, *_check_unquantised(place, files, probes, of_adapter, of_base, dtype)], dtype
+    return [*checks, *_check_unquantised(loader, files, probes, of_adapter, of_base, dtype)], dtype
 
 
 def _residual_start(files: AdapterFiles) -> str | None:
@@ -216,7 +216,7 @@ def _residual_start(files: AdapterFiles) -> str | None:
 
 
 def _check_unquantised(
-    place: _Place,
+    loader: _BaseLoader,
     files: AdapterFiles,
     probes: Sequence[Probe],
     of_adapter: "Sequence[Tensor]",
@@ -224,8 +224,8 @@ def _check_unquantised(
     dtype: str,
 ) -> list[Check]:
     """Put an adapter that was trained over a quantised base on the base itself, and merge it there."""
-    assert place.quantization is not None
-    plain = place._replace(dtype=dtype, quantization=None)
+    assert loader.quantization is not None
+    plain = loader._replace(dtype=dtype, quantization=None)
     adapted, plain_base = plain.attach(plain.load(), files, probes)
     plain_adapter = plain.logits(adapted, probes)
     moved = compare_logits(plain_adapter, of_adapter).rms
@@ -233,11 +233,11 @@ def _check_unquantised(
     limit = max(effect, _AMPLIFIED * grid)
     detail = (
         f"over the base in {dtype} the adapter's logits differ by {moved:.2g} of their spread from those over the "
-        f"{place.quantization.label} base it was trained on (limit {limit:.2g}); the bare bases differ by {grid:.2g}"
+        f"{loader.quantization.label} base it was trained on (limit {limit:.2g}); the bare bases differ by {grid:.2g}"
     )
     return [
         Check(name="quantization", passed=moved <= limit, detail=detail, value=moved, limit=limit),
-        _check_merge(place.base, adapted, probes, plain_adapter, plain_base, dtype),
+        _check_merge(loader.base, adapted, probes, plain_adapter, plain_base, dtype),
     ]
 
 

@@ -97,7 +97,7 @@ def _change(action: str, reason: str, **changes: int | float) -> Advice:
 
 
 def _hold_rows_out(outcome: Outcome) -> Advice:
-    reason = f"without validation nobody can tell whether the {outcome.rows:,} rows were understood or learnt by heart"
+    reason = f"without validation nobody can tell whether the {outcome.rows:,} rows were understood or memorised"
     return _change("Hold a tenth of the rows out for validation", reason, data__validation_share=0.1)
 
 
@@ -174,7 +174,7 @@ def _more_dropout(outcome: Outcome, reading: Reading) -> tuple[Advice, ...]:
     dropout = getattr(outcome.recipe.method, "dropout", None)
     if dropout is None or dropout >= 2 * _DROPOUT:
         return ()
-    reason = f"{_gap(reading.last)}; dropout makes rows harder to learn by heart, at some cost in time"
+    reason = f"{_gap(reading.last)}; dropout makes rows harder to memorise, at some cost in time"
     wanted = _DROPOUT if dropout < _DROPOUT else 2 * _DROPOUT
     return (_change(f"Use dropout {wanted:g}", reason, method__dropout=wanted),)
 
@@ -201,7 +201,7 @@ def _rank(outcome: Outcome, reading: Reading) -> tuple[Advice, ...]:
     """Advise half or twice the rank where the spectrum of the update says so.
 
     The rank is not judged where the adapter on disk has another one than the recipe (PiSSA and OLoRA store twice the
-    rank), and it is not raised where the run learnt rows by heart: capacity is not what it lacks.
+    rank), and it is not raised where the run memorised rows: capacity is not what it lacks.
     """
     method, spectrum = outcome.recipe.method, outcome.spectrum
     if spectrum is None or not isinstance(method, LowRankMethod) or method.rank != spectrum.rank:
