@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from haori.bases import Base
+from haori.bases import Base, Component
 from haori.core.errors import InputError, LibraryError, OverloadedError
 from haori.core.records import Fingerprint
 from haori.data import PromptFormat
@@ -38,7 +38,10 @@ from haori.server import (
 
 def sample_base(name: str = "tiny") -> Base:
     fingerprint = Fingerprint(architecture="LlamaForCausalLM", structure="s", weights="w")
-    return Base(name, Path("/nowhere"), "folder:/nowhere", None, fingerprint, "MIT", 1, 1, 256, None)
+    path = Path("/nowhere")
+    return Base(
+        name, path, f"folder:{path}", None, {"model": Component("model", path, fingerprint, 1, 1, 256, None)}, "MIT"
+    )
 
 
 @dataclass

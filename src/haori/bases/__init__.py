@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from haori.bases.base import Base, BaseEntry
+    from haori.bases.base import Base, BaseEntry, Component
     from haori.bases.catalogue import CATALOGUE, CatalogueEntry
     from haori.bases.dtype import DtypeChoice, choose_dtype, default_device, torch_dtype
     from haori.bases.find import add_base, find_base, list_bases, remove_base, show_base
@@ -24,6 +24,7 @@ __all__ = [
     "Base",
     "BaseEntry",
     "CatalogueEntry",
+    "Component",
     "DtypeChoice",
     "add_base",
     "choose_dtype",
@@ -53,7 +54,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "base": ("Base", "BaseEntry"),
+        "base": ("Base", "BaseEntry", "Component"),
         "catalogue": ("CATALOGUE", "CatalogueEntry"),
         "dtype": ("DtypeChoice", "choose_dtype", "default_device", "torch_dtype"),
         "find": ("add_base", "find_base", "list_bases", "remove_base", "show_base"),

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from haori.bases.base import Base, BaseEntry
 from haori.bases.catalogue import CATALOGUE, install
-from haori.bases.fingerprint import fingerprint_folder
-from haori.bases.folder import read_model_folder
 from haori.bases.gguf import convert_gguf, gguf_licence, is_gguf
 from haori.bases.hub import fetch_from_hub, is_hub_id
 from haori.bases.licence import licence_of_folder
+from haori.bases.pipeline import read_base_folder
 from haori.bases.registry import (
     MODEL,
     BaseRecord,
@@ -199,18 +198,15 @@ def _base(record: BaseRecord) -> Base:
             f"The base {record.name!r} was registered from {str(folder)!r}, which is gone; put it back, or run "
             f"`haori bases remove {record.name}` and add it again."
         )
-    facts = read_model_folder(folder)
+    facts = read_base_folder(folder)
     return Base(
         name=record.name,
         path=folder,
         source=record.source,
         revision=record.revision,
-        fingerprint=fingerprint_folder(facts),
+        components=facts.components(),
         licence=record.licence or licence_of_folder(folder),
-        size_bytes=facts.size_bytes,
-        parameters=facts.parameters,
-        context_length=facts.context_length,
-        quantization=facts.quantization,
+        pipeline=facts.pipeline,
     )
 
 
@@ -244,7 +240,7 @@ def _entry(name: str) -> BaseEntry:
         )
         if not record.folder.is_dir():
             return replace(blank, problem=f"{str(record.folder)!r} is gone")
-        facts = read_model_folder(record.folder)
+        facts = read_base_folder(record.folder)
     except HaoriError as error:
         return replace(blank, problem=str(error))
     licence = record.licence or licence_of_folder(record.folder)

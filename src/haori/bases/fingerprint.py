@@ -25,15 +25,21 @@ _SLOW_FILES = (
 )
 
 
-def fingerprint_folder(folder: ModelFolder) -> Fingerprint:
-    """Return the fingerprint of a model folder; hashes of large files come from the cache."""
+def fingerprint_folder(folder: ModelFolder, *, tokenizer: Path | None = None) -> Fingerprint:
+    """Return the fingerprint of a model folder; hashes of large files come from the cache.
+
+    Args:
+        folder: The model.
+        tokenizer: Folder of its tokenizer; by default that of the model.
+    """
     shapes = sorted([name, *shape] for name, shape in folder.tensors.items())
-    template = chat_template_of(folder.path)
+    beside = tokenizer or folder.path
+    template = chat_template_of(beside)
     return Fingerprint(
         architecture=folder.architecture,
         structure=hash_data([folder.architecture, shapes]),
         weights=hash_data(sorted(hash_file(file) for file in folder.weight_files)),
-        tokenizer=_tokenizer_hash(folder.path),
+        tokenizer=_tokenizer_hash(beside),
         chat_template=None if template is None else hash_parts([template]),
     )
 

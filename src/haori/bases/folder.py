@@ -13,7 +13,15 @@ from typing import Any
 from haori.core.errors import BaseError, FileFormatError
 from haori.core.safetensors_header import read_safetensors_header
 
-__all__ = ["ModelFolder", "read_json", "read_model_folder"]
+__all__ = [
+    "ModelFolder",
+    "indexed_files",
+    "model_of",
+    "no_weights",
+    "read_configuration",
+    "read_json",
+    "read_model_folder",
+]
 
 _INDEX = "model.safetensors.index.json"
 _JSON_LIMIT_BYTES = 256 << 20
@@ -77,6 +85,20 @@ def read_model_folder(path: Path) -> ModelFolder:
         BaseError: It is not a model folder, or not one that can be used.
         FileFormatError: One of its files is truncated, malformed or unsafe.
     """
+    config = read_configuration(path)
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise BaseError(f"{str(path / 'config.json')!r} names no architecture; expected 'architectures': ['...'].")
+    return model_of(path, config, architectures[0], _weight_files(path))
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Read the config.json of the model folder `path`.
+
+    Raises:
+        BaseError: There is none, or the model brings code of its own.
+        FileFormatError: It is malformed.
+    """
     if not (path / "config.json").is_file():
         raise BaseError(_no_config(path))
     config = read_json(path / "config.json")
@@ -85,10 +107,15 @@ def read_model_folder(path: Path) -> ModelFolder:
             f"The model in {str(path)!r} needs Python code of its own ('auto_map' in config.json), and code that comes "
             "with a model is never run; choose a base whose architecture transformers has built in."
         )
-    architectures = config.get("architectures")
-    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
-        raise BaseError(f"{str(path / 'config.json')!r} names no architecture; expected 'architectures': ['...'].")
-    files = _weight_files(path)
+    return config
+
+
+def model_of(path: Path, config: dict[str, Any], architecture: str, files: tuple[Path, ...]) -> ModelFolder:
+    """Read the headers of a model's weight files.
+
+    Raises:
+        FileFormatError: One of them is truncated, malformed or unsafe, or a weight is held twice.
+    """
     tensors: dict[str, tuple[int, ...]] = {}
     for file in files:
         for name, entry in read_safetensors_header(file).tensors.items():
@@ -97,7 +124,7 @@ def read_model_folder(path: Path) -> ModelFolder:
             tensors[name] = entry.shape
     if not tensors:
         raise FileFormatError(f"The weight files in {str(path)!r} hold no weights.")
-    return ModelFolder(path, config, architectures[0], files, tensors)
+    return ModelFolder(path, config, architecture, files, tensors)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -123,17 +150,26 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     if (path / "model.safetensors").is_file():
         return (path / "model.safetensors",)
     if (path / _INDEX).is_file():
-        weight_map = read_json(path / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise FileFormatError(f"{str(path / _INDEX)!r} has no 'weight_map'.")
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise FileFormatError(f"{str(path / _INDEX)!r} names the file {name!r}, which is not allowed.")
-            if not (path / name).is_file():
-                raise FileFormatError(f"The weight file {name!r} of {str(path)!r} is missing; fetch the model again.")
-        return tuple(path / name for name in names)
-    raise BaseError(_no_weights(path))
+        return indexed_files(path, path / _INDEX)
+    raise BaseError(no_weights(path))
+
+
+def indexed_files(path: Path, index: Path) -> tuple[Path, ...]:
+    """Return the weight files in `path` that an index names.
+
+    Raises:
+        FileFormatError: The index is malformed, or a file is missing.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FileFormatError(f"{str(index)!r} has no 'weight_map'.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise FileFormatError(f"{str(index)!r} names the file {name!r}, which is not allowed.")
+        if not (path / name).is_file():
+            raise FileFormatError(f"The weight file {name!r} of {str(path)!r} is missing; fetch the model again.")
+    return tuple(path / name for name in names)
 
 
 def _no_config(path: Path) -> str:
@@ -148,11 +184,12 @@ def _no_config(path: Path) -> str:
     )
 
 
-def _no_weights(path: Path) -> str:
+def no_weights(path: Path, expected: str = f"model.safetensors or {_INDEX} with its files") -> str:
+    """Say that a model folder has no weights that can be read."""
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         return (
             f"{str(path)!r} holds its weights as a pickle ({pickles[0]!r}); pickles can run code, so only safetensors "
-            "is read. Convert it on a machine you trust: load it with transformers and call save_pretrained."
+            "is read. Convert it on a machine you trust: load it with its own library and call save_pretrained."
         )
-    return f"{str(path)!r} holds no weights; expected model.safetensors or {_INDEX} with its files."
+    return f"{str(path)!r} holds no weights; expected {expected}."

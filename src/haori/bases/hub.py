@@ -6,6 +6,7 @@ The hub's own cache, token and endpoint settings hold. Without a network, what t
 import re
 from pathlib import Path
 
+from haori.bases.pipeline import PIPELINE_INDEX
 from haori.core.errors import BaseError
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors
@@ -14,9 +15,9 @@ __all__ = ["fetch_from_hub", "is_hub_id"]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _WANTED = [
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*",
-    "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*.model",
-    "chat_template*", "README.md", "LICENSE*", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+    "config.json", PIPELINE_INDEX, "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
+    "sentencepiece*.model", "chat_template*", "README.md", "LICENSE*", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
 ]  # fmt: skip
 _REFUSED = ["*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.msgpack", "*.h5", "*.so", "*.sh"]
 
@@ -34,7 +35,7 @@ def fetch_from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
         revision: Branch, tag or commit; None is the main branch.
 
     Raises:
-        BaseError: Offline and not cached, not found, gated, or without safetensors.
+        BaseError: Offline and not cached, not found, gated, or a pipeline of several components.
         StorageError: The disk is full or not writable.
     """
     from huggingface_hub import constants, errors, snapshot_download
@@ -75,4 +76,9 @@ def fetch_from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
         raise BaseError(f"The hub model {repo!r}{at} could not be fetched: {reason}.") from error
+    if (folder / PIPELINE_INDEX).is_file() and not (folder / "config.json").is_file():
+        raise BaseError(
+            f"The hub model {repo!r} is a diffusers pipeline of several components, which is not fetched from here; "
+            f"fetch it with `hf download {repo} --local-dir FOLDER --exclude '*.bin'` and name the folder."
+        )
     return folder, folder.name

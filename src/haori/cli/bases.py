@@ -1,8 +1,14 @@
 """`haori bases`: base models on this machine."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from haori.bases import Base
+    from haori.core.records import Fingerprint
 
 __all__ = ["app"]
 
@@ -42,14 +48,12 @@ def add(
     from haori.cli.console import results
 
     base = add_base(spec, name=name, revision=revision)
-    results().print(
-        f"[bold green]{base.name}[/] is ready: {base.parameters / 1e6:,.0f}M parameters, {base.fingerprint.id}."
-    )
+    results().print(f"[bold green]{base.name}[/] is ready: {base.parameters / 1e6:,.0f}M parameters, {base.id}.")
 
 
 @app.command()
 def show(spec: Annotated[str, typer.Argument(help="Name, folder, GGUF file, or hub id.")]) -> None:
-    """Show a base with its fingerprint."""
+    """Show a base with its fingerprint, or its components with theirs."""
     from rich.table import Column, Table
 
     from haori.bases import choose_dtype, find_base
@@ -63,20 +67,47 @@ def show(spec: Annotated[str, typer.Argument(help="Name, folder, GGUF file, or h
         ("revision", base.revision or ""),
         ("licence", base.licence or "unknown"),
         ("folder", str(base.path)),
-        ("architecture", base.fingerprint.architecture),
+        *([("pipeline", base.pipeline)] if base.pipeline else [("architecture", base.fingerprint.architecture)]),
         ("parameters", f"{base.parameters:,}"),
         ("weights on disk", f"{base.size_bytes / 1e6:,.0f} MB"),
-        ("context", f"{base.context_length:,} tokens"),
+        *([] if base.pipeline else [("context", f"{base.context_length:,} tokens")]),
         ("quantization", base.quantization or "none"),
         ("dtype here", f"{dtype.name}: {dtype.reason}"),
-        ("fingerprint", base.fingerprint.id),
-        ("  structure", base.fingerprint.structure),
-        ("  weights", base.fingerprint.weights),
-        ("  tokenizer", base.fingerprint.tokenizer or "none"),
-        ("  chat template", base.fingerprint.chat_template or "none"),
+        ("fingerprint", base.id),
+        *([] if base.pipeline else _hashes(base.fingerprint)),
     ):
         table.add_row(key, value)
     results().print(table)
+    if base.pipeline:
+        results().print(_components(base))
+
+
+def _hashes(of: "Fingerprint") -> list[tuple[str, str]]:
+    return [
+        ("  structure", of.structure),
+        ("  weights", of.weights),
+        ("  tokenizer", of.tokenizer or "none"),
+        ("  chat template", of.chat_template or "none"),
+    ]
+
+
+def _components(base: "Base") -> "Table":
+    """List the components of a pipeline."""
+    from rich.table import Column, Table
+
+    titles = ("component", "architecture", "parameters", "on disk", "fingerprint", "hashes")
+    table = Table(*(Column(title, overflow="fold") for title in titles))
+    for name, part in base.components.items():
+        hashes = "\n".join(f"{key.strip()} {value}" for key, value in _hashes(part.fingerprint) if value != "none")
+        table.add_row(
+            name,
+            part.architecture,
+            f"{part.parameters:,}",
+            f"{part.size_bytes / 1e6:,.0f} MB",
+            part.fingerprint.id,
+            hashes,
+        )
+    return table
 
 
 @app.command()

@@ -38,12 +38,13 @@ def check(
     from haori.bases import find_base
     from haori.cli.console import results
     from haori.tasks.recipe import recipe_from
-    from haori.tasks.registry import task_of
+    from haori.tasks.registry import check_components, task_of
 
     keys = [item if item.startswith("data.") else f"data.{item}" for item in override or []]
     recipe = recipe_from({"name": "check", "base": base, "task": task, "data": {"path": path}}, keys)
     found = find_base(base)
     what = task_of(recipe.task)
+    check_components(found, what.components, f"the task {what.kind}")
     what.check(recipe, found)
     processor = what.processor(found, recipe)
     split = what.rows(recipe, found, processor, tolerant=True)

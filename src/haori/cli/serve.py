@@ -108,7 +108,7 @@ def _open_vllm(
     library = Library()
     directory = AdapterDirectory(library, base.reference(), base_names=[base.name], roots=roots)
     tell_hidden(directory, log)
-    fitting = [stored.card for stored in library.list() if stored.card.base.fingerprint.id == base.fingerprint.id]
+    fitting = [stored.card for stored in library.list() if stored.card.base.id == base.id]
     choice = VllmChoice(tuple(urls), tuple(arguments), max((card.rank or 0 for card in fitting), default=0))
     limits = EngineLimits(base.context_length, running=settings.max_batch, waiting=waiting)
     return Backend(open_vllm(base, directory.files, limits, choice, say=log.event), directory)
@@ -125,12 +125,21 @@ def _base(spec: str | None) -> "Base":
     from haori.library import Library, base_of
 
     if spec is not None:
-        return find_base(spec)
-    cards = {stored.card.base.fingerprint.id: stored.card for stored in Library().list()}
+        return _served(find_base(spec))
+    cards = {stored.card.base.id: stored.card for stored in Library().list()}
     if len(cards) > 1:
         names = ", ".join(sorted(card.base.name for card in cards.values()))
         raise InputError(f"The library has adapters of several bases: {names}; choose one with --base.")
-    return base_of(next(iter(cards.values()))) if cards else find_base(_DEFAULT_BASE)
+    return _served(base_of(next(iter(cards.values()))) if cards else find_base(_DEFAULT_BASE))
+
+
+def _served(base: "Base") -> "Base":
+    """Refuse a base of several components: what is served is one model that reads or writes text."""
+    from haori.core.records import MODEL_COMPONENT
+    from haori.tasks.registry import check_components
+
+    check_components(base, (MODEL_COMPONENT,), "`haori serve`")
+    return base
 
 
 def _folder(root: Path) -> Path:

@@ -70,7 +70,7 @@ def show_choices(prepared: "Prepared") -> None:
     base, rows = prepared.base, len(prepared.split.train)
     notes().print(
         f"[bold]{prepared.recipe.name}[/]: {rows:,} training and {len(prepared.split.validation):,} validation rows on "
-        f"{base.name} ({base.parameters / 1e6:,.0f}M parameters, {base.fingerprint.id})"
+        f"{base.name} ({base.parameters / 1e6:,.0f}M parameters, {base.id})"
     )
     for note in prepared.split.notes:
         notes().print(f"  Note: {note}", markup=False)

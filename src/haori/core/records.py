@@ -4,20 +4,32 @@ A record never holds a tensor or an open file, and says nothing about where it i
 """
 
 import shlex
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from haori.core.errors import BaseError
 from haori.core.hashing import hash_data, short
 
 __all__ = [
+    "MODEL_COMPONENT",
     "AdapterCard",
     "Advice",
     "BaseReference",
     "Check",
     "DataReference",
+    "Difference",
     "Evaluation",
     "Fingerprint",
     "Head",
@@ -26,7 +38,16 @@ __all__ = [
     "RunRecord",
     "Verification",
     "now",
+    "only_component",
 ]
+
+MODEL_COMPONENT = "model"
+"""The component of a base that is one model, such as every base for text."""
+
+Difference = Literal["same", "other weights", "other structure", "missing"]
+"""How a component of one base differs from that of another."""
+
+_Component = TypeVar("_Component")
 
 
 def now() -> str:
@@ -66,15 +87,85 @@ class Fingerprint(Record):
 
 
 class BaseReference(Record):
-    """The base that an adapter was trained on."""
+    """The base that an adapter was trained on.
+
+    A base of one model is written with a `fingerprint`, as ever; one of several components with a fingerprint of each.
+    """
 
     name: str
     source: str = Field(description="Where it came from: folder, hub id, wheel, GGUF file.")
     revision: str | None = None
-    fingerprint: Fingerprint
+    components: dict[str, Fingerprint] = Field(min_length=1, description="Identity of each component, by its name.")
     licence: str | None = None
     size_bytes: int = 0
     quantization: str | None = Field(default=None, description="None for a base loaded in 16 or 32 bits.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_one_model(cls, document: Any) -> Any:
+        if not isinstance(document, dict) or "fingerprint" not in document:
+            return document
+        if "components" in document:
+            raise ValueError("a base has either a fingerprint or components with a fingerprint each")
+        rest = {key: value for key, value in document.items() if key != "fingerprint"}
+        return {**rest, "components": {MODEL_COMPONENT: document["fingerprint"]}}
+
+    @model_serializer(mode="wrap")
+    def _write_one_model(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = write(self)
+        if list(self.components) != [MODEL_COMPONENT]:
+            return document
+        return {
+            "fingerprint" if key == "components" else key: value[MODEL_COMPONENT] if key == "components" else value
+            for key, value in document.items()
+        }
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of its only component.
+
+        Raises:
+            BaseError: It has several.
+        """
+        return only_component(self.name, self.components)
+
+    @property
+    def id(self) -> str:
+        """Return the 12 digits shown to people; those of its only component where it has one."""
+        if len(self.components) == 1:
+            return self.fingerprint.id
+        return short(hash_data([[name, of.structure, of.weights] for name, of in sorted(self.components.items())]))
+
+    def compare(self, other: "BaseReference", names: Iterable[str]) -> dict[str, Difference]:
+        """Say how components of `other` differ, as far as attaching an adapter goes.
+
+        Args:
+            other: Another base.
+            names: The components to compare: those that the adapter changes.
+        """
+        found: dict[str, Difference] = {}
+        for name in names:
+            mine, its = self.components.get(name), other.components.get(name)
+            found[name] = "missing" if mine is None or its is None else mine.compare(its)
+        return found
+
+    def is_same(self, other: "BaseReference", names: Iterable[str]) -> bool:
+        """Say whether these components of `other` are the same by content."""
+        return set(self.compare(other, names).values()) <= {"same"}
+
+
+def only_component(name: str, components: Mapping[str, _Component]) -> _Component:
+    """Return the only component of a base.
+
+    Raises:
+        BaseError: The base `name` has several.
+    """
+    if len(components) == 1:
+        return next(iter(components.values()))
+    raise BaseError(
+        f"The base {name!r} is not one model: it has the components {', '.join(sorted(components))}, and what was "
+        "asked for needs a base of one model, such as smollm2-135m-instruct."
+    )
 
 
 class Head(Record):
@@ -215,6 +306,10 @@ class AdapterCard(Record):
     origin: Literal["trained", "added"]
     created: str
     base: BaseReference
+    components: tuple[str, ...] = Field(
+        default=(MODEL_COMPONENT,), min_length=1, exclude_if=lambda names: names == (MODEL_COMPONENT,),
+        description="Components of the base that it changes.",
+    )  # fmt: skip
     task: str = Field(default="causal_lm", description="What was learnt, as the recipe calls it.")
     head: Head | None = Field(default=None, description="The head of a classifier, with its labels.")
     method: str = Field(description="lora, dora, ... as PEFT spells it, in lower case.")
@@ -238,6 +333,15 @@ class AdapterCard(Record):
     description: str | None = None
     tags: tuple[str, ...] = Field(default=(), description="Tags of the author's model card.")
     stated_bases: tuple[str, ...] = Field(default=(), description="Bases that the author's model card names.")
+
+    @model_validator(mode="after")
+    def _check_components(self) -> Self:
+        lacking = sorted(set(self.components) - set(self.base.components))
+        if lacking:
+            raise ValueError(
+                f"the adapter changes the component {lacking[0]!r}, and its base has {', '.join(self.base.components)}"
+            )
+        return self
 
     @property
     def system(self) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import MismatchError
-from haori.core.records import AdapterCard, BaseReference, Fingerprint
+from haori.core.records import AdapterCard, BaseReference
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.cards import read_card
 
@@ -65,25 +65,38 @@ def attach(
 
 
 def check_base(card: AdapterCard, base: BaseReference, *, allow_different_weights: bool = False) -> None:
-    """Refuse a base that the adapter was not made for, by fingerprint.
+    """Refuse a base that the adapter was not made for, by the fingerprints of the components that it changes.
 
     Raises:
-        MismatchError: The structure differs, or the weights do and `allow_different_weights` is not set.
+        MismatchError: A component is missing, its structure differs, or its weights do and `allow_different_weights`
+            is not set.
     """
-    verdict = card.base.fingerprint.compare(base.fingerprint)
-    if verdict == "same" or (verdict == "other weights" and allow_different_weights):
+    found = card.base.compare(base, card.components)
+    wrong = {name: how for name, how in found.items() if how != "same"}
+    if allow_different_weights:
+        wrong = {name: how for name, how in wrong.items() if how != "other weights"}
+    # What makes an adapter unusable is said before what may be allowed.
+    name, how = min(wrong.items(), key=lambda item: item[1] == "other weights", default=("", "same"))
+    if how == "same":
         return
     label = card.names[-1] if card.names else card.id.removeprefix("sha256:")[:12]
-    made, given = _describe(card.base.name, card.base.fingerprint), _describe(base.name, base.fingerprint)
-    pair = f"made for {made}; {given} was given"
-    if verdict == "other structure":
+    pair = f"made for {_describe(card.base, name)}; {_describe(base, name)} was given"
+    one = list(card.base.components) == list(base.components) == [name]
+    if how == "missing":
         raise MismatchError(
-            f"The adapter {label!r} was {pair}. The two differ in architecture or layer shapes, so the adapter cannot "
-            "be used there; choose the base it was made for, or train it again."
+            f"The adapter {label!r} was {pair}. It changes the component {name!r}, which that base does not have, so "
+            "it cannot be used there; choose the base it was made for."
+        )
+    if how == "other structure":
+        raise MismatchError(
+            f"The adapter {label!r} was {pair}. {'The two' if one else f'Their components {name!r}'} differ in "
+            "architecture or layer shapes, so the adapter cannot be used there; choose the base it was made for, or "
+            "train it again."
         )
     raise MismatchError(
-        f"The adapter {label!r} was {pair}. They have the same structure but other weights, so results will differ "
-        "from those measured; allow it with --allow-different-weights if that is what you want."
+        f"The adapter {label!r} was {pair}. {'They' if one else f'Their components {name!r}'} have the same structure "
+        "but other weights, so results will differ from those measured; allow it with --allow-different-weights if "
+        "that is what you want."
     )
 
 
@@ -202,8 +215,13 @@ def _shape_problem(part: str, shape: tuple[int, ...], module: Any) -> str | None
     return None
 
 
-def _describe(name: str, fingerprint: Fingerprint) -> str:
-    return f"{name!r} ({fingerprint.architecture}, fingerprint {fingerprint.id})"
+def _describe(base: BaseReference, name: str) -> str:
+    """Describe a base by the component `name`, or by its components where it has no such one."""
+    of = base.components.get(name)
+    if of is None:
+        return f"{base.name!r} (components {', '.join(sorted(base.components))})"
+    said = f"{of.architecture}, fingerprint {of.id}"
+    return f"{base.name!r} ({said})" if len(base.components) == 1 else f"{base.name!r} ({name}: {said})"
 
 
 def _first_sentence(error: Exception) -> str:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from haori.core.errors import LibraryError
 from haori.core.hashing import hash_data, hash_file
-from haori.core.records import AdapterCard, BaseReference, now
+from haori.core.records import MODEL_COMPONENT, AdapterCard, BaseReference, now
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.head_files import stock_head
 from haori.library.licences import effective_licence
@@ -60,7 +60,10 @@ def _id(files: AdapterFiles, ordered: dict[str, Any]) -> str:
 
 def id_on_base(identity: str, base: BaseReference) -> str:
     """Return the id of an adapter whose files are in the library as made for another base."""
-    return hash_data([identity, base.fingerprint.structure, base.fingerprint.weights])
+    of = base.components
+    if list(of) == [MODEL_COMPONENT]:
+        return hash_data([identity, base.fingerprint.structure, base.fingerprint.weights])
+    return hash_data([identity, *([name, of[name].structure, of[name].weights] for name in sorted(of))])
 
 
 def draft_card(folder: Path, base: BaseReference, *, origin: Literal["trained", "added"], **fields: Any) -> AdapterCard:

@@ -71,7 +71,7 @@ def rows_of(card: AdapterCard) -> list[IndexRow]:
     text = " ".join(
         part
         for part in (
-            *card.names, card.base.name, card.base.source, card.base.fingerprint.id, card.method, card.licence,
+            *card.names, card.base.name, card.base.source, card.base.id, card.method, card.licence,
             card.base.licence, card.description, card.id, *card.tags, *card.stated_bases, *sources,
         )
         if part
@@ -79,11 +79,7 @@ def rows_of(card: AdapterCard) -> list[IndexRow]:
     rows = []
     for full in card.names:
         name, _, version = full.rpartition("@")
-        rows.append(
-            IndexRow(
-                name, int(version), card.id, card.base.fingerprint.id, card.method, card.licence, card.created, text
-            )
-        )
+        rows.append(IndexRow(name, int(version), card.id, card.base.id, card.method, card.licence, card.created, text))
     return rows
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import BaseError, InputError, VerificationError
-from haori.core.records import AdapterCard, Check, Verification
+from haori.core.records import MODEL_COMPONENT, AdapterCard, Check, Verification
 from haori.core.safetensors_header import read_safetensors_header
 from haori.core.storage import staged_folder
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
@@ -94,7 +94,8 @@ def merge_adapter(
         _save(merged.model, tokenizer, stage)
         kind = base.fingerprint.with_fields(architecture=type(merged.model).__name__)
         del merged
-        written = dataclasses.replace(base, name=out.name, path=stage, fingerprint=kind)
+        component = dataclasses.replace(base.components[MODEL_COMPONENT], path=stage, fingerprint=kind)
+        written = dataclasses.replace(base, name=out.name, path=stage, components={MODEL_COMPONENT: component})
         reloaded = load_model(written, dtype=dtype, head=files.head)
         checks = [check, _check_rounded(rounded, of_adapter, of_base, dtype)]
         checks.append(_check_written(checksums_by_name(reloaded), sums, exact_logits(reloaded, probes), rounded))

@@ -127,12 +127,12 @@ def base_of(card: AdapterCard, spec: str | None = None) -> "Base":
         except HaoriError as error:
             problem = problem or error
             continue
-        if wanted.fingerprint.compare(base.fingerprint) == "same":
+        if wanted.is_same(base.reference(), card.components):
             return base
         found = found or base
     if found is None:
         raise BaseError(
-            f"The base {wanted.name!r} ({wanted.source}, fingerprint {wanted.fingerprint.id}) of this adapter was not "
+            f"The base {wanted.name!r} ({wanted.source}, fingerprint {wanted.id}) of this adapter was not "
             f"found: {problem} Give it with --base."
         )
     return found

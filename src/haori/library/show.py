@@ -47,7 +47,7 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("promoted", _promoted(stored)),
         ("id", short(card.id)),
         ("folder", str(stored.path)),
-        ("base", f"{card.base.name} ({card.base.source}), fingerprint {card.base.fingerprint.id}"),
+        ("base", f"{card.base.name} ({card.base.source}), fingerprint {card.base.id}"),
         ("method", _method(card)),
         ("file", f"{card.size_bytes / 1e6:.1f} MB, {card.trainable_parameters:,} parameters"),
         *(("data", _data(data)) for data in card.data),

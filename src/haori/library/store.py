@@ -257,7 +257,7 @@ class Library:
         """Return the card of the same files for the same base, if they are here."""
         folders = (self.folder(identity) for identity in (card.id, id_on_base(card.id, card.base)))
         held = (found for folder in folders if (found := _card_or_none(folder)) is not None)
-        return next((c for c in held if c.base.fingerprint.compare(card.base.fingerprint) == "same"), None)
+        return next((c for c in held if c.base.is_same(card.base, card.components)), None)
 
     def _add_name(self, held: AdapterCard, name: str, names: Names) -> StoredAdapter:
         folder = self.folder(held.id)

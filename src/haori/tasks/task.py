@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from haori.core.errors import InputError
+from haori.core.records import MODEL_COMPONENT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -152,6 +153,8 @@ class Task(Protocol):
     """What it is for people, in lower case: text generation."""
     peft_type: str | None
     """PEFT's `task_type`."""
+    components: tuple[str, ...] = (MODEL_COMPONENT,)
+    """Components of a base that it works with; a base that is one model by default."""
     unit: str
     """What costs are measured in, in the plural: tokens, pixels, residues."""
     counted: str

@@ -7,7 +7,7 @@ from haori.core.errors import BaseError, MissingExtraError, RecipeError
 from haori.core.methods import FullMethod, LoraMethod, LowRankMethod, Method, QloraMethod
 from haori.library.adapter_names import check_no_base_name
 from haori.tasks.recipe import Recipe
-from haori.tasks.registry import task_of
+from haori.tasks.registry import check_components, task_of
 from haori.tasks.task import Choice, Objective, Split, Task
 from haori.training.auto import resolve
 from haori.training.batches import count_steps, epoch_steps
@@ -67,6 +67,7 @@ def prepare(recipe: Recipe) -> Prepared:
             f"The base {base.name!r} is quantised ({base.quantization}); train on its 16- or 32-bit weights."
         )
     task = task_of(recipe.task)
+    check_components(base, task.components, f"the task {task.kind}")
     task.check(recipe, base)
     skeleton = load_skeleton(base, head=task.head(recipe))
     method = recipe.method

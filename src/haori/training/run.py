@@ -103,10 +103,10 @@ def resume_run(
     if prepared.split.reference().hash != before.hash:
         raise MismatchError(f"The data {before.source!r} changed since the run began; restore it, or start a new run.")
     base = read_run_file(folder, BaseReference, "base.json")
-    if prepared.base.fingerprint.compare(base.fingerprint) != "same":
+    if not prepared.base.reference().is_same(base, base.components):
         raise MismatchError(
-            f"The base {base.name!r} changed since the run began (fingerprint {base.fingerprint.id}, now "
-            f"{prepared.base.fingerprint.id}); restore it, or start a new run."
+            f"The base {base.name!r} changed since the run began (fingerprint {base.id}, now "
+            f"{prepared.base.id}); restore it, or start a new run."
         )
     return _execute(prepared, folder, out, say, show)
 

@@ -78,5 +78,5 @@ def save_model_folder(
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    text = f"A full fine-tuning of {base.name} ({base.source}, fingerprint {base.fingerprint.id}).\n"
+    text = f"A full fine-tuning of {base.name} ({base.source}, fingerprint {base.id}).\n"
     (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n{text}", encoding="utf-8")

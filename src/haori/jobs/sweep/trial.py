@@ -47,7 +47,7 @@ def train_trial(
         "run": str(run.folder),
         "record": run.record.model_dump(mode="json"),
         "signal": run.signal,
-        "measured_on": f"{data.hash} {base.fingerprint.id}",
+        "measured_on": f"{data.hash} {base.id}",
     }
 
 

@@ -103,7 +103,7 @@ class AdapterDirectory:
         self.base_names = tuple(dict.fromkeys(base_names))
         self._library = library
         self._roots = tuple(root.absolute() for root in roots)
-        self._file = RegisteredFile(settings().home / "serving" / f"{base.fingerprint.id}.json")
+        self._file = RegisteredFile(settings().home / "serving" / f"{base.id}.json")
         self._watch = LibraryWatch(library, self._file, self._roots)
         self._began = int(time.time())
         self._formats: dict[Path, PromptFormat] = {}
@@ -169,7 +169,7 @@ class AdapterDirectory:
 
     def hidden(self) -> tuple[str, ...]:
         """Return the names that mean the base here although adapters of it are called so too."""
-        names, served = self._view().names, self.base.fingerprint.id
+        names, served = self._view().names, self.base.id
         return tuple(name for name in self.base_names if any(row.base == served for row in names.versions(name)))
 
     def folder(self, adapter: str) -> Path:
@@ -298,7 +298,7 @@ class AdapterDirectory:
             rows = [] if name in taken else [(name, view.names.find(name))]
             rows += [(f"{name}@{row.version}", row) for row in view.names.versions(name)]
             for full, row in rows:
-                if row.base == self.base.fingerprint.id:
+                if row.base == self.base.id:
                     folder = self._library.folder(row.adapter)
                     entries.append(ModelEntry(full, _unix_s(row.created), folder, parent, row.adapter))
         return tuple(entries)
@@ -332,7 +332,7 @@ class AdapterDirectory:
 
     def _check_row(self, row: IndexRow) -> IndexRow:
         """Return a row of an adapter that was made for the served base."""
-        if row.base != self.base.fingerprint.id:
+        if row.base != self.base.id:
             card = read_card(self._library.folder(row.adapter))
             if card is not None:
                 check_base(card, self.base)
