@@ -245,7 +245,8 @@ def test_an_adapter_of_another_shape_is_refused_without_a_card(good, tmp_path):
 def test_a_quantised_base_is_not_merged_into(base, good, tmp_path):
     import dataclasses
 
-    quantised = dataclasses.replace(base, quantization="bitsandbytes nf4")
+    component = dataclasses.replace(base.components["model"], quantization="bitsandbytes nf4")
+    quantised = dataclasses.replace(base, components={"model": component})
     with pytest.raises(BaseError, match=r"quantised \(bitsandbytes nf4\)"):
         merge_adapter(quantised, good, tmp_path / "out")
     assert not (tmp_path / "out").exists()

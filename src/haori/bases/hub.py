@@ -17,7 +17,8 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _WANTED = [
     "config.json", PIPELINE_INDEX, "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
-    "sentencepiece*.model", "chat_template*", "README.md", "LICENSE*", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+    "sentencepiece*.model", "chat_template*", "README.md", "LICENSE*", "modules.json", "sentence_bert_config.json",
+    "1_Pooling/config.json",
 ]  # fmt: skip
 _REFUSED = ["*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.msgpack", "*.h5", "*.so", "*.sh"]
 

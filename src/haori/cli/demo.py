@@ -49,9 +49,7 @@ def run_demo(rows: int) -> None:
     base = find_base(_BASE)
     reviews = fetch_reviews()
     train, test = reviews.write(settings().home / "demo", train_rows=rows)
-    console.print(
-        f"{base.name}: {base.parameters / 1e6:.0f}M parameters, {base.licence}, fingerprint {base.fingerprint.id}"
-    )
+    console.print(f"{base.name}: {base.parameters / 1e6:.0f}M parameters, {base.licence}, fingerprint {base.id}")
     console.print(
         f"{rows} movie-review sentences to train on, {len(reviews.test)} to test on, rated by people ({LICENCE})"
     )

@@ -51,7 +51,7 @@ def _deployed(plan: ReplicaPlan, scale: Scale, address: str | None) -> Iterator[
         cpus = cpus_per_replica(nodes, scale)
         quiet = {"log_level": "ERROR", "enable_access_log": False}
         serve.start(proxy_location="Disabled", logging_config=quiet)
-        name = f"haori-{plan.base.fingerprint.id}"
+        name = f"haori-{plan.base.id}"
         try:
             handle = _run(serve, _application(serve, plan, scale, cpus, quiet), name)
             yield handle, handle.describe.remote().result()

@@ -101,7 +101,7 @@ def open_vllm(
         servers = [_server(url, client, loop, process) for url in urls]
         for server in servers:
             _check_base(base, server, say)
-        copies = VllmCopies(root / base.fingerprint.id, files_of, tensors, rank)
+        copies = VllmCopies(root / base.id, files_of, tensors, rank)
         longest = min(base.context_length, limits.context_length, *(server.model.context_length for server in servers))
         return VllmEngine(
             base, tokenizer, VllmServers(servers, say), loop, copies,

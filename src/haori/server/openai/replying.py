@@ -67,7 +67,7 @@ class Heading:
 
 def heading(request: Request, prefix: str, model: str) -> Heading:
     """Return the heading of a new reply; its id begins with `prefix`."""
-    fingerprint = service_of(request).base.fingerprint.id
+    fingerprint = service_of(request).base.id
     return Heading(f"{prefix}-{secrets.token_hex(16)}", model, f"fp_{fingerprint}")
 
 
