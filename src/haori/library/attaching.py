@@ -81,7 +81,7 @@ def check_base(card: AdapterCard, base: BaseReference, *, allow_different_weight
         return
     label = card.names[-1] if card.names else card.id.removeprefix("sha256:")[:12]
     pair = f"made for {_describe(card.base, name)}; {_describe(base, name)} was given"
-    one = list(card.base.components) == list(base.components) == [name]
+    where = "" if list(card.base.components) == list(base.components) == [name] else f" of the component {name!r}"
     if how == "missing":
         raise MismatchError(
             f"The adapter {label!r} was {pair}. It changes the component {name!r}, which that base does not have, so "
@@ -89,14 +89,12 @@ def check_base(card: AdapterCard, base: BaseReference, *, allow_different_weight
         )
     if how == "other structure":
         raise MismatchError(
-            f"The adapter {label!r} was {pair}. {'The two' if one else f'Their components {name!r}'} differ in "
-            "architecture or layer shapes, so the adapter cannot be used there; choose the base it was made for, or "
-            "train it again."
+            f"The adapter {label!r} was {pair}. The two differ in architecture or layer shapes{where}, so the adapter "
+            "cannot be used there; choose the base it was made for, or train it again."
         )
     raise MismatchError(
-        f"The adapter {label!r} was {pair}. {'They' if one else f'Their components {name!r}'} have the same structure "
-        "but other weights, so results will differ from those measured; allow it with --allow-different-weights if "
-        "that is what you want."
+        f"The adapter {label!r} was {pair}. They have the same structure but other weights{where}, so results will "
+        "differ from those measured; allow it with --allow-different-weights if that is what you want."
     )
 
 
