@@ -47,7 +47,10 @@ def test_only_the_components_that_an_adapter_changes_are_compared(card: AdapterC
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (pipeline(unet=("s", "x")), "(?s)'painter' \\(unet: UnetModel.*same structure but other weights of the component 'unet', so"),
+        (
+            pipeline(unet=("s", "x")),
+            "(?s)'painter' \\(unet: UnetModel.*same structure but other weights of the component 'unet', so",
+        ),
         (pipeline(text_encoder=("s", "x")), "but other weights of the component 'text_encoder', so"),
         (pipeline(unet=("x", "w")), "differ in architecture or layer shapes of the component 'unet', so"),
         (pipeline(text_encoder=("", "")), "\\(components unet, vae\\) was given. It changes the component 'text_enc"),
