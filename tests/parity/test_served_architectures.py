@@ -136,10 +136,14 @@ def put(opened, folder):
 class Tokenizer:
     """Texts are the ids themselves."""
 
-    pad_token_id, eos_token_id, chat_template, all_special_tokens = 0, None, None, ()
+    pad_token_id, eos_token_id, chat_template = 0, None, None
+    all_special_tokens, all_special_ids = (), ()
 
     def get_added_vocab(self):
         return {}
+
+    def convert_ids_to_tokens(self, token):
+        return f"<{token}>"
 
     def decode(self, tokens, **_):
         return "".join(f"<{token}>" for token in tokens)

@@ -102,6 +102,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._is_fast = bool(getattr(tokenizer, "is_fast", False))  # not every backend of transformers says so
         self._bytes: dict[int, bytes] = {}
 
     @cached_property
@@ -109,11 +110,11 @@ class Vocabulary:
         """Say whether tokens stand for bytes, as in GPT-2, and nothing else is done to them."""
         from tokenizers.decoders import ByteLevel
 
-        return bool(self._tokenizer.is_fast) and isinstance(self._tokenizer.backend_tokenizer.decoder, ByteLevel)
+        return self._is_fast and isinstance(self._tokenizer.backend_tokenizer.decoder, ByteLevel)
 
     @cached_property
     def _skipped(self) -> frozenset[int]:
-        if not self._tokenizer.is_fast:
+        if not self._is_fast:
             return frozenset(self._tokenizer.all_special_ids)
         added = self._tokenizer.added_tokens_decoder.items()
         return frozenset(token for token, entry in added if entry.special)
