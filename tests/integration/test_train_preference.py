@@ -213,3 +213,51 @@ def test_a_sweep_trains_each_trial_as_its_task(capsys, tiny_base_folder, data, t
     assert done.code == 0, done.err
     best = haori.load_recipe(tmp_path / "best.yaml")
     assert (best.task, best.loss.kind, best.optimizer.lr) == ("preference", "ipo", 0.01)
+
+
+def sums(model, rows) -> torch.Tensor:
+    """Return log p(answer | prompt) of the chosen and the rejected answers [N, 2], one sequence at a time."""
+    found = []
+    for row in rows:
+        for ids, labels in ((row["input_ids"], row["labels"]), (row["rejected_input_ids"], row["rejected_labels"])):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
+            found.append(sum(float(logits[p, t]) for p, t in enumerate(labels[1:]) if t != -100))
+    return torch.tensor(found).view(-1, 2)
+
+
+def test_going_on_from_an_adapter_with_it_or_the_base_as_reference(tiny_base_folder, data, tmp_path, haori_home):
+    taught = tmp_path / "taught.jsonl"
+    rows = [{"prompt": f"what is {i}?", "completion": f"number {i} it is"} for i in range(40)]
+    taught.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    haori.train(base=str(tiny_base_folder), data=str(taught), name="taught", overrides=QUICK, progress=False)
+    quick = [key for key in QUICK if not key.startswith("method.")]
+    first: dict[str, dict] = {}
+    for reference in ("start", "base"):
+        run = haori.train(
+            base=str(tiny_base_folder), data=str(data), name=reference, task="preference", progress=False,
+            overrides=[*quick, "from=taught", f"loss.reference={reference}"],
+        )  # fmt: skip
+        first[reference] = lines(run.folder, "validation")[0]
+        assert lines(run.folder, "validation")[-1]["loss"] < first[reference]["loss"]
+        assert run.adapter.card.parents
+    assert first["start"]["margin"] == pytest.approx(0, abs=1e-4)
+    assert first["start"]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    from haori.tasks.preference.recipe import PreferenceData
+    from haori.tasks.preference.rows import load_preferences
+
+    opened = haori.open_adapter("taught", dtype="fp32")
+    held = load_preferences(
+        PreferenceData(path=str(data)), opened.tokenizer, one_by_one=False, context_length=256
+    ).validation
+    policy = sums(opened.model, held)
+    with opened.strength(on=False):
+        ratios = policy - sums(opened.model, held)
+    wanted = 0.1 * (ratios[:, 0] - ratios[:, 1])
+    assert first["base"]["margin"] == pytest.approx(float(wanted.mean()), rel=1e-3)
+    assert first["base"]["loss"] == pytest.approx(
+        float(-torch.nn.functional.logsigmoid(wanted).mean()), rel=1e-3
+    )
+    kept = {path.name for path in (haori_home / "cache" / "reference").iterdir()}
+    train(tiny_base_folder, data, "fresh", "training.epochs=1")  # the base's log-probabilities are those of a fresh run
+    assert {path.name for path in (haori_home / "cache" / "reference").iterdir()} == kept
