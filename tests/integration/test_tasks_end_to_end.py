@@ -120,7 +120,7 @@ def test_a_task_is_added_by_one_folder_and_one_line(with_toy: Path):
     assert after.replace(LINE, "", 1) == before and len(list((copy / "tasks" / "toy").iterdir())) == 1
 
 
-@pytest.mark.parametrize("task", ["causal_lm", "toy"])
+@pytest.mark.parametrize("task", ["causal_lm", "preference", "toy"])
 def test_a_task_goes_through_every_command(task: str, with_toy: Path, tmp_path: Path, tiny_base_folder: Path):
     """Check, dry run, train, prove, store, evaluate, export, go on, compare, sweep."""
     base, data = str(tiny_base_folder), write(tmp_path / "rows.jsonl", ROWS[task](60))
@@ -173,7 +173,7 @@ def stock_loads(base: str, folder: Path, task: str) -> None:
             assert not torch.equal(found, model(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("task", ["toy"])
+@pytest.mark.parametrize("task", ["preference", "toy"])
 def test_a_comparison_of_methods_works_for_every_task(
     task: str, with_toy: Path, tmp_path: Path, tiny_base_folder: Path
 ):

@@ -70,8 +70,8 @@ def converter_for(
     names = {str(column).strip().lower(): str(column) for column in columns}
     if {"chosen", "rejected"} <= names.keys():
         raise DataError(
-            f"{file} holds preference pairs (chosen, rejected), which supervised training cannot use; "
-            "keep the chosen answers as a column named completion."
+            f"{file} holds preference pairs (chosen, rejected), which the task causal_lm cannot use; learn from them "
+            "with --task preference, or keep the chosen answers as a column named completion."
         )
     if section.columns is not None:
         return _mapped(section, section.columns, list(names.values()), file, reader)
