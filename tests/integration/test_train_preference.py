@@ -255,9 +255,7 @@ def test_going_on_from_an_adapter_with_it_or_the_base_as_reference(tiny_base_fol
         ratios = policy - sums(opened.model, held)
     wanted = 0.1 * (ratios[:, 0] - ratios[:, 1])
     assert first["base"]["margin"] == pytest.approx(float(wanted.mean()), rel=1e-3)
-    assert first["base"]["loss"] == pytest.approx(
-        float(-torch.nn.functional.logsigmoid(wanted).mean()), rel=1e-3
-    )
+    assert first["base"]["loss"] == pytest.approx(float(-torch.nn.functional.logsigmoid(wanted).mean()), rel=1e-3)
     kept = {path.name for path in (haori_home / "cache" / "reference").iterdir()}
     train(tiny_base_folder, data, "fresh", "training.epochs=1")  # the base's log-probabilities are those of a fresh run
     assert {path.name for path in (haori_home / "cache" / "reference").iterdir()} == kept
