@@ -13,13 +13,13 @@ def import_config(
     out: Annotated[Path | None, typer.Option(help="Write the recipe to this new file, not to the screen.")] = None,
     tool: Annotated[
         str | None,
-        typer.Option(help="axolotl, llama-factory, trl, peft, unsloth or ms-swift; found by the keys if not given."),
+        typer.Option(help="The tool that wrote it, such as axolotl; found by its keys if not given."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base model, in place of the file's.")] = None,
     data: Annotated[str | None, typer.Option(help="Data, in place of the file's.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter; that of the file by default.")] = None,
 ) -> None:
-    """Convert a configuration of Axolotl, LLaMA-Factory, TRL, PEFT, Unsloth or ms-swift into a recipe.
+    """Convert a configuration of another training tool, such as Axolotl, into a recipe.
 
     Every key that is not carried over is named, with the reason and the nearest thing to do here.
     """
