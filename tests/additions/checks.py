@@ -105,7 +105,13 @@ def preference_loss(folder: Path) -> None:
     from haori.tasks.preference.objective import pair_loss
     from haori.tasks.recipe import recipe_from
 
-    keys = {"name": "n", "base": "b", "task": "preference", "data": {"path": "p"}, "loss": {"kind": "square", "margin": 3.0}}
+    keys = {
+        "name": "n",
+        "base": "b",
+        "task": "preference",
+        "data": {"path": "p"},
+        "loss": {"kind": "square", "margin": 3.0},
+    }
     recipe: Any = recipe_from(keys)
     scores = torch.tensor([-1.0, -2.0])
     assert pair_loss(recipe.loss, scores, torch.ones(2), torch.zeros(2)).loss.tolist() == [4.0]  # (-1 + 2 - 3)^2
@@ -159,6 +165,17 @@ def base_by_name(folder: Path) -> None:
 
     assert "toy-base" in [entry.name for entry in list_bases()]
     assert find_base("toy-base").source == "wheel:tiny-base==1.0"
+
+
+@checks("a component of a base")
+def component_of_a_base(folder: Path) -> None:
+    from haori.bases import find_base
+    from tests.pipeline_folders import write_pipeline
+
+    painter = write_pipeline(folder / "painter", folder / "base")
+    usual = find_base(str(painter)).components["unet"].fingerprint
+    (painter / "unet" / "diffusion_pytorch_model.safetensors").rename(painter / "unet" / "toy.safetensors")
+    assert find_base(str(painter)).components["unet"].fingerprint == usual
 
 
 @checks("a source of bases")

@@ -72,13 +72,13 @@ _SECTION = '''class TwiceMethod(LowRankMethod):
 
 '''
 
-_READER = '''def _read_pairs(path: Path, name: str) -> Iterator[RawRow]:
+_READER = """def _read_pairs(path: Path, name: str) -> Iterator[RawRow]:
     for number, line, done in _lines(path, name):
         left, _, right = line.rstrip().partition(" => ")
         yield RawRow(f"{name}:{number}", name, {"riddle": left, "solution": right}, done)
 
 
-'''
+"""
 
 _ZIPPED = '''"""Bases in zip files."""
 
@@ -95,13 +95,13 @@ def unzipped(path):
     return BaseRecord(name=path.stem, source=f"zip:{path}", path=str(folder))
 '''
 
-_ENTRY = '''_TOY = CatalogueEntry(
+_ENTRY = """_TOY = CatalogueEntry(
     name="toy-base", requirement="tiny-base==1.0", filename="tiny_base-1.0-py3-none-any.whl", sha256="@SHA256@",
     size_bytes=@SIZE@, folder="tiny_base/model", members=dict.fromkeys(@MEMBERS@, 1 << 20), licence="MIT",
     parameters=1, description="a toy",
 )
 
-'''
+"""
 
 _PING = '''"""A route that says how many texts wait."""
 
@@ -136,12 +136,12 @@ def export_ranks_command(name: _Name, out: Annotated[Path, typer.Option(help="Ne
 
 '''
 
-_DOUBLE_C = '''
+_DOUBLE_C = """
 /* x becomes 2 x. */
 void haori_double(bf16 *x, int64_t many) {
     for (int64_t i = 0; i < many; i++) x[i] = narrow(2.0f * wide(x[i]));
 }
-'''
+"""
 
 _TOOL = '''"""A toy of a tool."""
 
@@ -212,7 +212,8 @@ TOYS: dict[str, Toy] = {
         (
             after("src/haori/metrics/kinds.py", "KINDS: dict[str, Kind] = {\n",
                   '    "same_length": Kind("Same length", "higher", "share"),\n'),
-            after("src/haori/tasks/causal_lm/metric_groups.py", "    group = Group(answers, right={\"exact_match\": equal})\n",
+            after("src/haori/tasks/causal_lm/metric_groups.py",
+                  '    group = Group(answers, right={"exact_match": equal})\n',
                   "    from haori.metrics.lengths import same_length\n\n"
                   "    alike = same_length(answers, references)\n"
                   '    group.metrics["same_length"] = Measured(sum(alike) / len(alike), mean_sums(alike))\n'),
@@ -224,7 +225,7 @@ TOYS: dict[str, Toy] = {
     "a check of the proof": Toy((
         before("src/haori/library/checks.py", "def check_repeated(",
                "def check_small(tensors: int) -> Check:\n"
-               '    return Check(name="small", passed=tensors < 1000, detail=f"{tensors} tensors", value=tensors)\n\n\n'),
+               '    return Check(name="small", passed=tensors < 1000, detail="few tensors", value=tensors)\n\n\n'),
         after("src/haori/library/verify.py", "from haori.library.checks import (\n", "    check_small,\n"),
         before("src/haori/library/verify.py", "    checks.append(check_prompts(prompt_pair))\n",
                "    checks.append(check_small(len(files.tensors)))\n"),
@@ -232,6 +233,9 @@ TOYS: dict[str, Toy] = {
     "a base by name": Toy((
         before("src/haori/bases/catalogue.py", "CATALOGUE: Mapping", _ENTRY),
         before("src/haori/bases/catalogue.py", "_SMOLLM2, _MINILM)}", "_TOY, "),
+    )),
+    "a component of a base": Toy((
+        Edit("src/haori/bases/pipeline.py", '_STEMS = ("model",', '_STEMS = ("toy", "model",'),
     )),
     "a source of bases": Toy(
         (
@@ -307,12 +311,13 @@ TOYS: dict[str, Toy] = {
             before("src/haori/conversion/tools.py", "from haori.conversion.training_arguments",
                    "from haori.conversion.toytune import TOYTUNE\n"),
             before("src/haori/conversion/tools.py", "AXOLOTL, LLAMA_FACTORY", "TOYTUNE, "),
-            before(_PAGE, "## PEFT\n", "## Toytune\n\n<!-- keys of toytune: begin -->\n<!-- keys of toytune: end -->\n\n"),
+            before(_PAGE, "## PEFT\n",
+                   "## Toytune\n\n<!-- keys of toytune: begin -->\n<!-- keys of toytune: end -->\n\n"),
         ),
         {
             "src/haori/conversion/toytune.py": _TOOL,
-            **{f"tests/fixtures/conversion/toytune/{number}.yml": f"toy_base: b/m\ntoy_data: a.jsonl\ntoy_rank: {number}\n"
-               for number in (1, 2, 3)},
+            **{f"tests/fixtures/conversion/toytune/{number}.yml":
+               f"toy_base: b/m\ntoy_data: a.jsonl\ntoy_rank: {number}\n" for number in (1, 2, 3)},
         },
     ),
     "a command": Toy(
@@ -320,6 +325,7 @@ TOYS: dict[str, Toy] = {
             Edit("src/haori/cli/app.py", "import bases, compare,", "import bases, greet, compare,"),
             before("src/haori/cli/app.py", 'app.command("demo")', 'app.command("greet")(greet.greet)\n'),
         ),
-        {"src/haori/cli/greet.py": 'import typer\n\n\ndef greet() -> None:\n    """Greet."""\n    typer.echo("good day")\n'},
+        {"src/haori/cli/greet.py":
+            'import typer\n\n\ndef greet() -> None:\n    """Greet."""\n    typer.echo("good day")\n'},
     ),
 }  # fmt: skip
