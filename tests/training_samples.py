@@ -72,7 +72,7 @@ def make_loop(
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     batches = [CausalLmObjective(train, 0).batch(range(len(train)))]
     inputs = [{"input_ids": batch.input_ids, "attention_mask": batch.attention_mask} for batch in batches]
-    start = Insertion(made.training.seed, count_steps(list(train["length"]), made.training), inputs, TASK.peft_type)
+    start = Insertion(made.training.seed, count_steps(list(train["length"]), made.training), inputs, "CAUSAL_LM")
     adapted = insert_method(model, AutoTokenizer.from_pretrained(base), made.method, TARGETS, start)
     torch.manual_seed(made.training.seed)
     return Loop(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from haori.core.errors import HaoriError
     from haori.evaluation import EvaluationResult
     from haori.library import Library, OpenAdapter, StoredAdapter, import_adapter, open_adapter
+    from haori.tasks.classification.classifier import open_classifier
     from haori.tasks.recipe import Recipe, load_recipe
     from haori.training import TrainedRun
 
@@ -40,6 +41,7 @@ __all__ = [
     "import_adapter",
     "load_recipe",
     "open_adapter",
+    "open_classifier",
     "resume",
     "train",
 ]
@@ -52,6 +54,7 @@ _load = lazy_exports(
         "tasks.recipe": ("Recipe", "load_recipe"),
         "evaluation": ("EvaluationResult",),
         "library": ("Library", "OpenAdapter", "StoredAdapter", "import_adapter", "open_adapter"),
+        "tasks.classification.classifier": ("open_classifier",),
         "training": ("TrainedRun",),
     },
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from peft.utils.other import ModulesToSaveWrapper
 
 from haori.bases import find_base, load_model
 from haori.core.errors import FileFormatError, MismatchError
@@ -20,6 +19,7 @@ from haori.library import (
     inspect_adapter,
     live_probe_logits,
     merge_stored,
+    merging,
     verify_adapter,
     verify_stored,
 )
@@ -172,13 +172,12 @@ def test_lora_that_is_dropped_fails_without_a_live_model_too(bases, tmp_path):
 def test_a_merge_that_forgets_the_head_fails(bases, tmp_path, monkeypatch):
     folder = classifier(bases["bert"], tmp_path / "a", "bert")
     base = find_base(str(bases["bert"]))
-    unload = ModulesToSaveWrapper.unload_and_optionally_merge_module
 
-    def forgetting(self, merge, safe_merge, adapter_names):
-        unload(self, merge, safe_merge, adapter_names)
-        return self.original_module
+    def forgetting(adapted):
+        model = adapted.get_base_model()
+        model.classifier = model.classifier.original_module
 
-    monkeypatch.setattr(ModulesToSaveWrapper, "unload_and_optionally_merge_module", forgetting)
+    monkeypatch.setattr(merging, "_unwrap", forgetting)
     assert failures(verify_adapter(base, folder)) == ["merge"]
 
 

@@ -174,9 +174,11 @@ class ToyExamination:
 class Toy(Task):
     kind = "toy"
     title = "the sign of a text"
-    peft_type = "CAUSAL_LM"
     unit = "tokens"
     counted = "rows"
+
+    def peft_type(self, recipe):
+        return "CAUSAL_LM"
 
     def check(self, recipe: Any, base: Any) -> None:
         pass

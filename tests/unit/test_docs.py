@@ -256,6 +256,7 @@ def steps_of(heading: str) -> Iterator[tuple[float, float]]:
 FACTORS = "Learning rate by method"
 METHOD_EXAMPLES = (
     ["method.kind=full"],
+    ["method.kind=head"],
     ["method.init=pissa"],
     ["method.kind=adalora"],
     ["method.lr_ratio=16"],

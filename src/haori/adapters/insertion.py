@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Insertion",
     "check_named",
+    "check_saved",
     "expert_parameters",
     "in_layers",
     "insert_config",
@@ -53,15 +54,25 @@ def check_named(
         InputError: A trainable token is not a single token of the base, a module to save does not exist, or there are
             no normalisation layers to train.
     """
-    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules() if name}
-    for name in method.modules_to_save:
-        if name not in leaves:
-            known = sorted(leaf for leaf in leaves if not leaf.isdigit())
-            hint = nearest(name, known) or f"it has {', '.join(known)}."
-            raise InputError(f"The base has no module {name!r} to train in full; {hint}")
+    check_saved(model, method.modules_to_save)
     if method.train_norms and not norm_modules(model, method):
         raise InputError("The base has no normalisation layers to train; leave method.train_norms at false.")
     token_ids(tokenizer, method.trainable_tokens)
+
+
+def check_saved(model: "nn.Module", names: Sequence[str]) -> None:
+    """Check that there are modules of these names, given in full or by their last part.
+
+    Raises:
+        InputError: There is none.
+    """
+    full = {name for name, _ in model.named_modules() if name}
+    leaves = {name.rpartition(".")[2] for name in full}
+    for name in names:
+        if name not in full | leaves:
+            known = sorted(leaf for leaf in leaves if not leaf.isdigit())
+            hint = nearest(name, known) or f"it has {', '.join(known)}."
+            raise InputError(f"The base has no module {name!r} to train in full; {hint}")
 
 
 def norm_modules(model: "PreTrainedModel", method: "AdaptedMethod") -> list[str]:

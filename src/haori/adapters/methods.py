@@ -26,6 +26,7 @@ _MODULES = {
     "ard_lora": "ard_lora",
     "qlora": "qlora",
     "full": "full",
+    "head": "head",
     "peft": "peft_method",
 }
 

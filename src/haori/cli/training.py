@@ -145,7 +145,10 @@ def show_run(run: "TrainedRun") -> None:
         return
     if record.adapter is not None:
         print_meaning(record.adapter)
-    results().print(f"Next: haori chat {record.adapter}")
+    is_classifier = run.adapter is not None and run.adapter.card.head is not None
+    results().print(
+        f"Next: haori {f'classify {record.adapter} --text ...' if is_classifier else f'chat {record.adapter}'}"
+    )
 
 
 def _size_bytes(folder: Path) -> int:

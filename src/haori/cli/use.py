@@ -133,8 +133,10 @@ def _exchange(
 
 def _open(name: str, base: str | None, system: str | None, allow_different_weights: bool) -> "OpenAdapter":
     """Open an adapter; a system message that is given takes the place of the trained one, an empty one means none."""
-    from haori.library import open_adapter
+    from haori.library import Library, open_adapter
+    from haori.library.opened import require_writer
 
+    require_writer(Library().get(name))  # before weights are loaded
     opened = open_adapter(name, base_spec=base, allow_different_weights=allow_different_weights)
     return (
         opened

@@ -16,6 +16,7 @@ __all__ = [
     "Auto",
     "DoraMethod",
     "FullMethod",
+    "HeadMethod",
     "LoraMethod",
     "LowRankMethod",
     "Method",
@@ -141,6 +142,15 @@ class FullMethod(Section):
     )
 
 
+class HeadMethod(Section):
+    """The head of a classifier alone, over the frozen base. What an adapter adds is seen beside it."""
+
+    kind: Literal["head"] = Field(description="The head alone.")
+    modules_to_save: tuple[str, ...] = Field(
+        default=(), description="Modules trained in full and saved; those of the head are added."
+    )
+
+
 class PeftMethod(AdaptedMethod):
     """Any other method of PEFT, by the name of its type, with its own options."""
 
@@ -150,7 +160,7 @@ class PeftMethod(AdaptedMethod):
 
 
 Method = Annotated[
-    LoraMethod | DoraMethod | AdaloraMethod | ArdLoraMethod | QloraMethod | FullMethod | PeftMethod,
+    LoraMethod | DoraMethod | AdaloraMethod | ArdLoraMethod | QloraMethod | FullMethod | HeadMethod | PeftMethod,
     Field(discriminator="kind"),
 ]
 
@@ -161,5 +171,6 @@ METHODS: dict[str, type[Section]] = {
     "ard_lora": ArdLoraMethod,
     "qlora": QloraMethod,
     "full": FullMethod,
+    "head": HeadMethod,
     "peft": PeftMethod,
 }

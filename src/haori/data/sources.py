@@ -61,6 +61,10 @@ class Source:
             return hash_data([self.name, self.hub, str(self._dataset._fingerprint)])
         return hash_data([[name, hash_file(path)] for path, name in self.files])
 
+    def features(self) -> dict[str, Any]:
+        """Return what a hub dataset says of its columns, as `datasets` names their kinds."""
+        return dict(self._dataset.features or {})
+
     def rows(self, limit: int | None = None) -> Iterator[RawRow]:
         """Yield the rows, at most `limit`; `RawRow.done` counts over all files.
 

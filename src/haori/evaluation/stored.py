@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from haori.bases import load_model
+from haori.bases import load_model, own_head
 from haori.core.errors import MismatchError
 from haori.core.hashing import short
 from haori.core.records import DataReference
@@ -76,6 +76,14 @@ def evaluate_opened(
     folder = out or settings().home / "evaluations" / f"{name.replace('@', '-')}-{short(reference.hash)}"
     make_folder(folder)
     base_model = None
+    head = opened.adapter.card.head
+    if against_base and head is not None and own_head(opened.base) != head:
+        against_base = False
+        notes = (
+            *notes,
+            f"The base {opened.base.name} has no head for these labels, so there is nothing to compare with; "
+            "`haori compare --methods lora,full,head` shows what the adapter adds to a head alone.",
+        )
     if against_base:
         try:
             Systems(opened.model, against_base=True)

@@ -34,6 +34,7 @@ __all__ = [
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
+_NO_MODULES = "dummy-target-modules"  # what PEFT writes where only whole modules are kept
 _CONFIG_LIMIT_BYTES = 1 << 20
 _CHECKPOINT = re.compile(r"checkpoint-.*")
 
@@ -83,7 +84,9 @@ class AdapterFiles:
 
     @property
     def method(self) -> str:
-        """Return the method in lower case; LoRA with a magnitude vector is `dora`."""
+        """Return the method in lower case; LoRA with a magnitude vector is `dora`, one without modules is `head`."""
+        if self.config.get("target_modules") == _NO_MODULES:
+            return "head"
         return "dora" if self.use_dora else self.peft_type.lower()
 
     @property

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from haori.library.logits import Probe, last_logits
@@ -73,27 +74,43 @@ def checksums_by_name(model: nn.Module, dtype: torch.dtype | None = None) -> dic
 
 def _logits(model: nn.Module, probes: Sequence[Probe]) -> list[Tensor]:
     device = next(model.parameters()).device
-    prompts = [list(probe) for probe in probes if not isinstance(probe, Mapping)]
-    if len(prompts) < len(probes):
+    inputs = _batch(model, probes)
+    if inputs is None:
         return [last_logits(model, probe, device).cpu() for probe in probes]
-    longest = max(map(len, prompts))
-    config: Any = getattr(model, "config", None)
-    padding = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "pad_token_id", None)
-    fill = padding if isinstance(padding, int) else 0  # by which a decoder with a head of labels finds the last token
-    ids = torch.full((len(prompts), longest), fill, device=device)  # [B, T]
-    mask = torch.zeros_like(ids)
-    for row, probe in enumerate(prompts):
-        ids[row, : len(probe)] = torch.tensor(probe, device=device)
-        mask[row, : len(probe)] = 1
-    output: Any = model(input_ids=ids, attention_mask=mask)
+    output: Any = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
     values: Tensor = output.logits if hasattr(output, "logits") else output[0]  # [B, P + T, V], P of prompt tuning
     if values.dim() == 2:  # [B, labels], one score each for a whole text
         return [row[None].cpu() for row in values]
-    before = values.shape[1] - longest
-    return [
-        values[row, before + max(0, len(probe) - _POSITIONS) : before + len(probe)].cpu()
-        for row, probe in enumerate(prompts)
+    mask = inputs["attention_mask"]
+    before = values.shape[1] - mask.shape[1]
+    ends = [before + int(length) for length in mask.sum(-1)]
+    return [values[row, max(before, end - _POSITIONS) : end].cpu() for row, end in enumerate(ends)]
+
+
+def _batch(model: nn.Module, probes: Sequence[Probe]) -> dict[str, Tensor] | None:
+    """Return probes of tokens as one right-padded batch, each tensor [B, T]; None for inputs of another shape.
+
+    A merge must run once: its second run would be over weights that are rounded already.
+    """
+    rows = [
+        dict(probe) if isinstance(probe, Mapping) else {"input_ids": torch.tensor([list(probe)])} for probe in probes
     ]
+    names = set(rows[0])
+    if "input_ids" not in names or any(set(row) != names or any(t.dim() != 2 for t in row.values()) for row in rows):
+        return None
+    config: Any = getattr(model, "config", None)
+    padding = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "pad_token_id", None)
+    # By which a decoder with a head of labels finds the last token.
+    fill = {"input_ids": padding if isinstance(padding, int) else 0}
+    for row in rows:
+        row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
+    longest = max(row["input_ids"].shape[1] for row in rows)
+    return {
+        name: torch.cat(
+            [functional.pad(r[name], (0, longest - r[name].shape[1]), value=fill.get(name, 0)) for r in rows]
+        )
+        for name in rows[0]
+    }
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def merge_in_place(adapted: "PeftModel", probes: "Sequence[Probe]") -> MergedInP
             warnings.simplefilter("ignore")
             logits, sums = merging_logits(adapted, probes)
             whole = _kept_whole(adapted)
+            _unwrap(adapted)
             model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)  # every layer is merged already
     except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
         if "NaN" in str(error):
@@ -118,6 +119,17 @@ def _kept_whole(adapted: "PeftModel") -> "dict[str, nn.Parameter]":
         if isinstance(module, ModulesToSaveWrapper)
         for key, parameter in module.modules_to_save["default"].named_parameters()
     }
+
+
+def _unwrap(adapted: "PeftModel") -> None:
+    """Put the modules that the adapter keeps whole in the place of the base's; not every method of PEFT can."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    base = adapted.get_base_model()
+    wrapped = [(name, module) for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    for name, module in wrapped:
+        parent, _, child = name.rpartition(".")
+        setattr(base.get_submodule(parent), child, module.modules_to_save["default"])
 
 
 def _unshare(adapted: "PeftModel") -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haori.core.errors import BaseError, HaoriError
+from haori.core.errors import BaseError, HaoriError, LibraryError
 from haori.core.hashing import hash_parts
 from haori.core.methods import QloraMethod
 from haori.core.records import AdapterCard, Check, Verification
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from haori.core.quantization import Quantization
     from haori.data import PromptFormat
 
-__all__ = ["OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"]
+__all__ = ["OpenAdapter", "base_of", "merge_stored", "open_adapter", "require_writer", "verify_stored"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class OpenAdapter:
         """
         from haori.bases import generate
 
+        require_writer(self.adapter)
         asked: list[Any] = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         return generate(self.model, self.tokenizer, [self.prompts.prompt(asked)], **settings)[0]
 
@@ -72,6 +73,21 @@ class OpenAdapter:
         else:
             with self.model.disable_adapter():
                 yield
+
+
+def require_writer(stored: StoredAdapter) -> None:
+    """Refuse a classifier where text is to be written.
+
+    Raises:
+        LibraryError: It is one.
+    """
+    head = stored.card.head
+    if head is not None:
+        labels = ", ".join(head.labels[:6]) + (", ..." if len(head.labels) > 6 else "")
+        raise LibraryError(
+            f"{stored.name!r} is a classifier ({labels}) and writes no text; ask it with "
+            f"`haori classify {stored.name} --text ...`."
+        )
 
 
 def open_adapter(
@@ -87,7 +103,7 @@ def open_adapter(
     Args:
         name: `support`, `support@2` or the first digits of an id.
         base_spec: Base to use instead of the one on the card.
-        dtype: Dtype of the base.
+        dtype: Dtype of the base; `auto` is fp32 for a classifier, whose head was trained in 32 bits.
         allow_different_weights: Accept a base of the same structure with other weights.
         library: The library; by default the one of this machine.
 
@@ -103,6 +119,8 @@ def open_adapter(
     base = base_of(stored.card, base_spec)
     refuse_base_name(name, base.name, stored.name)
     prompts = prompt_format(load_tokenizer(base), stored.path, stored.card)
+    if dtype == "auto" and stored.card.head is not None:
+        dtype = "fp32"
     model = attach(base, stored.path, card=stored.card, dtype=dtype, allow_different_weights=allow_different_weights)
     return OpenAdapter(stored, base, model, prompts)
 

@@ -15,6 +15,7 @@ __all__ = ["TASKS", "check_components", "recipe_class", "task_of"]
 
 TASKS = {
     "causal_lm": "haori.tasks.causal_lm",
+    "classification": "haori.tasks.classification",
     "preference": "haori.tasks.preference",
 }
 """The package of each task; it gives `RECIPE`, the class of its recipes, and `TASK`."""

@@ -151,14 +151,15 @@ class Task(Protocol):
     """The name in recipes."""
     title: str
     """What it is for people, in lower case: text generation."""
-    peft_type: str | None
-    """PEFT's `task_type`."""
     components: tuple[str, ...] = (MODEL_COMPONENT,)
     """Components of a base that it works with; a base that is one model by default."""
     unit: str
     """What costs are measured in, in the plural: tokens, pixels, residues."""
     counted: str
     """Name of the count in `metrics.jsonl`: trained_tokens, rows, pairs."""
+
+    def peft_type(self, recipe: Any) -> str | None:
+        """Return PEFT's `task_type`."""
 
     def check(self, recipe: Any, base: "Base") -> None:
         """Refuse what cannot be trained, before data or weights are read.

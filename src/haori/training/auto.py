@@ -7,8 +7,8 @@ The rules (docs/guide/choosing-settings.md explains them):
     alpha        twice the (initial) rank, so the scale alpha/rank stays 2 and the learning rate carries over;
                  8 with rsLoRA, whose scale alpha/sqrt(rank) is then 2 at rank 16
     lr           5e-4 under 0.5B parameters, 2e-4 under 14B, else 1e-4: about ten times a full fine-tuning's;
-                 a tenth of it for full fine-tuning, a fifth for PiSSA and OLoRA, ten times for AdaLoRA and
-                 for methods that train few numbers, divided by sqrt(lr_ratio) for LoRA+
+                 a tenth of it for full fine-tuning, a fifth for PiSSA and OLoRA, four times for a head alone,
+                 ten times for AdaLoRA and for methods that train few numbers, divided by sqrt(lr_ratio) for LoRA+
     weights      fp32 in full fine-tuning, or bf16 if training.dtype is set to it
     epochs       10 under 200 rows, 3 under 2,000, 2 under 20,000, else 1; early stopping ends them sooner
     validations  at least four over the run: 4 / epochs per epoch, rounded up
@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from haori.core.methods import AdaloraMethod, FullMethod, LoraMethod, LowRankMethod, Method, PeftMethod
+from haori.core.methods import AdaloraMethod, FullMethod, HeadMethod, LoraMethod, LowRankMethod, Method, PeftMethod
 from haori.tasks.recipe import Recipe
 from haori.tasks.task import Choice
 
@@ -79,7 +79,7 @@ def _rank(rows: int) -> tuple[int, str]:
 
 def _method(method: Method, rows: int, choose: _Choose) -> Method:
     """Resolve rank and alpha of the methods that have them."""
-    if isinstance(method, FullMethod | PeftMethod):
+    if isinstance(method, FullMethod | HeadMethod | PeftMethod):
         return method
     rank = choose("method.rank", method.rank, *_rank(rows))
     if isinstance(method, AdaloraMethod):
@@ -112,6 +112,8 @@ def _lr(parameters: int, method: Method) -> tuple[float, str]:
 def _lr_factor(method: Method) -> tuple[float, str]:
     if isinstance(method, FullMethod):
         return 0.1, "; a tenth of it, since every weight moves"
+    if isinstance(method, HeadMethod):
+        return 4.0, "; four times it, since a head alone is small and starts from nothing"
     if isinstance(method, AdaloraMethod):
         return 10.0, "; ten times it, since P and Q start small and L at zero: a step moves W little"
     if isinstance(method, LoraMethod) and method.init in {"pissa", "olora"}:

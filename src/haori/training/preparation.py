@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import BaseError, MissingExtraError, RecipeError
-from haori.core.methods import FullMethod, LoraMethod, LowRankMethod, Method, QloraMethod
+from haori.core.methods import FullMethod, HeadMethod, LoraMethod, LowRankMethod, Method, QloraMethod
 from haori.library.adapter_names import check_no_base_name
 from haori.tasks.recipe import Recipe
 from haori.tasks.registry import check_components, task_of
@@ -72,20 +72,23 @@ def prepare(recipe: Recipe) -> Prepared:
     skeleton = load_skeleton(base, head=task.head(recipe))
     method = recipe.method
     targets: tuple[str, ...] = ()
-    if not isinstance(method, FullMethod):
+    if isinstance(method, HeadMethod) and task.head(recipe) is None:
+        raise RecipeError(f"'method.kind' cannot be 'head' here: {task.title} has no head of its own to train.")
+    if not isinstance(method, FullMethod | HeadMethod):
         targets = in_layers(resolve_targets(skeleton, method.target), method.layers)
     processor = task.processor(base, recipe)
     if recipe.from_ is None:
         check_method(skeleton, processor, method, targets)
     split = task.rows(recipe, base, processor)
-    dtype = choose_dtype(recipe.training.dtype, device)
-    if recipe.training.dtype == "auto" and (reason := _reason_for_32_bits(method)):
-        dtype = dtype._replace(name="fp32", reason=reason)
     recipe, of_task = task.resolve(recipe, split, base, device)
-    origin = find_origin(recipe, base, skeleton, task.head(recipe), processor)
+    skeleton = load_skeleton(base, head=head) if (head := task.head(recipe)) is not None else skeleton
+    origin = find_origin(recipe, base, skeleton, head, processor)
     if origin is not None:
         recipe = recipe.model_copy(update={"method": origin.method, "from_": origin.name})
         targets = origin.targets
+    dtype = choose_dtype(recipe.training.dtype, device)
+    if recipe.training.dtype == "auto" and (reason := _reason_for_32_bits(recipe.method)):
+        dtype = dtype._replace(name="fp32", reason=reason)
     resolved, choices = resolve(recipe, len(split.train), base.parameters, (dtype.name, dtype.reason))
     train = task.objective(split.train, processor, resolved)
     validation = task.objective(split.validation, processor, resolved) if len(split.validation) else None
@@ -109,10 +112,10 @@ def adapted_model(prepared: Prepared, device: str) -> "nn.Module":
         head=prepared.task.head(recipe), head_seed=recipe.training.seed,
     )  # fmt: skip
     if prepared.origin is not None:
-        model: nn.Module = prepared.origin.attach(base, prepared.task.peft_type, prepared.base.name)
+        model: nn.Module = prepared.origin.attach(base, prepared.task.peft_type(recipe), prepared.base.name)
     else:
         batches = _FirstBatches(prepared, device)
-        insertion = Insertion(recipe.training.seed, planned_steps(prepared), batches, prepared.task.peft_type)
+        insertion = Insertion(recipe.training.seed, planned_steps(prepared), batches, prepared.task.peft_type(recipe))
         model = insert_method(base, prepared.processor, recipe.method, prepared.targets, insertion)
     if recipe.training.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
@@ -149,6 +152,8 @@ def _reason_for_32_bits(method: Method) -> str | None:
     """
     if isinstance(method, FullMethod):
         return None
+    if isinstance(method, HeadMethod):
+        return "a head trained in full needs 32 bits"
     if method.modules_to_save or method.trainable_tokens or method.train_norms:
         return "modules and tokens trained in full need 32 bits"
     if isinstance(method, LowRankMethod) and method.bias != "none":
@@ -189,7 +194,7 @@ def _untouched_experts(skeleton: "PreTrainedModel", method: Method) -> tuple[Cho
     from haori.adapters.insertion import expert_parameters
 
     experts = expert_parameters(skeleton)
-    if isinstance(method, FullMethod) or method.target != "all-linear" or not experts:
+    if isinstance(method, FullMethod | HeadMethod) or method.target != "all-linear" or not experts:
         return ()
     share = sum(experts.values()) / sum(parameter.numel() for parameter in skeleton.parameters())
     reason = (

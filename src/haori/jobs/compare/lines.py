@@ -18,6 +18,7 @@ TITLES = {
     "ard_lora": "ARD-LoRA",
     "qlora": "QLoRA",
     "full": "full fine-tuning",
+    "head": "head alone",
     "peft": "PEFT",
 }
 _GENERAL = "shipped"
@@ -82,7 +83,7 @@ def headline(comparison: Comparison) -> str:
     metric = metrics_of(comparison)[0]
     kind = KINDS[metric]
     found = {result.method: result for result in comparison.methods if metric in result.scores}
-    adapters = [result for name, result in found.items() if name not in (BASE, "full")]
+    adapters = [result for name, result in found.items() if name not in (BASE, "full", "head")]
     if not adapters:
         return "No adapter was trained to the end." if "full" not in found else _against(found["full"], BASE, metric)
     sign = -1 if kind.better == "lower" else 1

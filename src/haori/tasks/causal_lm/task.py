@@ -38,9 +38,12 @@ class CausalLm(Task):
 
     kind = "causal_lm"
     title = "text generation"
-    peft_type = "CAUSAL_LM"
     unit = "tokens"
     counted = "trained_tokens"
+
+    def peft_type(self, recipe: CausalLmRecipe) -> str:
+        """Return PEFT's type of a model that writes text."""
+        return "CAUSAL_LM"
 
     def check(self, recipe: CausalLmRecipe, base: "Base") -> None:
         """Refuse a base that does not generate text."""

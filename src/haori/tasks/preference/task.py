@@ -36,9 +36,12 @@ class Preference(Task):
 
     kind = "preference"
     title = "preference learning"
-    peft_type = "CAUSAL_LM"
     unit = "tokens"
     counted = "rows"
+
+    def peft_type(self, recipe: PreferenceRecipe) -> str:
+        """Return PEFT's type of a model that writes text."""
+        return "CAUSAL_LM"
 
     def check(self, recipe: PreferenceRecipe, base: "Base") -> None:
         """Refuse a base that does not generate text."""
