@@ -79,5 +79,5 @@ def make_loop(
         accelerator, adapted, TASK, CausalLmObjective(train, 0),
         CausalLmObjective(validation, 0) if validation else None, made,
         folder,
-        Measurements(folder / "metrics.jsonl", None, done), "tiny",
+        Measurements(folder / "metrics.jsonl", done), "tiny",
     )  # fmt: skip

@@ -1,9 +1,11 @@
 """The Python interface, what a script needs: `haori.train`, `haori.resume`, `haori.evaluate`, `haori.compare`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from haori.core.events import EventSink, discard, fan_out
 
 if TYPE_CHECKING:
     from haori.evaluation import EvaluationResult
@@ -25,6 +27,7 @@ def train(
     overrides: Sequence[str] = (),
     out: Path | None = None,
     progress: bool = True,
+    on_event: EventSink = discard,
 ) -> "TrainedRun":
     """Train an adapter, prove that the saved file works, and keep it in the library.
 
@@ -37,6 +40,8 @@ def train(
         overrides: Recipe keys to set, as `optimizer.lr=1e-4`.
         out: Also write the finished adapter to this new folder.
         progress: Show progress on standard error.
+        on_event: Called with each event of the run (`haori.core.events`): steps, validations, files, how it ended. What
+            it raises does not end the run.
 
     Raises:
         HaoriError: What was given cannot be used, training could not go on, or the proof failed.
@@ -44,8 +49,8 @@ def train(
     from haori.training import train_run
 
     found = recipe_of(recipe, base, data, name, overrides, task=task)
-    with _progress(progress) as (say, show):
-        return train_run(found, out=out, say=say, show=show)
+    with _shown(progress, on_event) as sink:
+        return train_run(found, out=out, on_event=sink)
 
 
 def recipe_of(
@@ -80,16 +85,21 @@ def recipe_of(
     return recipe_from({}, [*given, *overrides])
 
 
-def resume(folder: Path | str, *, progress: bool = True) -> "TrainedRun":
+def resume(folder: Path | str, *, progress: bool = True, on_event: EventSink = discard) -> "TrainedRun":
     """Continue an interrupted run from its folder; the result equals that of a run that was never interrupted.
+
+    Args:
+        folder: The run folder.
+        progress: Show progress on standard error.
+        on_event: Called with each event, as in `train`.
 
     Raises:
         HaoriError: The folder is no unfinished run, or its base or data changed.
     """
     from haori.training import resume_run
 
-    with _progress(progress) as (say, show):
-        return resume_run(Path(folder), say=say, show=show)
+    with _shown(progress, on_event) as sink:
+        return resume_run(Path(folder), on_event=sink)
 
 
 def evaluate(
@@ -138,8 +148,14 @@ def compare(
     data: str | None = None,
     name: str | None = None,
     overrides: Sequence[str] = (),
+    methods: Sequence[str] | None = None,
+    seeds: int = 3,
+    test: str | None = None,
+    general: str | None = None,
+    lr_sweep: bool = False,
+    out: Path | None = None,
     progress: bool = True,
-    **settings: Any,
+    on_event: EventSink = discard,
 ) -> "tuple[Comparison, Path]":
     """Train several methods on the same data, each run in a process of its own; return figures and report folder.
 
@@ -149,33 +165,36 @@ def compare(
         data: File, folder or hub dataset id.
         name: Name of the comparison.
         overrides: Recipe keys to set, as `training.epochs=2`.
-        progress: Say on standard error what is being done.
-        settings: Passed to `haori.jobs.compare_methods`: methods, seeds, test, general, lr_sweep, out.
+        methods: Kinds of method; by default the recipe's own and full fine-tuning. The base is always measured.
+        seeds: Runs per method, with the recipe's seed and those after it.
+        test: Data to score on; by default the recipe's validation rows.
+        general: General text of one's own, to measure forgetting on besides the shipped one.
+        lr_sweep: Try three or four learning rates per method first, judged by validation loss.
+        out: New folder for the comparison; by default one under `comparisons` in HAORI_HOME.
+        progress: Show on standard error what is being done.
+        on_event: Called with each event, as in `train`; events of a run have its name as their `job`.
 
     Raises:
         HaoriError: What was given cannot be used. A method that fails is noted in `Comparison.failed` instead.
     """
-    from haori.jobs import Watch, compare_methods
+    from haori.jobs import compare_methods
 
     found = recipe_of(recipe, base, data, name, overrides)
-    if not progress:
-        return compare_methods(found, **settings)
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    return compare_methods(found, watch=Watch(say=lambda line: console.print(line, markup=False)), **settings)
+    with _shown(progress, on_event, between_jobs="comparing") as sink:
+        return compare_methods(
+            found, methods=methods, seeds=seeds, test=test, general=general, lr_sweep=lr_sweep, out=out, on_event=sink
+        )
 
 
 @contextmanager
-def _progress(wanted: bool) -> "Iterator[tuple[Callable[[str], None], Callable[[Any], None]]]":
-    """Yield where lines and progress go: standard error, or nowhere."""
-    if not wanted:
-        yield (lambda _: None), (lambda _: None)
+def _shown(progress: bool, on_event: EventSink, *, between_jobs: str | None = None) -> "Iterator[EventSink]":
+    """Yield where events go: to `on_event`, and if wanted to a display on standard error."""
+    if not progress:
+        yield on_event
         return
     from rich.console import Console
 
     from haori.training import TrainingDisplay
 
-    console = Console(stderr=True, highlight=False)
-    with TrainingDisplay(console) as display:
-        yield console.print, display.update
+    with TrainingDisplay(Console(stderr=True, highlight=False), between_jobs=between_jobs) as display:
+        yield fan_out(display.update, on_event)

@@ -119,11 +119,11 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tiny_base_folder, data, overrid
     recipe = haori.api.recipe_of(None, str(tiny_base_folder), str(data), "x", settings)
     whole = train_run(recipe)
 
-    def stop_at_three(progress):
-        if progress.step == 3:
+    def stop_at_three(event):
+        if event.kind == "progress" and event.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    part = train_run(recipe, show=stop_at_three)
+    part = train_run(recipe, on_event=stop_at_three)
     assert part.signal == signal.SIGINT
     rest = resume_run(part.folder)
     assert rest.record.steps == whole.record.steps > 3

@@ -157,12 +157,12 @@ def test_a_resumed_run_refuses_changed_data(capsys, haori_home, tiny_base_folder
     recipe = haori.api.recipe_of(None, str(tiny_base_folder), str(data), "x", SETTINGS[1::2])
     stopped = []
 
-    def stop_after(progress):
-        if progress.step == 2 and not stopped:
+    def stop_after(event):
+        if event.kind == "progress" and event.step == 2 and not stopped:
             stopped.append(True)
             os.kill(os.getpid(), signal.SIGINT)
 
-    run = train_run(recipe, show=stop_after)
+    run = train_run(recipe, on_event=stop_after)
     assert run.adapter is None
     assert run.signal == signal.SIGINT
     data.write_text(data.read_text() + json.dumps({"prompt": "new", "completion": "row"}) + "\n")
@@ -186,13 +186,15 @@ def test_the_same_run_gives_the_same_adapter_and_no_second_version(haori_home, t
 def test_resuming_what_runs_or_is_damaged_is_a_sentence(capsys, haori_home, tiny_base_folder, data):
     from haori.core.lock import file_lock
 
-    def stop_after(progress):
-        if progress.step == 2:
+    def stop_after(event):
+        if event.kind == "progress" and event.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     from haori.training import train_run
 
-    run = train_run(haori.api.recipe_of(None, str(tiny_base_folder), str(data), "x", SETTINGS[1::2]), show=stop_after)
+    run = train_run(
+        haori.api.recipe_of(None, str(tiny_base_folder), str(data), "x", SETTINGS[1::2]), on_event=stop_after
+    )
     with file_lock(run.folder / "run.lock", holds="run"):
         done = haori_command(capsys, "train", "--resume", run.folder)
     assert done.code == 2

@@ -77,7 +77,6 @@ class Place:
 
     def __init__(self, best: float, failing: float = float("inf")) -> None:
         self.best, self.failing, self.deleted = best, failing, []
-        self.watch = SimpleNamespace(say=lambda _: None)
 
     def run(self, recipe, key, *, measure):
         assert not measure
@@ -86,6 +85,9 @@ class Place:
             return RunOutcome(None, None, "The loss became nan.")
         loss = abs(np.log(lr / self.best))
         return RunOutcome(SimpleNamespace(lr=lr, run=SimpleNamespace(validation_loss=loss)), None, None)
+
+    def say(self, text):
+        pass
 
     def forget_weights(self, trained):
         self.deleted.append(trained.lr)

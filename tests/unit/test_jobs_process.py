@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from haori.core.errors import DataError, HaoriError
+from haori.core.events import Said, Warned
 from haori.jobs import JobResult, JobSpec, run_job
+from tests.unit.job_tasks import EVENTS
 
 TASKS = "tests.unit.job_tasks"
 
@@ -19,18 +21,41 @@ def spec(tmp_path: Path, name: str, **arguments) -> JobSpec:
     return JobSpec(task=f"{TASKS}:{name}", arguments=arguments, folder=tmp_path / "job")
 
 
-def test_a_value_comes_back_with_lines_and_progress(tmp_path):
-    lines, shown = [], []
+def test_a_value_comes_back_and_every_event_before_it(tmp_path):
+    heard = []
     wanted = spec(tmp_path, "echo", text="é", number=1.5).with_fields(environment={"HAORI_HOME": "/elsewhere"})
-    result = run_job(wanted, say=lines.append, show=shown.append)
+    result = run_job(wanted, on_event=heard.append)
     assert result.value == {"given": {"text": "é", "number": 1.5}, "home": "/elsewhere"}
     assert result.error is None
-    assert (lines, shown) == (["hello\nthere"], [{"step": 1}])
+    assert heard == [event.with_fields(job="job") for event in EVENTS]
     log = (tmp_path / "job" / "log.txt").read_text()
     assert "printed by Python" in log
     assert "printed below it" in log
     assert JobResult.model_validate_json((tmp_path / "job" / "result.json").read_bytes()) == result
     assert JobSpec.model_validate_json((tmp_path / "job" / "job.json").read_bytes()) == wanted
+
+
+def test_lines_that_are_no_events_are_kept_in_the_log_and_unknown_kinds_counted(tmp_path):
+    unknown = '{"kind": "drawn", "picture": "a.png"}'
+    lines = ["printed by a library", "[1, 2]", '{"no": "kind"}', unknown, unknown, '{"kind": "said"}']
+    heard = []
+    assert run_job(spec(tmp_path, "write_to_the_channel", lines=lines), on_event=heard.append).require() == {}
+    assert heard == [
+        Said(text="before", job="job"),
+        Said(text="after", job="job"),
+        Warned(text="Events of the kind 'drawn', which this version cannot read, were skipped: 2.", job="job"),
+        Warned(text="Events of the kind 'said', which this version cannot read, were skipped: 1.", job="job"),
+    ]
+    assert (tmp_path / "job" / "log.txt").read_text().splitlines() == lines[:3]
+
+
+def test_what_a_subscriber_raises_ends_the_child_and_is_raised(tmp_path):
+    def refuse(event):
+        raise KeyError(event.text)
+
+    with pytest.raises(KeyError, match="asleep"):
+        run_job(spec(tmp_path, "sleep", file=str(tmp_path / "pid")), on_event=refuse)
+    assert not alive(int((tmp_path / "pid").read_text()))
 
 
 def test_an_error_of_the_child_is_its_sentence_and_class(tmp_path):

@@ -1,15 +1,16 @@
 """`haori compare`: what each method is worth on the same data, beside the base."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from haori.jobs import Comparison, Watch
+    from haori.core.events import Event, EventSink
+    from haori.jobs import Comparison
     from haori.tasks.recipe import Recipe
 
 __all__ = ["compare"]
@@ -56,14 +57,15 @@ def compare(
     elif recipe or base or data or name or task or override or methods or test or general or lr_sweep or out:
         raise InputError("--resume goes on with a comparison as it was begun; give it alone.")
     chosen = None if methods is None else tuple(word.strip() for word in methods.split(","))
-    with _watching() as watch:
+    with _shown() as on_event:
         if resume is not None:
-            comparison, folder = resume_comparison(resume, watch=watch)
+            comparison, folder = resume_comparison(resume, on_event=on_event)
         else:
             assert wanted is not None
             comparison, folder = compare_methods(
-                wanted, methods=chosen, seeds=seeds, test=test, general=general, lr_sweep=lr_sweep, out=out, watch=watch
-            )
+                wanted, methods=chosen, seeds=seeds, test=test, general=general, lr_sweep=lr_sweep, out=out,
+                on_event=on_event,
+            )  # fmt: skip
     show_comparison(comparison, results())
     results().print(f"Report: {folder / 'comparison.html'}", soft_wrap=True)
     _require_all(comparison, folder)
@@ -83,26 +85,23 @@ def _require_all(comparison: "Comparison", folder: Path) -> None:
 
 
 @contextmanager
-def _watching() -> "Iterator[Watch]":
+def _shown() -> "Iterator[EventSink]":
     """Print each line, and on a terminal the progress of the present run; on Ctrl-C say how to go on."""
     from haori.cli.console import notes
-    from haori.jobs import Watch
+    from haori.core.events import Started
+    from haori.training import TrainingDisplay
 
-    console = notes()
-    begun: list[Path] = []
-    with console.status("comparing") as status:
-        if not console.is_terminal:
-            status.stop()
+    begun: list[str] = []
+    try:
+        with TrainingDisplay(notes(), between_jobs="comparing", indent="  ") as display:
 
-        def show(run: str, fields: Mapping[str, Any]) -> None:
-            loss = fields["loss"] if fields["loss"] is not None else fields["validation_loss"]
-            said = "" if loss is None else f", loss {loss:.4f}"
-            status.update(f"{run}: step {fields['step']} of {fields['total_steps']}{said}")
+            def show(event: "Event") -> None:
+                if isinstance(event, Started) and event.work == "comparison":
+                    begun.append(event.folder)
+                display.update(event)
 
-        try:
-            yield Watch(say=lambda line: console.print(f"  {line}", markup=False), show=show, begin=begun.append)
-        except KeyboardInterrupt:
-            status.stop()
-            if begun:
-                console.print(f"Stopped. Go on with: haori compare --resume {begun[0]}", soft_wrap=True)
-            sys.exit(_INTERRUPTED)
+            yield show
+    except KeyboardInterrupt:
+        if begun:
+            notes().print(f"Stopped. Go on with: haori compare --resume {begun[0]}", soft_wrap=True)
+        sys.exit(_INTERRUPTED)

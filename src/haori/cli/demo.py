@@ -125,7 +125,7 @@ def _train(recipe: Recipe) -> "TrainedRun":
     prepared = prepare(recipe)
     show_choices(prepared)
     with TrainingDisplay(notes()) as display:
-        run = train_run(recipe, say=notes().print, show=display.update, prepared=prepared)
+        run = train_run(recipe, on_event=display.update, prepared=prepared)
     show_run(run)
     return run
 

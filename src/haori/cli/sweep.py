@@ -8,6 +8,7 @@ import typer
 if TYPE_CHECKING:
     from haori.jobs.sweep.search import SweepResult
     from haori.tasks.recipe import Recipe
+    from haori.training import TrainingDisplay
 
 __all__ = ["sweep"]
 
@@ -49,7 +50,9 @@ def sweep(
     if resume is not None:
         if files or ranges or override or storage or range_test:
             raise InputError("--resume goes on with a sweep as it was; give with it only --trials, --timeout or --out.")
-        _show(resume_sweep(resume, trials=trials, timeout_s=timeout, say=_say), out)
+        with _display("sweeping") as display:
+            result = resume_sweep(resume, trials=trials, timeout_s=timeout, on_event=display.update)
+        _show(result, out)
         return
     if len(files) != 1:
         raise InputError(f"Give one recipe file; {len(files)} were given{': ' if files else ''}{', '.join(files)}.")
@@ -59,19 +62,19 @@ def sweep(
             raise InputError("--range-test varies the learning rate alone; give with it only --set or --out.")
         _show_range_test(recipe, Path(files[0]), override or [], out)
         return
-    _show(
-        start_sweep(
-            recipe, ranges, trials=trials or 20, timeout_s=timeout, storage=storage, say=_say
-        ),
-        out,
-    )  # fmt: skip
+    with _display("sweeping") as display:
+        result = start_sweep(
+            recipe, ranges, trials=trials or 20, timeout_s=timeout, storage=storage, on_event=display.update
+        )
+    _show(result, out)
 
 
-def _say(line: str) -> None:
-    """Print a line as it is: in `method.target=[q_proj,v_proj]` the brackets are no markup."""
+def _display(between_jobs: str | None = None) -> "TrainingDisplay":
+    """Return what shows the sweep's own lines, and of its trials the progress alone."""
     from haori.cli.console import notes
+    from haori.training import TrainingDisplay
 
-    notes().print(line, markup=False)
+    return TrainingDisplay(notes(), between_jobs=between_jobs, lines_of_jobs=False)
 
 
 def _is_range(word: str) -> bool:
@@ -120,7 +123,8 @@ def _show_range_test(recipe: "Recipe", file: Path, overrides: list[str], out: Pa
     from haori.jobs.sweep.range_test import range_test
     from haori.tasks.recipe import recipe_from, recipe_to_yaml
 
-    test, folder = range_test(recipe, say=_say)
+    with _display() as display:
+        test, folder = range_test(recipe, on_event=display.update)
     results().print(f"Plot: {folder / 'range-test.png'}", soft_wrap=True, markup=False)
     if not test.settled:
         raise TrainingError(

@@ -40,7 +40,7 @@ def train(
         if recipe or base or data or name or task or override or dry_run:
             raise InputError("--resume continues a run with its own recipe; give it alone (or with --out).")
         with TrainingDisplay(notes()) as display:
-            run = resume_run(resume, out=out, say=notes().print, show=display.update)
+            run = resume_run(resume, out=out, on_event=display.update)
         show_run(run)
         return
     wanted = recipe_of(recipe, base, data, name, override or [], task=task)
@@ -50,7 +50,7 @@ def train(
         _show_plan(prepared)
         return
     with TrainingDisplay(notes()) as display:
-        run = train_run(wanted, out=out, say=notes().print, show=display.update, prepared=prepared)
+        run = train_run(wanted, out=out, on_event=display.update, prepared=prepared)
     show_run(run)
 
 

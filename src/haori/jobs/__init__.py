@@ -9,7 +9,6 @@ from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.jobs.compare.comparison import compare_methods, resume_comparison
-    from haori.jobs.compare.folder import Watch
     from haori.jobs.compare.records import Comparison
     from haori.jobs.compare.show import show_comparison
     from haori.jobs.process import JobResult, JobSpec, run_job
@@ -18,7 +17,6 @@ __all__ = [
     "Comparison",
     "JobResult",
     "JobSpec",
-    "Watch",
     "compare_methods",
     "resume_comparison",
     "run_job",
@@ -29,7 +27,6 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "compare.comparison": ("compare_methods", "resume_comparison"),
-        "compare.folder": ("Watch",),
         "compare.records": ("Comparison",),
         "compare.show": ("show_comparison",),
         "process": ("JobResult", "JobSpec", "run_job"),

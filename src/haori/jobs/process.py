@@ -1,8 +1,8 @@
 """One piece of work in a process of its own, so that its peak memory, seeds and crashes are its own.
 
-The child is `python -m haori.jobs.worker SPEC.json`. Its events come back as JSON lines; everything that libraries
-print goes to a log. The child ends when its parent ends, however that happens: it watches its standard input, which
-only the parent holds open. What the work is, this module does not know.
+The child is `python -m haori.jobs.worker SPEC.json`. It sends its events (`haori.core.events`) and then its result as
+JSON lines; whatever else is printed goes to a log. The child ends when its parent ends, however that happens: it
+watches its standard input, which only the parent holds open. What the work is, this module does not know.
 
     job.json      what was asked (JobSpec)
     result.json   what came of it (JobResult), once the child has ended
@@ -13,13 +13,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from pydantic import Field
 
 from haori.core import errors
+from haori.core.events import Event, EventReader, EventSink, Warned, discard
 from haori.core.records import Record
 from haori.core.storage import explain_os_errors, make_folder, write_text
 
@@ -34,7 +35,7 @@ class JobSpec(Record):
 
     task: str = Field(
         pattern=r"^[\w.]+:\w+$",
-        description="`package.module:function`; called as function(arguments, say, show), returns JSON data.",
+        description="`package.module:function`; called as function(arguments, on_event), returns JSON data.",
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="JSON data handed to the function.")
     folder: Path = Field(description="Folder of the job, made if absent; holds job.json, result.json and log.txt.")
@@ -63,16 +64,15 @@ class JobResult(Record):
 def run_job(
     spec: JobSpec,
     *,
-    say: Callable[[str], None] = lambda _: None,
-    show: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    on_event: EventSink = discard,
     stop: Callable[[], bool] = lambda: False,
 ) -> JobResult:
     """Run a job in a child process and wait for it; a failure of the job is part of the result.
 
     Args:
         spec: The job.
-        say: Receives the lines that the work says to the user.
-        show: Receives its progress; for training the fields of `haori.training.loop.Progress`.
+        on_event: Receives what the work reports, each event with the name of the job's folder as its `job`. What it
+            raises ends the child and is raised.
         stop: Asked after each event; once it says yes the child gets SIGTERM, upon which training saves and ends.
 
     Raises:
@@ -91,7 +91,7 @@ def run_job(
             env={**os.environ, **spec.environment},
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
         )
-        result = _follow(process, say, show, stop)
+        result = _follow(process, log, lambda event: on_event(event.model_copy(update={"job": spec.folder.name})), stop)
     if result is None:
         result = JobResult(error=_sudden_end(process.returncode, spec.folder / _LOG), kind="HaoriError")
     write_text(spec.folder / _RESULT, result.model_dump_json(indent=1))
@@ -99,27 +99,31 @@ def run_job(
 
 
 def _follow(
-    process: "subprocess.Popen[bytes]",
-    say: Callable[[str], None],
-    show: Callable[[Mapping[str, Any]], None],
-    stop: Callable[[], bool],
+    process: "subprocess.Popen[bytes]", log: IO[bytes], on_event: EventSink, stop: Callable[[], bool]
 ) -> JobResult | None:
     """Pass events on until the child has ended; return its result, if it gave one."""
     assert process.stdin is not None and process.stdout is not None
     result: JobResult | None = None
+    reader = EventReader()
     stopping = False
     try:
-        for event in _events(process.stdout):
-            if "result" in event:
-                result = JobResult.model_validate(event["result"])
-            elif "say" in event:
-                say(str(event["say"]))
-            elif "show" in event:
-                show(event["show"])
+        for line in process.stdout:
+            got = _read(line, reader)
+            if isinstance(got, JobResult):
+                result = got
+            elif isinstance(got, bytes):
+                log.write(got)  # of a library, or cut off by the child's death
+                log.flush()
+            elif got is not None:
+                on_event(got)
             if not stopping and stop():
                 stopping = True
                 process.terminate()
         process.wait()
+        for kind, count in reader.skipped.items():
+            on_event(
+                Warned(text=f"Events of the kind {kind!r}, which this version cannot read, were skipped: {count}.")
+            )
     finally:
         if process.poll() is None:
             process.kill()
@@ -129,14 +133,15 @@ def _follow(
     return result
 
 
-def _events(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
-    for line in stream:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # cut off by the child's death
-        if isinstance(event, dict):
-            yield event
+def _read(line: bytes, reader: EventReader) -> Event | JobResult | bytes | None:
+    """Return what a line of the child is: an event, its result, anything else as it is, None for an unknown event."""
+    try:
+        document = json.loads(line)
+        if isinstance(document, dict) and "result" in document:
+            return JobResult.model_validate(document["result"])
+        return reader.read(line)
+    except ValueError:
+        return line
 
 
 def _sudden_end(code: int, log: Path) -> str:

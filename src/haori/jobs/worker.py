@@ -1,10 +1,9 @@
 """The child's side of `process.py`: `python -m haori.jobs.worker SPEC.json`.
 
-Standard output carries events alone, one JSON object a line: `{"say": text}`, `{"show": fields}`, and at the end
+Standard output carries events (`haori.core.events`) alone, one JSON object a line, and at the end
 `{"result": JobResult}`. Whatever else is printed, by Python or below it, goes to standard error.
 """
 
-import json
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ import threading
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from haori.jobs.process import JobResult, JobSpec
@@ -28,7 +27,7 @@ def main() -> None:
 
     spec = JobSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
     result = _work(spec, channel)
-    _send(channel, result=json.loads(result.model_dump_json()))
+    _send(channel, f'{{"result": {result.model_dump_json()}}}')
     channel.close()
 
 
@@ -39,9 +38,7 @@ def _work(spec: "JobSpec", channel: TextIO) -> "JobResult":
     module, _, function = spec.task.partition(":")
     try:
         value = getattr(import_module(module), function)(
-            spec.arguments,
-            lambda line: _send(channel, say=line),
-            lambda progress: _send(channel, show=progress._asdict() if hasattr(progress, "_asdict") else progress),
+            spec.arguments, lambda event: _send(channel, event.model_dump_json())
         )
     except HaoriError as error:
         return JobResult(error=str(error), kind=type(error).__name__)
@@ -73,8 +70,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _send(channel: TextIO, **event: Any) -> None:
-    channel.write(json.dumps(event) + "\n")
+def _send(channel: TextIO, line: str) -> None:
+    channel.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ __all__ = [
     "save_adapter",
     "save_checkpoint",
     "save_trained",
+    "step_of",
 ]
 
 _METHOD = "method.safetensors"
@@ -225,6 +226,11 @@ def checkpoints_of(run_folder: Path) -> list[Path]:
     root = run_folder / "checkpoints"
     found = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: path.name)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return how many optimizer steps were done at a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def prune(run_folder: Path, keep: int, best_step: int | None) -> None:

@@ -1,31 +1,45 @@
-"""Shows a training run: a progress bar on a terminal, a line now and then elsewhere."""
+"""Shows on a console what training reports: a progress bar on a terminal, a line now and then elsewhere.
+
+One display serves a single run and a command that trains in child processes, one after another.
+"""
 
 import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
-from haori.training.loop import Progress as StepProgress
+from haori.core.events import Event, Failed, Finished, Measured, Progress, Said, Started, Warned
 
 __all__ = ["TrainingDisplay"]
 
 _LINE_EVERY_S = 20.0
+_NEWEST = 0.2  # share of the newest step in the smoothed figures
 
 
 class TrainingDisplay:
-    """Receives the loop's progress; use as a context manager and pass `update` to the loop."""
+    """Subscribes to events by `update`; use as a context manager.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: Where to.
+        between_jobs: What the bar says while no job trains, of a command that runs several; None for a single run.
+        lines_of_jobs: Whether lines that jobs report are printed, beside those of the command itself.
+        indent: What lines begin with.
+    """
+
+    def __init__(
+        self, console: Console, *, between_jobs: str | None = None, lines_of_jobs: bool = True, indent: str = ""
+    ) -> None:
         self.console = console
-        self._loss: float | None = None
-        self._validation: float | None = None
-        self._rate: float | None = None
+        self.between_jobs, self.lines_of_jobs, self.indent = between_jobs, lines_of_jobs, indent
         self._last_line = time.monotonic()
-        self._task: TaskID | None = None
-        self._bar = Progress(
-            TextColumn("[bold]training[/]"),
+        self._loss: float | None = None
+        self._rate_per_s: float | None = None
+        self._validation: float | None = None
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}[/]"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
@@ -37,6 +51,7 @@ class TrainingDisplay:
     def __enter__(self) -> Self:
         """Start the bar."""
         if self.console.is_terminal:
+            self._wait()
             self._bar.start()
         return self
 
@@ -47,31 +62,63 @@ class TrainingDisplay:
         if self.console.is_terminal:
             self._bar.stop()
 
-    def update(self, progress: StepProgress) -> None:
-        """Show a step or a validation."""
-        if progress.validation_loss is not None:
-            self._validation = progress.validation_loss
-            self.console.print(
-                f"  epoch {progress.epoch:.3g}, step {progress.step}: validation loss {progress.validation_loss:.4f}",
-                highlight=False,
-            )
-        if progress.loss is not None:
-            self._loss = progress.loss if self._loss is None else 0.8 * self._loss + 0.2 * progress.loss
-            self._rate = progress.rate if self._rate is None else 0.8 * self._rate + 0.2 * progress.rate
-        if self.console.is_terminal:
-            if self._task is None:
-                self._task = self._bar.add_task("training", total=progress.total_steps, figures="")
-            self._bar.update(self._task, completed=progress.step, figures=self._figures(progress))
-        elif time.monotonic() - self._last_line > _LINE_EVERY_S:
-            self._last_line = time.monotonic()
-            self.console.print(
-                f"  step {progress.step}/{progress.total_steps}: {self._figures(progress)}", highlight=False
-            )
+    def update(self, event: Event) -> None:
+        """Show an event."""
+        match event:
+            case Started(work="run"):
+                self._begin(event)
+            case Progress():
+                self._show_step(event)
+            case Measured() if "loss" in event.values:
+                self._show_validation(event)
+            case Warned(text=text) if self._prints(event):
+                self._print(f"Warning: {text}")
+            case Said(text=text) if self._prints(event):
+                self._print(text)
+            case Finished() | Failed() if event.job is not None:
+                self._wait()
 
-    def _figures(self, progress: StepProgress) -> str:
-        parts = [f"{progress.peak_memory_bytes / 1e9:.2f} GB peak"]
-        if self._loss is not None and self._rate is not None:
-            parts = [f"loss {self._loss:.4f}", f"{self._rate:,.0f} {progress.unit}/s", *parts]
+    def _prints(self, event: Event) -> bool:
+        return event.job is None or self.lines_of_jobs
+
+    def _print(self, text: str) -> None:
+        self.console.print(f"{self.indent}{text}", markup=False)
+
+    def _show_only(self, description: str, completed: int, total: int | None) -> None:
+        """Make this the one task of the bar."""
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        self._bar.add_task(description, completed=completed, total=total, figures="")
+
+    def _wait(self) -> None:
+        """Let the bar say what the command does while no job trains."""
+        if self.between_jobs is not None:
+            self._show_only(self.between_jobs, 0, None)
+
+    def _begin(self, event: Started) -> None:
+        self._loss = self._rate_per_s = self._validation = None
+        self._show_only(event.job or "training", event.step, event.total_steps)
+
+    def _show_step(self, event: Progress) -> None:
+        self._loss = _smooth(self._loss, event.loss)
+        self._rate_per_s = _smooth(self._rate_per_s, event.rate_per_s)
+        figures = f"loss {self._loss:.4f} · {self._rate_per_s:,.0f} {event.unit}/s"
+        figures += f" · {event.peak_memory_bytes / 1e9:.2f} GB peak"
         if self._validation is not None:
-            parts.append(f"validation {self._validation:.4f}")
-        return " · ".join(parts)
+            figures += f" · validation {self._validation:.4f}"
+        for task in self._bar.task_ids:
+            self._bar.update(task, completed=event.step, figures=figures)
+        alone = event.job is None and not self.console.is_terminal
+        if alone and time.monotonic() - self._last_line > _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self.console.print(f"  step {event.step}/{event.total_steps}: {figures}", highlight=False)
+
+    def _show_validation(self, event: Measured) -> None:
+        self._validation = event.values["loss"]
+        if event.job is None:
+            text = f"epoch {event.epoch:.3g}, step {event.step}: validation loss {self._validation:.4f}"
+            self.console.print(f"  {text}", highlight=False)
+
+
+def _smooth(before: float | None, newest: float) -> float:
+    return newest if before is None else (1 - _NEWEST) * before + _NEWEST * newest

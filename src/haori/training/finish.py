@@ -6,12 +6,12 @@ longer than it must.
 
 import platform
 import shutil
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.adapters.loading import loading_of
+from haori.core.events import EventSink, Said, Warned
 from haori.core.methods import FullMethod
 from haori.core.records import AdapterCard, RunRecord, Verification, now
 from haori.core.storage import staged_folder, write_text
@@ -57,7 +57,7 @@ def save_final(model: Any, prepared: Prepared, folder: Path) -> LiveProbes:
 
 
 def prove_and_store(
-    prepared: Prepared, folder: Path, record: RunRecord, live: LiveProbes | None, say: Callable[[str], None]
+    prepared: Prepared, folder: Path, record: RunRecord, live: LiveProbes | None, on_event: EventSink
 ) -> "StoredAdapter":
     """Verify the adapter in the run folder and add it to the library.
 
@@ -68,7 +68,7 @@ def prove_and_store(
     from haori.library.cards import read_card
 
     loading = loading_of(prepared.recipe.method, prepared.recipe.training.dtype)
-    say("Verifying: reloading the saved adapter into a fresh base.")
+    on_event(Said(text="Verifying: reloading the saved adapter into a fresh base."))
     verification = verify_adapter(
         prepared.base,
         folder / "adapter",
@@ -87,7 +87,7 @@ def prove_and_store(
     require_passed(verification)
     for check in verification.checks:
         if check.name == "delta" and "not changed at all" in check.detail:
-            say(f"Warning: some modules learnt nothing ({check.detail}).")
+            on_event(Warned(text=f"some modules learnt nothing ({check.detail})."))
     packages = (*_PACKAGES, "bitsandbytes") if loading.quantization is not None else _PACKAGES
     card = draft_card(
         folder / "adapter",
@@ -108,7 +108,7 @@ def prove_and_store(
     return Library().add(folder / "adapter", prepared.recipe.name, card)
 
 
-def prove_model(prepared: Prepared, folder: Path, live: LiveProbes | None, say: Callable[[str], None]) -> Verification:
+def prove_model(prepared: Prepared, folder: Path, live: LiveProbes | None, on_event: EventSink) -> Verification:
     """Verify the fully fine-tuned model in the run folder.
 
     Raises:
@@ -116,7 +116,7 @@ def prove_model(prepared: Prepared, folder: Path, live: LiveProbes | None, say: 
     """
     from haori.library import require_passed, verify_model
 
-    say("Verifying: reloading the saved model.")
+    on_event(Said(text="Verifying: reloading the saved model."))
     verification = verify_model(
         prepared.base,
         folder / "model",

@@ -11,16 +11,16 @@ carry loss among them (labelled tokens, rows, pairs).
 import math
 import signal
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from haori.adapters.behaviour import Behaviour
 from haori.adapters.methods import behaviour_of
 from haori.core.errors import TrainingError
+from haori.core.events import EventSink, Measured, Progress, Saved, discard
 from haori.core.free_memory import release_free_memory
 from haori.data.batching import plan_batches
 from haori.tasks.recipe import Recipe
@@ -44,25 +44,11 @@ from haori.training.signals import StopRequest
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Loop", "Progress"]
+__all__ = ["Loop"]
 
 _STEPS_BETWEEN_RELEASES = (
     8  # what is given back must be asked for again, page by page: after each step that takes a tenth
 )
-
-
-class Progress(NamedTuple):
-    """What a progress display shows after a step or validation."""
-
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float | None
-    validation_loss: float | None
-    rate: float
-    """Cost processed in a second, in `unit`."""
-    unit: str
-    peak_memory_bytes: int
 
 
 class Loop:
@@ -79,7 +65,7 @@ class Loop:
         run_folder: Path,
         measurements: Measurements,
         base_name: str,
-        show: Callable[[Progress], None] = lambda _: None,
+        on_event: EventSink = discard,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
@@ -93,7 +79,7 @@ class Loop:
         self.wrapped, self.prepared_optimizer = accelerator.prepare(model, self.optimizer)
         self.task, self.train, self.validation = task, train, validation
         self.recipe, self.run_folder, self.measurements = recipe, run_folder, measurements
-        self.base_name, self.show = base_name, show
+        self.base_name, self.on_event = base_name, on_event
         self.position = Position()
         self.stopped_early = False
         self.stopped_by: int | None = None
@@ -174,12 +160,17 @@ class Loop:
         )
         mean = loss / max(1, count)
         rate = rate_at(before.step, self.total_steps, self._peak_rate(), self.recipe.schedule)
-        self.measurements.add(
-            "train", self.position.step, epoch=self.epochs_done(), loss=mean, lr=rate, grad_norm=norm,
-            **{self.task.unit: cost, self.task.counted: count}, seconds=seconds,
-            **({} if penalty is None else {"penalty": penalty}),
+        done = Progress(
+            step=self.position.step, total_steps=self.total_steps, epoch=self.epochs_done(), loss=mean,
+            rate_per_s=cost / seconds, unit=self.task.unit,
+            peak_memory_bytes=peak_memory_bytes(self.accelerator.device.type),
+            values={
+                "lr": rate, "grad_norm": norm, self.task.unit: cost, self.task.counted: count, "seconds": seconds,
+                **({} if penalty is None else {"penalty": penalty}),
+            },
         )  # fmt: skip
-        self._report(mean, None, cost / seconds)
+        self.measurements.add(done)
+        self.on_event(done)
 
     def validate(self, *, first: bool = False) -> None:
         """Measure validation loss, note whether it is the best so far, and reset the stretch's training loss."""
@@ -191,26 +182,29 @@ class Loop:
         if means is None or loss is None:
             changes |= {"best_step": before.step, "best_epoch": math.ceil(self.epochs_done())}
         else:
-            figures = means if train_loss is None else {"train_loss": train_loss, **means}
-            self.measurements.add("validation", before.step, epoch=self.epochs_done(), loss=loss, **figures)
+            of_training = {} if train_loss is None else {"train_loss": train_loss}
+            values = {"loss": loss, **of_training, **means}
+            measured = Measured(step=before.step, epoch=self.epochs_done(), values=values)
+            self.measurements.add(measured)
             counts = not first and self.behaviour.settled(before.step)
             if counts and (before.best_loss is None or loss < before.best_loss):
                 changes |= {"best_loss": loss, "best_step": before.step, "bad_validations": 0}
                 changes |= {"best_epoch": math.ceil(self.epochs_done())}
             elif counts:
                 changes |= {"bad_validations": before.bad_validations + 1}
-            self._report(None, loss, 0.0)
+            self.on_event(measured)
         self.position = before.with_fields(**changes)
 
     def save(self) -> None:
         """Write a checkpoint of the present position."""
         random = random_states(self.accelerator)
         if self.accelerator.is_main_process:
-            save_checkpoint(
+            folder = save_checkpoint(
                 self.run_folder / "checkpoints", self.model, self.optimizer, self.behaviour, self.position,
                 self.base_name, random, self.accelerator.scaler,
             )  # fmt: skip
             prune(self.run_folder, self.recipe.training.keep_checkpoints, self.position.best_step)
+            self.on_event(Saved(what="checkpoint", path=str(folder), step=self.position.step))
         self.accelerator.wait_for_everyone()
 
     def epochs_done(self) -> float:
@@ -352,21 +346,6 @@ class Loop:
         return (
             f"The {what} became {value} at step {self.position.step + 1} in {where}{more}; "
             f"look at these rows or lower optimizer.lr (now {self._peak_rate():g})."
-        )
-
-    def _report(self, loss: float | None, validation_loss: float | None, rate: float) -> None:
-        memory = peak_memory_bytes(self.accelerator.device.type)
-        self.show(
-            Progress(
-                self.position.step,
-                self.total_steps,
-                self.epochs_done(),
-                loss,
-                validation_loss,
-                rate,
-                self.task.unit,
-                memory,
-            )
         )
 
 

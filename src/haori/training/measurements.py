@@ -1,4 +1,4 @@
-"""Keeps a run's measurements: `metrics.jsonl` on disk, experiment trackers beside it, and the loss plot.
+"""Keeps a run's measurements: `metrics.jsonl` on disk, the same figures for experiment trackers, and the loss plot.
 
 One JSON object a line: `{"kind": "train" | "validation", "step", "epoch", ...}`. On resume the file is cut back
 to the checkpoint's step, so that it reads as if the run had never stopped.
@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
+from haori.core.events import Event, EventSink, Figures, Measured, Progress
 from haori.core.storage import explain_os_errors, write_text
 
-__all__ = ["Measurements", "Tracker", "draw_losses"]
+__all__ = ["Measurements", "Tracker", "draw_losses", "track"]
 
 
 class Tracker(Protocol):
@@ -21,36 +22,51 @@ class Tracker(Protocol):
 
 
 class Measurements:
-    """Appends figures to `metrics.jsonl` and reports them to trackers.
+    """Appends figures to `metrics.jsonl`.
 
     Args:
         path: The file.
-        tracker: Where else figures go.
         resume_step: Keep the lines up to this step; 0 begins anew.
         write: False in all but the first of several processes: figures are kept in memory alone.
     """
 
-    def __init__(self, path: Path, tracker: Tracker | None, resume_step: int, *, write: bool = True) -> None:
+    def __init__(self, path: Path, resume_step: int, *, write: bool = True) -> None:
         self.path = path
         self.write = write
-        self.tracker = tracker
         self.lines = [line for line in read_measurements(path) if line["step"] <= resume_step] if resume_step else []
         if write:
             write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
-    def add(self, kind: str, step: int, **figures: float) -> None:
-        """Record figures of a step."""
-        line = {"kind": kind, "step": step, **figures}
+    def add(self, event: Progress | Measured) -> None:
+        """Record the figures of a step or validation."""
+        kind, figures = _figures(event)
+        line = {"kind": kind, "step": event.step, **figures}
         self.lines.append(line)
         if self.write:
             with explain_os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        if self.tracker is not None:
-            self.tracker.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
 
     def series(self, kind: str) -> list[dict[str, Any]]:
         """Return the lines of one kind, in order."""
         return [line for line in self.lines if line["kind"] == kind]
+
+
+def track(tracker: Tracker) -> EventSink:
+    """Return a subscriber that reports the figures of steps and validations to experiment trackers."""
+
+    def log(event: Event) -> None:
+        if isinstance(event, Progress | Measured):
+            kind, figures = _figures(event)
+            tracker.log({f"{kind}/{name}": value for name, value in figures.items()}, step=event.step)
+
+    log.__qualname__ = "The experiment tracker"
+    return log
+
+
+def _figures(event: Progress | Measured) -> tuple[str, Figures]:
+    if isinstance(event, Progress):
+        return "train", {"epoch": event.epoch, "loss": event.loss, **event.values}
+    return "validation", {"epoch": event.epoch, **event.values}
 
 
 def read_measurements(path: Path) -> list[dict[str, Any]]:

@@ -5,12 +5,12 @@ folder (see run_folder.py).
 """
 
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haori.core.errors import InputError, MismatchError
+from haori.core.events import EventSink, Finished, Started, discard, fan_out, reporting_failure
 from haori.core.lock import file_lock
 from haori.core.methods import FullMethod
 from haori.core.records import BaseReference, DataReference, RunRecord, Verification, now
@@ -19,10 +19,9 @@ from haori.core.storage import make_folder, sweep
 from haori.library import export_stored
 from haori.library.formats.peft import check_new_folder
 from haori.tasks.recipe import Recipe, load_recipe
-from haori.training.checkpoint import checkpoints_of
+from haori.training.checkpoint import checkpoints_of, step_of
 from haori.training.finish import copy_model, prove_and_store, prove_model
-from haori.training.loop import Progress
-from haori.training.preparation import Prepared, prepare
+from haori.training.preparation import Prepared, planned_steps, prepare
 from haori.training.run_folder import new_run_folder, note_failure, read_run_file, write_record
 from haori.training.session import Trained, train_prepared
 
@@ -53,8 +52,7 @@ def train_run(
     recipe: Recipe,
     *,
     out: Path | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    show: Callable[[Progress], None] = lambda _: None,
+    on_event: EventSink = discard,
     prepared: Prepared | None = None,
 ) -> TrainedRun:
     """Train, verify and store an adapter, or a whole model.
@@ -62,8 +60,7 @@ def train_run(
     Args:
         recipe: What to train; `auto` values are resolved.
         out: Also write the finished adapter, or model, to this new folder.
-        say: Receives lines for the user.
-        show: Receives progress.
+        on_event: Receives what happens, from the run's folder to its end; what it raises does not end the run.
         prepared: The result of `prepare(recipe)`, if it was made already.
 
     Raises:
@@ -75,15 +72,14 @@ def train_run(
     make_folder(settings().home)
     prepared = prepared or prepare(recipe)
     folder = new_run_folder(prepared)
-    return _execute(prepared, folder, out, say, show)
+    return _execute(prepared, folder, out, fan_out(on_event))
 
 
 def resume_run(
     folder: Path,
     *,
     out: Path | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    show: Callable[[Progress], None] = lambda _: None,
+    on_event: EventSink = discard,
 ) -> TrainedRun:
     """Continue a run from its last complete checkpoint (or from the start, if it had none).
 
@@ -108,15 +104,14 @@ def resume_run(
             f"The base {base.name!r} changed since the run began (fingerprint {base.id}, now "
             f"{prepared.base.id}); restore it, or start a new run."
         )
-    return _execute(prepared, folder, out, say, show)
+    return _execute(prepared, folder, out, fan_out(on_event))
 
 
 def _execute(
     prepared: Prepared,
     folder: Path,
     out: Path | None,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None],
+    on_event: EventSink,
 ) -> TrainedRun:
     """Hold the run folder and go on from its newest checkpoint, or from the start.
 
@@ -125,50 +120,57 @@ def _execute(
     from accelerate import PartialState
 
     if not PartialState(cpu=prepared.device == "cpu").is_main_process:
-        trained = train_prepared(prepared, folder, _newest(folder), now(), _silent, _silent)
+        trained = train_prepared(prepared, folder, _newest(folder), now(), discard)
         return TrainedRun(folder, prepared.recipe, trained.record, None, trained.signal, reports=False)
     with file_lock(folder / "run.lock", holds="run", timeout_s=0):
         for place in (folder, folder / "checkpoints"):
             sweep(place)
-        return _go_on(prepared, folder, out, say, show)
+        with reporting_failure(on_event):
+            return _go_on(prepared, folder, out, on_event)
 
 
 def _go_on(
     prepared: Prepared,
     folder: Path,
     out: Path | None,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None],
+    on_event: EventSink,
 ) -> TrainedRun:
     record = RunRecord(name=prepared.recipe.name, status="running", started=now())
     write_record(folder, record)
+    checkpoint = _newest(folder)
+    on_event(
+        Started(
+            folder=str(folder), name=record.name, task=prepared.task.kind,
+            step=step_of(checkpoint) if checkpoint else 0, total_steps=planned_steps(prepared), unit=prepared.task.unit,
+        )
+    )  # fmt: skip
     try:
-        trained = train_prepared(prepared, folder, _newest(folder), record.started, say, show)
+        trained = train_prepared(prepared, folder, checkpoint, record.started, on_event)
         record = trained.record
         if trained.signal is not None:
             write_record(folder, record)
+            on_event(Finished(folder=str(folder), record=record, signal=trained.signal))
             return TrainedRun(folder, prepared.recipe, record, None, trained.signal)
         gc.collect()  # the live model, before a fresh base is loaded beside it
-        done = _keep(prepared, folder, trained, out, say)
+        done = _keep(prepared, folder, trained, out, on_event)
     except BaseException as error:
         note_failure(folder, record, error)
         raise
     write_record(folder, done.record)
+    on_event(Finished(folder=str(folder), record=done.record, adapter=done.record.adapter))
     return done
 
 
-def _keep(
-    prepared: Prepared, folder: Path, trained: Trained, out: Path | None, say: Callable[[str], None]
-) -> TrainedRun:
+def _keep(prepared: Prepared, folder: Path, trained: Trained, out: Path | None, on_event: EventSink) -> TrainedRun:
     """Prove what was trained and put it where it belongs."""
     recipe, record = prepared.recipe, trained.record
     if isinstance(recipe.method, FullMethod):
-        proof = prove_model(prepared, folder, trained.live, say)
+        proof = prove_model(prepared, folder, trained.live, on_event)
         if out is not None:
             copy_model(folder, out)
         record = record.with_fields(model=str(folder / "model"), ended=now())
         return TrainedRun(folder, recipe, record, None, verification=proof)
-    stored = prove_and_store(prepared, folder, record, trained.live, say)
+    stored = prove_and_store(prepared, folder, record, trained.live, on_event)
     if out is not None:
         export_stored(stored.name, out, base=prepared.base)
     record = record.with_fields(adapter=stored.name, ended=now())
@@ -178,7 +180,3 @@ def _keep(
 def _newest(folder: Path) -> Path | None:
     found = checkpoints_of(folder)
     return found[-1] if found else None
-
-
-def _silent(_: object) -> None:
-    """Say nothing: only the first of several processes reports."""

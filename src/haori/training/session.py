@@ -1,19 +1,21 @@
 """The part of a run that holds a model: load, train, save what was trained, and leave only figures behind."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from haori.adapters.rank_map import draw_ranks
+from haori.core.events import EventSink, Said, Saved, discard, fan_out
+from haori.core.methods import FullMethod
 from haori.core.records import RunRecord, now
 from haori.training.advice import advise, outcome_of
-from haori.training.checkpoint import Position
+from haori.training.checkpoint import Position, step_of
 from haori.training.diagnosis import Validation, diagnose
 from haori.training.fast_path import fast_path
 from haori.training.finish import LiveProbes, save_final
-from haori.training.loop import Loop, Progress
-from haori.training.measurements import Measurements, draw_losses
+from haori.training.loop import Loop
+from haori.training.measurements import Measurements, draw_losses, track
 from haori.training.memory import peak_memory_bytes
 from haori.training.out_of_memory import explaining_memory
 from haori.training.preparation import Prepared, adapted_model, total_parameters
@@ -41,10 +43,11 @@ def train_prepared(
     folder: Path,
     checkpoint: Path | None,
     started: str,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None],
+    on_event: EventSink,
 ) -> Trained:
     """Train from a checkpoint or from the start, and write `adapter/` or `model/` unless a signal stopped it.
+
+    Experiment trackers are told each step and validation, as `on_event` is.
 
     Raises:
         TrainingError: It could not go on; where memory ran out, the sentence says what would help.
@@ -52,9 +55,10 @@ def train_prepared(
     with explaining_memory(prepared) as watched:
         accelerator = _accelerator(prepared, folder)
         model = _seeded_model(prepared, accelerator)
-        loop = _loop(accelerator, model, prepared, folder, checkpoint, show)
+        reporting = fan_out(on_event, track(accelerator)) if prepared.recipe.training.trackers else on_event
+        loop = _loop(accelerator, model, prepared, folder, checkpoint, reporting)
         watched.model, watched.loop = model, loop
-        with fast_path(model, mixed=accelerator.mixed_precision != "no", say=say):
+        with fast_path(model, mixed=accelerator.mixed_precision != "no", on_event=on_event):
             for objective in (prepared.train, prepared.validation):
                 if objective is not None:
                     objective.begin(model)  # may take long, and leaves nothing to be saved: a signal ends it at once
@@ -62,7 +66,7 @@ def train_prepared(
                 # Last of all, since it sets the random state, and trying the fast path may use up random numbers.
                 position = loop.restore(checkpoint) if checkpoint else None
                 if position is not None:
-                    say(f"Resuming after step {position.step} of {loop.total_steps}.")
+                    on_event(Said(text=f"Resuming after step {position.step} of {loop.total_steps}."))
                 ended = loop.run(stop, position)
         stopped_by = loop.stopped_by or stop.signal  # the latter came after the last step; resuming ends the run
         record = _record(prepared, loop, ended, started, "stopped" if stopped_by else "finished")
@@ -73,6 +77,9 @@ def train_prepared(
             if record.ranks and isinstance(start, int):
                 draw_ranks(record.ranks, start, folder / "ranks.png", f"{prepared.recipe.name}: ranks")
             live = save_final(accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False), prepared, folder)
+            what: Literal["adapter", "model"] = "model" if isinstance(prepared.recipe.method, FullMethod) else "adapter"
+            held = ended.step if ended.best_step is None else ended.best_step
+            on_event(Saved(what=what, path=str(folder / what), step=held))
             found = outcome_of(prepared.recipe, len(prepared.split.train), loop.measurements, folder / "adapter")
             record = record.with_fields(advice=advise(found))
         accelerator.end_training()
@@ -87,7 +94,7 @@ def opened_loop(prepared: Prepared, folder: Path) -> Iterator[Loop]:
     with explaining_memory(prepared) as watched:
         accelerator = _accelerator(prepared, folder)
         model = _seeded_model(prepared, accelerator)
-        loop = _loop(accelerator, model, prepared, folder, None, lambda _: None)
+        loop = _loop(accelerator, model, prepared, folder, None, discard)
         watched.model, watched.loop = model, loop
         with fast_path(model, mixed=accelerator.mixed_precision != "no"):
             prepared.train.begin(model)
@@ -128,15 +135,10 @@ def _loop(
     prepared: Prepared,
     folder: Path,
     checkpoint: Path | None,
-    show: Callable[[Progress], None],
+    on_event: EventSink,
 ) -> Loop:
-    done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    measurements = Measurements(
-        folder / "metrics.jsonl",
-        accelerator if prepared.recipe.training.trackers else None,
-        done,
-        write=accelerator.is_main_process,
-    )
+    done = step_of(checkpoint) if checkpoint else 0
+    measurements = Measurements(folder / "metrics.jsonl", done, write=accelerator.is_main_process)
     return Loop(
         accelerator,
         model,
@@ -147,7 +149,7 @@ def _loop(
         folder,
         measurements,
         prepared.base.name,
-        show,
+        on_event,
     )
 
 

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from haori.core.errors import InputError, MismatchError
+from haori.core.events import EventSink, Finished, Started, discard, fan_out, reporting_failure
 from haori.core.lock import file_lock
 from haori.core.records import now
 from haori.core.storage import write_text
 from haori.data.section import TextSection
 from haori.evaluation import forgetting_between
-from haori.jobs.compare.folder import ComparisonFolder, RunOutcome, Watch, new_folder, read_plan
+from haori.jobs.compare.folder import ComparisonFolder, RunOutcome, new_folder, read_plan
 from haori.jobs.compare.rates import choose_rate
 from haori.jobs.compare.recipes import BASE, adapt_recipe, check_methods, run_key, with_run
 from haori.jobs.compare.records import BaseMeasured, Comparison, Cost, Measured, MethodResult, Plan, Rate
@@ -37,7 +38,7 @@ def compare_methods(
     general: str | None = None,
     lr_sweep: bool = False,
     out: Path | None = None,
-    watch: Watch | None = None,
+    on_event: EventSink = discard,
 ) -> tuple[Comparison, Path]:
     """Compare methods; return the comparison and its folder, which holds comparison.json and comparison.html.
 
@@ -49,7 +50,8 @@ def compare_methods(
         general: General text of one's own, to measure forgetting on besides the shipped one.
         lr_sweep: Try three or four learning rates per method first, judged by validation loss.
         out: New folder for the comparison; by default one under `comparisons` in HAORI_HOME.
-        watch: Where lines and progress go.
+        on_event: Receives what happens, events of a run with its name as their `job`; what it raises does not end the
+            comparison.
 
     Raises:
         HaoriError: Nothing can be compared. A method that fails is no error but a row; see `Comparison.failed`.
@@ -67,29 +69,35 @@ def compare_methods(
         lr_sweep=lr_sweep,
         stamp=now(),
     )
-    return _compare(new_folder(recipe.name, out), plan, watch or Watch())
+    return _compare(new_folder(recipe.name, out), plan, fan_out(on_event))
 
 
-def resume_comparison(folder: Path, *, watch: Watch | None = None) -> tuple[Comparison, Path]:
+def resume_comparison(folder: Path, *, on_event: EventSink = discard) -> tuple[Comparison, Path]:
     """Go on with a comparison that was interrupted or of which runs failed; finished runs are not repeated.
 
     Raises:
         HaoriError: The folder is no comparison, or as for `compare_methods`.
     """
-    return _compare(folder, read_plan(folder), watch or Watch())
+    return _compare(folder, read_plan(folder), fan_out(on_event))
 
 
-def _compare(folder: Path, plan: Plan, watch: Watch) -> tuple[Comparison, Path]:
+def _compare(folder: Path, plan: Plan, on_event: EventSink) -> tuple[Comparison, Path]:
     from haori.jobs.compare.report import render_comparison
 
-    with file_lock(folder / "comparison.lock", holds="comparison", timeout_s=0):
-        place = ComparisonFolder(folder, plan, watch)
+    with (
+        file_lock(folder / "comparison.lock", holds="comparison", timeout_s=0),
+        reporting_failure(on_event),
+    ):
+        place = ComparisonFolder(folder, plan, on_event)
+        recipe = plan.recipe
+        on_event(Started(work="comparison", folder=str(place.folder), name=recipe.name, task=recipe.task))
         base = place.base()
         found = {method: _method(place, method) for method in plan.methods}
         comparison = _assemble(plan, base, found)
         page = render_comparison(comparison)
         write_text(folder / "comparison.json", comparison.model_dump_json(indent=1) + "\n")
         write_text(folder / "comparison.html", page)
+    on_event(Finished(folder=str(place.folder)))
     return comparison, folder
 
 
@@ -130,10 +138,10 @@ def _method(place: ComparisonFolder, method: str) -> _MethodRuns:
             return runs
         lr = choice.lr
     for number, seed in enumerate(plan.seeds, start=1):
-        place.watch.say(f"{method}, seed {seed} ({number} of {len(plan.seeds)})")
+        place.say(f"{method}, seed {seed} ({number} of {len(plan.seeds)})")
         outcome = place.run(with_run(recipe, seed, lr), run_key(method, lr, seed), measure=True)
         if outcome.error is not None:
-            place.watch.say(f"{method} failed: {outcome.error}")
+            place.say(f"{method} failed: {outcome.error}")
         runs.outcomes.append((seed, outcome))
         if outcome.for_all_seeds:
             break

@@ -11,7 +11,7 @@ comparison.html   the same as a page
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,24 +19,17 @@ from pydantic import ValidationError
 
 from haori.core import errors
 from haori.core.errors import InputError, MissingExtraError
+from haori.core.events import EventSink, Said
 from haori.core.settings import settings
 from haori.core.storage import make_folder, make_stamped_folder, write_text
 from haori.jobs.compare.records import BaseMeasured, Measured, Plan, Trained
 from haori.jobs.process import JobResult, JobSpec, run_job
 from haori.tasks.recipe import Recipe
 
-__all__ = ["ComparisonFolder", "RunOutcome", "Watch", "new_folder", "read_plan"]
+__all__ = ["ComparisonFolder", "RunOutcome", "new_folder", "read_plan"]
 
 _PLAN, _WORKSPACE = "plan.json", "workspace"
 _GIVEN = (InputError, MissingExtraError)
-
-
-class Watch(NamedTuple):
-    """Where lines and progress go: `show` gets a run's name and its progress's fields, `begin` the folder."""
-
-    say: Callable[[str], None] = lambda _: None
-    show: Callable[[str, Mapping[str, Any]], None] = lambda _name, _fields: None
-    begin: Callable[[Path], None] = lambda _: None
 
 
 class RunOutcome(NamedTuple):
@@ -84,13 +77,16 @@ class ComparisonFolder:
     Args:
         folder: The folder.
         plan: What is compared; written into it.
-        watch: Where lines and progress go.
+        on_event: Receives what the comparison and its jobs report.
     """
 
-    def __init__(self, folder: Path, plan: Plan, watch: Watch) -> None:
-        self.folder, self.plan, self.watch = folder.absolute(), plan, watch
+    def __init__(self, folder: Path, plan: Plan, on_event: EventSink) -> None:
+        self.folder, self.plan, self.on_event = folder.absolute(), plan, on_event
         write_text(self.folder / _PLAN, plan.model_dump_json(indent=1))
-        watch.begin(self.folder)
+
+    def say(self, text: str) -> None:
+        """Report a line for the user."""
+        self.on_event(Said(text=text))
 
     def base(self) -> BaseMeasured:
         """Measure the base.
@@ -125,10 +121,9 @@ class ComparisonFolder:
         self, key: str, task: str, arguments: dict[str, Any], read: Callable[[dict[str, Any]], object]
     ) -> JobResult:
         folder = self.folder / key
-        name = key.rpartition("/")[2]
         held = _held(folder, task, arguments, read)
         if held is not None:
-            self.watch.say(f"{name}: taken from the earlier part of this comparison.")
+            self.say(f"{folder.name}: taken from the earlier part of this comparison.")
             return held
         spec = JobSpec(
             task=f"haori.jobs.compare.run:{task}",
@@ -137,7 +132,7 @@ class ComparisonFolder:
             environment={"HAORI_HOME": str(settings().home), "HAORI_WORKSPACE": str(self.folder / _WORKSPACE)},
         )
         make_folder(self.folder / _WORKSPACE)
-        return run_job(spec, say=self.watch.say, show=lambda fields: self.watch.show(name, fields))
+        return run_job(spec, on_event=self.on_event)
 
     def _data(self) -> dict[str, str | None]:
         return {"test": self.plan.test, "general": self.plan.general}

@@ -55,7 +55,7 @@ def choose_rate(place: ComparisonFolder, recipe: Recipe, seed: int) -> RateChoic
 
 def _try(place: ComparisonFolder, recipe: Recipe, seed: int, lr: float | None) -> RunOutcome:
     method = recipe.method.kind
-    place.watch.say(f"{method}, learning rate {'as in the recipe' if lr is None else f'{lr:.3g}'}")
+    place.say(f"{method}, learning rate {'as in the recipe' if lr is None else f'{lr:.3g}'}")
     return place.run(with_run(recipe, seed, lr), run_key(method, lr, seed), measure=False)
 
 

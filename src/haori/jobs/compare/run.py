@@ -8,12 +8,13 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import DataError, TrainingError
+from haori.core.events import EventSink, Said
 from haori.core.records import DataReference
 from haori.core.storage import make_folder, write_text
 from haori.evaluation import EvaluationResult, evaluate_adapter
@@ -27,18 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_base", "train_and_measure"]
 
-_Say = Callable[[str], None]
-_Show = Callable[[Any], None]
 _TRAINED = "trained.json"
 
 
-def measure_base(arguments: Mapping[str, Any], say: _Say, show: _Show) -> dict[str, Any]:
+def measure_base(arguments: Mapping[str, Any], on_event: EventSink) -> dict[str, Any]:
     """Check the data, then measure the bare base; returns `BaseMeasured`.
 
     Args:
         arguments: `recipe`, `test` and `general` as in `Plan`.
-        say: Receives lines for the user.
-        show: Unused; a base is not trained.
+        on_event: Receives a line for the user.
 
     Raises:
         HaoriError: The base, the data, the test rows or the general text cannot be used.
@@ -54,7 +52,7 @@ def measure_base(arguments: Mapping[str, Any], say: _Say, show: _Show) -> dict[s
     task.check_general(arguments["general"])  # before weights are loaded
     measured = None
     if task.head(recipe) is None:
-        say(f"Measuring the bare base on {len(rows):,} rows and the general text.")
+        on_event(Said(text=f"Measuring the bare base on {len(rows):,} rows and the general text."))
         model = load_model(base, dtype=recipe.training.dtype)
         measured = _measure(task, recipe, model, processor, rows, reference, arguments["general"])
     return BaseMeasured(
@@ -68,13 +66,12 @@ def measure_base(arguments: Mapping[str, Any], say: _Say, show: _Show) -> dict[s
     ).model_dump(mode="json")
 
 
-def train_and_measure(arguments: Mapping[str, Any], say: _Say, show: _Show) -> dict[str, Any]:
+def train_and_measure(arguments: Mapping[str, Any], on_event: EventSink) -> dict[str, Any]:
     """Train one run, unless it is trained already, and measure it if asked.
 
     Args:
         arguments: `recipe`; `folder`, where `trained.json` is kept; `measure`, whether to; `test` and `general`.
-        say: Receives lines for the user.
-        show: Receives the progress of the training.
+        on_event: Receives what the training reports.
 
     Returns:
         `trained`: a `Trained`; `measured`: a `Measured`, or None.
@@ -87,7 +84,7 @@ def train_and_measure(arguments: Mapping[str, Any], say: _Say, show: _Show) -> d
     if file.is_file():
         trained = Trained.model_validate_json(file.read_bytes())
     else:
-        trained = _train(recipe, say, show)
+        trained = _train(recipe, on_event)
         write_text(make_folder(file.parent) / file.name, trained.model_dump_json(indent=1))
     measured = (
         _measure_trained(trained, recipe, arguments["test"], arguments["general"]) if arguments["measure"] else None
@@ -98,10 +95,10 @@ def train_and_measure(arguments: Mapping[str, Any], say: _Say, show: _Show) -> d
     }
 
 
-def _train(recipe: Recipe, say: _Say, show: _Show) -> Trained:
+def _train(recipe: Recipe, on_event: EventSink) -> Trained:
     from haori.training import train_run
 
-    run = train_run(recipe, say=say, show=show)
+    run = train_run(recipe, on_event=on_event)
     if run.signal is not None:
         raise TrainingError(f"The run was stopped by signal {run.signal}.")
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # of a full fine-tuning several times the model

@@ -12,13 +12,14 @@ test diverged. Such a test sees a few dozen steps: its answer is a starting poin
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from haori.core.errors import TrainingError
+from haori.core.events import EventSink, Said, discard
 from haori.core.records import Record
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, make_stamped_folder, write_text
@@ -56,9 +57,7 @@ class RangeTest(Record):
     settled: bool = Field(description="Whether the loss fell enough for the suggestion to mean anything.")
 
 
-def range_test(
-    recipe: Recipe, *, say: Callable[[str], None] = lambda _: None, steps: int = _STEPS
-) -> tuple[RangeTest, Path]:
+def range_test(recipe: Recipe, *, on_event: EventSink = discard, steps: int = _STEPS) -> tuple[RangeTest, Path]:
     """Run the test in this process; return its result and the folder with `range-test.json` and `range-test.png`.
 
     Raises:
@@ -69,7 +68,7 @@ def range_test(
     prepared = _for_climbing(prepare(recipe), steps)
     folder = make_stamped_folder(settings().home / "sweeps", f"{recipe.name}-range-test")
     try:
-        points, diverged_at = _climb(prepared, folder, steps, say)
+        points, diverged_at = _climb(prepared, folder, steps, on_event)
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -162,13 +161,13 @@ def _at_rate(recipe: Recipe, rate: float) -> Recipe:
 
 
 def _climb(
-    prepared: "Prepared", folder: Path, steps: int, say: Callable[[str], None]
+    prepared: "Prepared", folder: Path, steps: int, on_event: EventSink
 ) -> tuple[list[RangePoint], float | None]:
     """Train with a rising rate; return the points and the rate at which the loss diverged, if it did."""
     from haori.training.session import opened_loop
 
     points: list[RangePoint] = []
-    say(f"Range test: {steps} steps from learning rate {_LOW:g} to {_HIGH:g}.")
+    on_event(Said(text=f"Range test: {steps} steps from learning rate {_LOW:g} to {_HIGH:g}."))
     with opened_loop(prepared, folder) as loop:
         for number in range(steps):
             rate = _LOW * (_HIGH / _LOW) ** (number / (steps - 1))
@@ -179,7 +178,8 @@ def _climb(
             if points[-1].smoothed > _DIVERGED * min(point.smoothed for point in points):
                 return points, rate
             if (number + 1) % 10 == 0:
-                say(f"  step {number + 1}: learning rate {rate:.1e}, loss {points[-1].smoothed:.3f}")
+                text = f"  step {number + 1}: learning rate {rate:.1e}, loss {points[-1].smoothed:.3f}"
+                on_event(Said(text=text))
     return points, None
 
 

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from haori.core import errors
 from haori.core.errors import HaoriError, InputError, MismatchError, RecipeError, TrainingError
+from haori.core.events import EventSink, Finished, Said, Started, discard, fan_out, reporting_failure
 from haori.core.lock import file_lock
 from haori.core.records import Record, now
 from haori.core.settings import settings
@@ -72,7 +73,7 @@ def start_sweep(
     trials: int = 20,
     timeout_s: float | None = None,
     storage: Path | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    on_event: EventSink = discard,
 ) -> SweepResult:
     """Search the ranges for the lowest validation loss.
 
@@ -82,7 +83,8 @@ def start_sweep(
         trials: Trials at most.
         timeout_s: Begin no further trial after this many seconds.
         storage: SQLite file of the study; by default in the sweep folder.
-        say: Receives lines for the user.
+        on_event: Receives what happens, events of a trial with its number as their `job`; what it raises does not end
+            the sweep.
 
     Raises:
         RecipeError: A key or value cannot be used, or the recipe has no validation.
@@ -101,7 +103,7 @@ def start_sweep(
     plan = SweepPlan(recipe=document, over=tuple(over), trials=trials, storage=storage, started=now())
     write_text(folder / _PLAN, plan.model_dump_json(indent=1))
     try:
-        return _run(folder, plan, timeout_s, say)
+        return _run(folder, plan, timeout_s, fan_out(on_event))
     except HaoriError:
         if not list(folder.glob("trials/*/runs/*")):  # it never began
             shutil.rmtree(folder)
@@ -113,7 +115,7 @@ def resume_sweep(
     *,
     trials: int | None = None,
     timeout_s: float | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    on_event: EventSink = discard,
 ) -> SweepResult:
     """Go on with a sweep until it has its number of trials, or another number.
 
@@ -130,40 +132,45 @@ def resume_sweep(
     if trials is not None:
         plan = plan.with_fields(trials=trials)
         write_text(folder / _PLAN, plan.model_dump_json(indent=1))
-    return _run(folder, plan, timeout_s, say)
+    return _run(folder, plan, timeout_s, fan_out(on_event))
 
 
-def _run(folder: Path, plan: SweepPlan, timeout_s: float | None, say: Callable[[str], None]) -> SweepResult:
+def _run(folder: Path, plan: SweepPlan, timeout_s: float | None, on_event: EventSink) -> SweepResult:
     from haori.training.signals import stop_on_signals
 
     ends = None if timeout_s is None else time.monotonic() + timeout_s
     space = parse_space(plan.over, plan.recipe)
-    seed = recipe_from(plan.recipe).training.seed
+    recipe = recipe_from(plan.recipe)
     file = plan.storage or folder / "study.db"
     repeats = 0
     with (
         file_lock(folder / "sweep.lock", holds="sweep", timeout_s=0),
-        open_search(file, folder.name, space, plan.trials, seed) as search,
+        open_search(file, folder.name, space, plan.trials, recipe.training.seed) as search,
         stop_on_signals() as stop,
+        reporting_failure(on_event),
     ):
+        on_event(Started(work="sweep", folder=str(folder), name=recipe.name, task=recipe.task))
         for number in search.queue():
             shutil.rmtree(_trial_folder(folder, number), ignore_errors=True)
         while len(search.trials()) < search.wanted and not stop and repeats < _MOST_REPEATS:
             if ends is not None and time.monotonic() >= ends:
-                say(f"The time is up after {len(search.trials())} of {search.wanted} trials.")
+                on_event(Said(text=f"The time is up after {len(search.trials())} of {search.wanted} trials."))
                 break
             proposal = search.ask()
             if proposal.known is None:
-                _try(search, proposal, plan, folder, lambda: bool(stop), say)
+                _try(search, proposal, plan, folder, lambda: bool(stop), on_event)
                 repeats = 0
             else:
                 search.tell(proposal, proposal.known.outcome)
                 repeats += 1
         trials = tuple(sorted(search.trials(), key=_rank))
-    if repeats == _MOST_REPEATS:
-        say(f"The search only proposes values that were tried already; it ends after {len(trials)} trials.")
-    if trials and not stop and trials[0].outcome.state == "failed":
-        raise TrainingError(f"None of the {len(trials)} trials was trained; the first said: {trials[0].outcome.error}")
+        if repeats == _MOST_REPEATS:
+            text = f"The search only proposes values that were tried already; it ends after {len(trials)} trials."
+            on_event(Said(text=text))
+        if trials and not stop and trials[0].outcome.state == "failed":
+            first = trials[0].outcome.error
+            raise TrainingError(f"None of the {len(trials)} trials was trained; the first said: {first}")
+    on_event(Finished(folder=str(folder), signal=stop.signal))
     return SweepResult(folder=folder, plan=plan, trials=trials, wanted=search.wanted, signal=stop.signal)
 
 
@@ -173,19 +180,20 @@ def _try(
     plan: SweepPlan,
     folder: Path,
     stop: Callable[[], bool],
-    say: Callable[[str], None],
+    on_event: EventSink,
 ) -> None:
     """Train with the proposed values and keep the outcome; a trial that was stopped has none and is done again."""
     before = search.trials()
     values = ", ".join(f"{key}={value}" for key, value in proposal.values.items())
-    say(f"Trial {len(before) + 1} of {search.wanted}: {values}")
+    on_event(Said(text=f"Trial {len(before) + 1} of {search.wanted}: {values}"))
     recipe = recipe_from(plan.recipe, overrides_of(proposal.values))
-    outcome = run_trial(recipe, _trial_folder(folder, proposal.trial.number), prune=proposal.prune, stop=stop)
+    trial_folder = _trial_folder(folder, proposal.trial.number)
+    outcome = run_trial(recipe, trial_folder, prune=proposal.prune, stop=stop, on_event=on_event)
     if outcome.state == "stopped":
         return
     _refuse_unlike(outcome, before)
     search.tell(proposal, outcome)
-    say(f"  {_sentence(outcome, before)}")
+    on_event(Said(text=f"  {_sentence(outcome, before)}"))
 
 
 def _refuse_unlike(outcome: TrialOutcome, before: Sequence[SweepTrial]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from haori.core.events import Event, EventSink, Measured, discard
 from haori.core.records import BaseReference, DataReference, Record, RunRecord
 from haori.jobs.process import JobResult, JobSpec, run_job
 from haori.tasks.recipe import Recipe, recipe_from
@@ -34,13 +35,11 @@ class TrialOutcome(Record):
     error_kind: str | None = None
 
 
-def train_trial(
-    arguments: Mapping[str, Any], say: Callable[[str], None], show: Callable[[Any], None]
-) -> dict[str, Any]:
+def train_trial(arguments: Mapping[str, Any], on_event: EventSink) -> dict[str, Any]:
     """Train as a job's child does (see `process.py`); return run folder, record and signal as JSON data."""
     from haori.training import train_run
 
-    run = train_run(recipe_from(json.loads(arguments["recipe"])), say=say, show=show)
+    run = train_run(recipe_from(json.loads(arguments["recipe"])), on_event=on_event)
     data = DataReference.model_validate_json((run.folder / "data.json").read_bytes())
     base = BaseReference.model_validate_json((run.folder / "base.json").read_bytes())
     return {
@@ -52,7 +51,12 @@ def train_trial(
 
 
 def run_trial(
-    recipe: Recipe, folder: Path, *, prune: Callable[[int, float], bool], stop: Callable[[], bool]
+    recipe: Recipe,
+    folder: Path,
+    *,
+    prune: Callable[[int, float], bool],
+    stop: Callable[[], bool],
+    on_event: EventSink = discard,
 ) -> TrialOutcome:
     """Train `recipe` in a child process and wait for it.
 
@@ -61,48 +65,56 @@ def run_trial(
         folder: The trial's folder: job, library and runs.
         prune: Told the number of each validation, from 1, and its loss; says whether to give up on the trial.
         stop: Says whether the whole sweep is to stop.
+        on_event: Receives what the trial reports.
     """
-    watch = _Watch(prune)
+    validations = _Validations(prune)
     spec = JobSpec(
         task="haori.jobs.sweep.trial:train_trial",
         arguments={"recipe": recipe.model_dump_json()},
         folder=folder,
         environment={"HAORI_WORKSPACE": str(folder)},
     )
-    result = run_job(spec, show=watch.see, stop=lambda: watch.pruned or stop())
+
+    def emit(event: Event) -> None:
+        validations.see(event)
+        on_event(event)
+
+    result = run_job(spec, on_event=emit, stop=lambda: validations.pruned or stop())
     for name in ("checkpoints", "model"):  # large and of no use: trials are for their losses and recipes
         for path in folder.glob(f"runs/*/{name}"):
             shutil.rmtree(path)
-    return _outcome(result, watch, stopped=stop())
+    return _outcome(result, validations, stopped=stop())
 
 
-class _Watch:
+class _Validations:
     """Counts the validations of a trial and remembers whether it was given up."""
 
     def __init__(self, prune: Callable[[int, float], bool]) -> None:
         self.prune = prune
-        self.validations = 0
+        self.count = 0
         self.best: float | None = None
         self.pruned = False
 
-    def see(self, progress: Mapping[str, Any]) -> None:
-        """Take one event of the loop; the validation before the first step does not count."""
-        loss = progress.get("validation_loss")
-        if loss is None or not progress["step"] or self.pruned:
+    def see(self, event: Event) -> None:
+        """Take an event; the validation before the first step does not count."""
+        if not isinstance(event, Measured) or not event.step or self.pruned:
             return
-        self.validations += 1
+        loss = event.values["loss"]
+        self.count += 1
         self.best = loss if self.best is None else min(loss, self.best)
-        self.pruned = self.prune(self.validations, loss)
+        self.pruned = self.prune(self.count, loss)
 
 
-def _outcome(result: JobResult, watch: _Watch, *, stopped: bool) -> TrialOutcome:
+def _outcome(result: JobResult, validations: _Validations, *, stopped: bool) -> TrialOutcome:
     value = result.value
     if value is None:
         # SIGTERM may come before training listens for it; the child then dies of it, which is no failure.
-        state: Literal["failed", "pruned", "stopped"] = "pruned" if watch.pruned else "stopped" if stopped else "failed"
+        state: Literal["failed", "pruned", "stopped"] = (
+            "pruned" if validations.pruned else "stopped" if stopped else "failed"
+        )
         if state != "failed":
-            return TrialOutcome(state=state, loss=watch.best)
-        return TrialOutcome(state=state, loss=watch.best, error=result.error, error_kind=result.kind)
+            return TrialOutcome(state=state, loss=validations.best)
+        return TrialOutcome(state=state, loss=validations.best, error=result.error, error_kind=result.kind)
     record = RunRecord.model_validate(value["record"])
     ended = value["signal"] is not None
     if record.validation_loss is None and not ended:
@@ -111,8 +123,8 @@ def _outcome(result: JobResult, watch: _Watch, *, stopped: bool) -> TrialOutcome
         )
         return TrialOutcome(state="failed", error=error, error_kind="RecipeError")
     return TrialOutcome(
-        state=("pruned" if watch.pruned else "stopped") if ended else "finished",
-        loss=watch.best if ended else record.validation_loss,
+        state=("pruned" if validations.pruned else "stopped") if ended else "finished",
+        loss=validations.best if ended else record.validation_loss,
         best_epoch=record.best_epoch,
         seconds=record.seconds,
         peak_memory_bytes=record.peak_memory_bytes,
