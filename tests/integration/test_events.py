@@ -191,6 +191,10 @@ def trackio(tmp_path, monkeypatch):
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "trackio.py").write_text(TRACKIO)
     monkeypatch.syspath_prepend(tmp_path / "modules")
+    from accelerate.utils import LoggerType
+
+    # What is installed is looked for when accelerate is imported.
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TRACKIO])
     yield __import__("trackio")
     del sys.modules["trackio"]
 
