@@ -40,7 +40,7 @@ def test_a_loss_that_never_falls_gives_no_suggestion(tmp_path: Path):
     flat = [RangePoint(rate=rate, loss=4.0, smoothed=4.0) for rate in RATES]
     found = judge(flat, None)
     assert not found.settled
-    draw_range_test(found, tmp_path / "flat.png", "flat")
+    draw_range_test(found, tmp_path / "flat.png", "flat", "loss")
     assert (tmp_path / "flat.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -73,7 +73,7 @@ def test_the_winner_is_a_recipe_with_its_figures_on_top(usual, tmp_path):
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert head == [
         "# The best of 6 trials of a sweep over method.rank=4,8,16 optimizer.lr=log:1e-5:1e-3",
-        "# Validation loss 1.5000 nats per token at epoch 2",
+        "# Validation loss 1.5000 nats per trained token at epoch 2",
         "# Trial 2: method.rank=8, optimizer.lr=0.00012",
     ]
 

@@ -40,7 +40,7 @@ def test_training_lowers_both_losses(tiny_base_folder: Path, tmp_path: Path):
     assert sum(trained[-5:]) / 5 < sum(trained[:5]) / 5 - 0.4
     assert all(line["train_loss"] > line["loss"] - 1 for line in loop.measurements.series("validation")[1:])
     assert len(steps) == loop.total_steps == loop.position.step
-    draw_losses(loop.measurements, tmp_path / "loss.png", loop.position.best_step, "t")
+    draw_losses(loop.measurements, tmp_path / "loss.png", loop.position.best_step, "t", "loss")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from haori.bases.architectures import continues_text, writes_text
     from haori.bases.base import Base, BaseEntry, Component
     from haori.bases.catalogue import CATALOGUE, CatalogueEntry
     from haori.bases.dtype import DtypeChoice, choose_dtype, default_device, torch_dtype
@@ -28,6 +29,7 @@ __all__ = [
     "DtypeChoice",
     "add_base",
     "choose_dtype",
+    "continues_text",
     "default_device",
     "embeddings_of",
     "end_tokens",
@@ -49,11 +51,13 @@ __all__ = [
     "stream",
     "torch_dtype",
     "weight_bytes",
+    "writes_text",
 ]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "architectures": ("continues_text", "writes_text"),
         "base": ("Base", "BaseEntry", "Component"),
         "catalogue": ("CATALOGUE", "CatalogueEntry"),
         "dtype": ("DtypeChoice", "choose_dtype", "default_device", "torch_dtype"),

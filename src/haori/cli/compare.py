@@ -37,7 +37,7 @@ def compare(
     base: Annotated[str | None, typer.Option(help="Base model: catalogue name, folder, hub id or GGUF file.")] = None,
     data: Annotated[str | None, typer.Option(help="Data: file, folder, or hub dataset id.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the comparison.")] = None,
-    task: Annotated[str | None, typer.Option(help="What is learnt; causal_lm (text generation) by default.")] = None,
+    task: Annotated[str | None, typer.Option(help="What is learnt; text generation by default.")] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key, e.g. training.epochs=2."),

@@ -20,7 +20,9 @@ def check(
     base: Annotated[
         str, typer.Option(help="Base whose tokenizer and chat template are used.")
     ] = "smollm2-135m-instruct",
-    task: Annotated[str, typer.Option(help="What is to be learnt: it decides how rows are read.")] = "causal_lm",
+    task: Annotated[
+        str | None, typer.Option(help="What is learnt: how rows are read; text generation by default.")
+    ] = None,
     show: Annotated[int, typer.Option(min=0, help="Render this many rows, trained tokens marked.")] = 0,
     override: Annotated[
         list[str] | None,
@@ -41,7 +43,8 @@ def check(
     from haori.tasks.registry import check_components, task_of
 
     keys = [item if item.startswith("data.") else f"data.{item}" for item in override or []]
-    recipe = recipe_from({"name": "check", "base": base, "task": task, "data": {"path": path}}, keys)
+    named = {} if task is None else {"task": task}
+    recipe = recipe_from({"name": "check", "base": base, **named, "data": {"path": path}}, keys)
     found = find_base(base)
     what = task_of(recipe.task)
     check_components(found, what.components, f"the task {what.kind}")

@@ -21,7 +21,7 @@ def train(
         str | None, typer.Option(help="Data: JSONL, JSON, CSV, Parquet, a folder, or a hub dataset id.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter in the library.")] = None,
-    task: Annotated[str | None, typer.Option(help="What is learnt; causal_lm (text generation) by default.")] = None,
+    task: Annotated[str | None, typer.Option(help="What is learnt; text generation by default.")] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key, e.g. optimizer.lr=1e-4."),

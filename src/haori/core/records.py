@@ -263,7 +263,9 @@ class Advice(Record):
 
 
 class RunRecord(Record):
-    """What a training run did, kept in its folder as `run.json`."""
+    """What a training run did, kept in its folder as `run.json`; what it processed is called tokens there."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
 
     name: str
     status: Literal["running", "finished", "stopped", "failed"]
@@ -276,7 +278,7 @@ class RunRecord(Record):
     train_loss: float | None = None
     validation_loss: float | None = None
     initial_validation_loss: float | None = None
-    tokens: int = 0
+    cost: int = Field(default=0, alias="tokens", description="Processed in all, in the task's unit.")
     seconds: float = 0.0
     peak_memory_bytes: int = Field(default=0, description="Of the first process.")
     processes: int = 1

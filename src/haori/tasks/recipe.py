@@ -22,7 +22,7 @@ from haori.core.methods import Auto, LoraMethod, Method, Positive, Section
 from haori.core.records import AdapterCard
 from haori.data.section import DataSection
 from haori.tasks.recipe_history import RECIPE_SCHEMA, migrate_recipe
-from haori.tasks.registry import TASKS, recipe_class
+from haori.tasks.registry import DEFAULT_TASK, TASKS, recipe_class
 
 __all__ = [
     "Budgets",
@@ -195,7 +195,7 @@ def recipe_from(document: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     method = merged.get("method")
     if isinstance(method, dict):
         method.setdefault("kind", "lora")
-    task = merged.setdefault("task", "causal_lm")
+    task = merged.setdefault("task", DEFAULT_TASK)
     if not isinstance(task, str) or task not in TASKS:
         hint = nearest(str(task), TASKS) or "there is no such task."
         raise RecipeError(f"The recipe's 'task' cannot be {task!r}; it is one of {', '.join(TASKS)}; {hint}")
@@ -291,7 +291,7 @@ def _sentence(error: ValidationError, recipe: type[Recipe]) -> str:
 def _of_task(recipe: type[Recipe]) -> str:
     """Name the task where it is not the usual one."""
     task = recipe.model_fields["task"].default
-    return "" if task == "causal_lm" else f" for the task {task!r}"
+    return "" if task == DEFAULT_TASK else f" for the task {task!r}"
 
 
 def _rule(problem: Any) -> str:

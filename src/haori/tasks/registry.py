@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from haori.tasks.recipe import Recipe
     from haori.tasks.task import Task
 
-__all__ = ["TASKS", "check_components", "recipe_class", "task_of"]
+__all__ = ["DEFAULT_TASK", "TASKS", "check_components", "recipe_class", "task_of"]
 
 TASKS = {
     "causal_lm": "haori.tasks.causal_lm",
@@ -19,6 +19,9 @@ TASKS = {
     "preference": "haori.tasks.preference",
 }
 """The package of each task; it gives `RECIPE`, the class of its recipes, and `TASK`."""
+
+DEFAULT_TASK = next(iter(TASKS))
+"""What a recipe that names no task is for: what recipes of version 0.1 were for."""
 
 
 def recipe_class(kind: str) -> "type[Recipe]":

@@ -155,8 +155,15 @@ class Task(Protocol):
     """Components of a base that it works with; a base that is one model by default."""
     unit: str
     """What costs are measured in, in the plural: tokens, pixels, residues."""
+    loss_unit: str = ""
+    """What a loss is measured in, for plots and tables, such as nats per trained token; empty where it has no name."""
     counted: str
     """Name of the count in `metrics.jsonl`: trained_tokens, rows, pairs."""
+
+    @property
+    def loss_label(self) -> str:
+        """Return the loss with its unit, for the axis of a plot."""
+        return f"loss ({self.loss_unit})" if self.loss_unit else "loss"
 
     def peft_type(self, recipe: Any) -> str | None:
         """Return PEFT's `task_type`."""

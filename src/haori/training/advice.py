@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     steps: int
     """Optimizer steps done."""
     initial_loss: float
-    """Validation loss before the first step, in nats per token."""
+    """Validation loss before the first step."""
     validations: Sequence[Validation]
     step_losses: Sequence[float]
     clipped_share: float

@@ -1,7 +1,7 @@
 """Reads a run's figures and says in plain words what happened; `advice` says what to do about it.
 
 Every sentence carries the numbers behind it. The thresholds are stated where they are used; they are rules of
-thumb for loss in nats per token, not statistics.
+thumb for losses that are likelihoods (nats per token, row or pair), not statistics.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Rate = Literal["fine", "perhaps too high", "too high"]
 
 
 class Validation(NamedTuple):
-    """One validation: epochs done, validation loss, mean training loss since the last one (nats per token)."""
+    """One validation: epochs done, validation loss, mean training loss since the last one."""
 
     epoch: float
     loss: float

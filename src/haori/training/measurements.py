@@ -80,8 +80,8 @@ def read_measurements(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def draw_losses(measurements: Measurements, path: Path, best_step: int | None, title: str) -> None:
-    """Draw training and validation loss against steps, the best validation marked, as a PNG."""
+def draw_losses(measurements: Measurements, path: Path, best_step: int | None, title: str, label: str) -> None:
+    """Draw training and validation loss against steps, the best validation marked, as a PNG; `label` names the loss."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -100,10 +100,10 @@ def draw_losses(measurements: Measurements, path: Path, best_step: int | None, t
     )  # fmt: skip
     best = next((line for line in validation if line["step"] == best_step), None)
     if best is not None:
-        label = f"best: {best['loss']:.3f} at epoch {best['epoch']:.3g}"
+        named = f"best: {best['loss']:.3f} at epoch {best['epoch']:.3g}"
         axes.axvline(best["step"], color="#c4502e", linestyle=":", linewidth=1)
-        axes.plot(best["step"], best["loss"], color="#c4502e", marker="*", markersize=15, linestyle="", label=label)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", title=title)
+        axes.plot(best["step"], best["loss"], color="#c4502e", marker="*", markersize=15, linestyle="", label=named)
+    axes.set(xlabel="optimizer step", ylabel=label, title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

@@ -1,8 +1,8 @@
 """When memory runs out: what held it, and which settings would have helped by about how much.
 
 The figures are the run's own. What a microbatch takes is the peak minus what was there before the first step and minus
-gradients and AdamW's moments; it grows in proportion to the tokens of a microbatch. Gradient checkpointing
-(Chen et al. 2016, arXiv 1604.06174) keeps one layer's activations and every layer's input, [T, D]. These are estimates:
+gradients and AdamW's moments; it grows in proportion to what a microbatch costs (tokens, pixels). Gradient
+checkpointing (Chen et al. 2016, arXiv 1604.06174) keeps one layer's activations and every layer's input, [T, D]. These are estimates:
 a setting that is said to save a gigabyte saves about that.
 """
 
@@ -171,9 +171,9 @@ def _base_bytes(prepared: Prepared, method: QloraMethod | None = None) -> int:
     return before if quantised is None else after
 
 
-def _layers(model: Any, tokens: int) -> tuple[int, int]:
+def _layers(model: Any, cost: int) -> tuple[int, int]:
     """Return the number of layers and the bytes of one layer's input."""
     config: Any = model.config.get_text_config()
     layers = int(getattr(config, "num_hidden_layers", 1))
     hidden = int(getattr(config, "hidden_size", 0))
-    return layers, tokens * hidden * 4
+    return layers, cost * hidden * 4

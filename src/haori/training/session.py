@@ -72,7 +72,8 @@ def train_prepared(
         record = _record(prepared, loop, ended, started, "stopped" if stopped_by else "finished")
         live = None
         if accelerator.is_main_process and stopped_by is None:
-            draw_losses(loop.measurements, folder / "loss.png", ended.best_step, f"{prepared.recipe.name}: loss")
+            plot, title, label = folder / "loss.png", f"{prepared.recipe.name}: loss", prepared.task.loss_label
+            draw_losses(loop.measurements, plot, ended.best_step, title, label)
             start = getattr(prepared.recipe.method, "rank", None)
             if record.ranks and isinstance(start, int):
                 draw_ranks(record.ranks, start, folder / "ranks.png", f"{prepared.recipe.name}: ranks")
@@ -178,7 +179,7 @@ def _record(prepared: Prepared, loop: Loop, ended: Position, started: str, statu
             "train_loss": sum(line["loss"] for line in steps[-10:]) / max(1, len(steps[-10:])) if steps else None,
             "validation_loss": ended.best_loss,
             "initial_validation_loss": initial,
-            "tokens": ended.cost,
+            "cost": ended.cost,
             "seconds": ended.seconds,
             "peak_memory_bytes": peak_memory_bytes(prepared.device),
             "processes": loop.accelerator.num_processes,

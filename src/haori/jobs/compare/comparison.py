@@ -200,7 +200,7 @@ def _result(task: Task, method: str, runs: _MethodRuns, base: BaseMeasured, full
 def _cost(runs: _MethodRuns) -> Cost:
     trained = [outcome.trained for _, outcome in runs.finished if outcome.trained is not None]
     records = [one.run for one in trained]
-    seconds, tokens = sum(record.seconds for record in records), sum(record.tokens for record in records)
+    seconds, tokens = sum(record.seconds for record in records), sum(record.cost for record in records)
     count = len(records)
     return Cost(
         seconds=seconds / count,

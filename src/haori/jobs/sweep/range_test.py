@@ -40,7 +40,7 @@ _FEWEST = 10  # steps before a loss that is no number counts as divergence rathe
 
 
 class RangePoint(Record):
-    """One step: its learning rate, its loss and the smoothed loss (nats per trained token)."""
+    """One step: its learning rate, its loss and the smoothed loss."""
 
     rate: float
     loss: float
@@ -74,7 +74,9 @@ def range_test(recipe: Recipe, *, on_event: EventSink = discard, steps: int = _S
         raise
     result = judge(points, diverged_at)
     write_text(folder / "range-test.json", result.model_dump_json(indent=1))
-    draw_range_test(result, folder / "range-test.png", f"{recipe.name}: learning-rate range test")
+    draw_range_test(
+        result, folder / "range-test.png", f"{recipe.name}: learning-rate range test", prepared.task.loss_label
+    )
     return result, folder
 
 
@@ -116,8 +118,8 @@ def _slope(points: Sequence[RangePoint]) -> float:
     return sum((at - middle) * p.loss for at, p in zip(x, points, strict=True)) / sum((at - middle) ** 2 for at in x)
 
 
-def draw_range_test(result: RangeTest, path: Path, title: str) -> None:
-    """Draw loss against learning rate as a PNG, with the suggested rate and where the test diverged."""
+def draw_range_test(result: RangeTest, path: Path, title: str, label: str) -> None:
+    """Draw loss, called `label`, against learning rate as a PNG, with the suggested rate and where it diverged."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -135,7 +137,7 @@ def draw_range_test(result: RangeTest, path: Path, title: str) -> None:
     bottom, top = min(smoothed), min(max(smoothed), 2 * smoothed[0])
     margin = 0.2 * (top - bottom) or 0.1 * top
     axes.set_ylim(bottom - margin, top + margin)
-    axes.set(xlabel="learning rate", ylabel="loss (nats per trained token)", title=title)
+    axes.set(xlabel="learning rate", ylabel=label, title=title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     with explain_os_errors(path):

@@ -14,6 +14,7 @@ from haori.jobs.sweep.search import SweepResult
 from haori.jobs.sweep.space import Choices, Numbers, Range
 from haori.jobs.sweep.study import SweepTrial, Value
 from haori.tasks.recipe import load_recipe, recipe_to_yaml
+from haori.tasks.registry import DEFAULT_TASK, task_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,9 +80,10 @@ def write_winner(result: SweepResult, path: Path) -> None:
     assert best is not None and best.outcome.run is not None and best.outcome.loss is not None
     recipe = load_recipe(Path(best.outcome.run) / "recipe.yaml")
     values = ", ".join(f"{key}={value}" for key, value in best.values.items())
+    unit = f"{task_of(recipe.task).loss_unit} ".lstrip()
     head = [
         f"The best of {len(result.trials)} trials of a sweep over {' '.join(result.plan.over)}",
-        f"Validation loss {best.outcome.loss:.4f} nats per token at epoch {best.outcome.best_epoch}",
+        f"Validation loss {best.outcome.loss:.4f} {unit}at epoch {best.outcome.best_epoch}",
         f"Trial {best.number}: {values}",
     ]
     write_text(path, "".join(f"# {line}\n" for line in head) + recipe_to_yaml(recipe))
@@ -112,8 +114,9 @@ def draw_sweep(result: SweepResult, path: Path) -> None:
         _draw_key(axes, one, drawn, result.best, top)
     for axes in grid[len(space) :]:
         axes.set_axis_off()
+    label = task_of(str(result.plan.recipe.get("task", DEFAULT_TASK))).loss_label
     for row in range(rows):
-        grid[row * columns].set_ylabel("validation loss (nats per trained token)")
+        grid[row * columns].set_ylabel(f"validation {label}")
     handles = {label: mark for axes in grid for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside upper right", ncols=4, frameon=False)
     with explain_os_errors(path):

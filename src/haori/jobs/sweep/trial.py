@@ -23,7 +23,7 @@ class TrialOutcome(Record):
 
     state: Literal["finished", "pruned", "failed", "stopped"]
     loss: float | None = None
-    """Lowest validation loss, in nats per token."""
+    """Lowest validation loss, in the unit of the task's losses."""
     best_epoch: int | None = None
     seconds: float = 0.0
     peak_memory_bytes: int = 0

@@ -6,11 +6,11 @@ leaving it out would give other vectors than the model's own.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from haori.bases.architectures import writes_text
 from haori.bases.folder import read_json
 from haori.core.errors import BaseError, FileFormatError
 
@@ -21,7 +21,6 @@ __all__ = ["EmbeddingLayout", "is_encoder", "read_embedding_layout"]
 
 _LIMIT_BYTES = 1 << 20
 _POOLINGS: dict[str, Literal["mean", "cls"]] = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
-_WRITES_TEXT = re.compile("CausalLM|LMHead|ConditionalGeneration")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class EmbeddingLayout:
 
 def is_encoder(base: "Base") -> bool:
     """Say whether a base is to be opened for embeddings, by its architecture's name; opening it then makes sure."""
-    return _WRITES_TEXT.search(base.fingerprint.architecture) is None
+    return not writes_text(base)
 
 
 def read_embedding_layout(folder: Path, *, name: str) -> EmbeddingLayout:

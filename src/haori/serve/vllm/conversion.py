@@ -135,7 +135,8 @@ class VllmCopies:
             tensors[f"base_model.model.{module}.lora_A.weight"] = _filled(a, rank)  # R D_in
             tensors[f"base_model.model.{module}.lora_B.weight"] = _filled(b, rank).T.contiguous()  # D_out R
         config = {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "bias": "none",
+            "peft_type": "LORA", "task_type": self._files_of(mix[0][0]).config.get("task_type"), "bias": "none",
+            "r": rank, "lora_alpha": rank,
             "target_modules": sorted({module.rpartition(".")[2] for module in factors}),
         }  # fmt: skip
         with file_lock(self.root / ".lock", holds="copies for vLLM"):

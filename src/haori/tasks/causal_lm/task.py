@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from haori.tasks.causal_lm.objective import CausalLmObjective
     from haori.tasks.examination import AnsweredRow, TextLosses
 
-__all__ = ["TASK", "CausalLm"]
+__all__ = ["TASK", "WRITES_TEXT", "CausalLm"]
+
+WRITES_TEXT = "CAUSAL_LM"
+"""PEFT's type of a model that writes text."""
 
 _LONGEST = 2048
 _LOOKED_AT = 50  # rows searched for one with an answer
@@ -40,14 +43,17 @@ class CausalLm(Task):
     title = "text generation"
     unit = "tokens"
     counted = "trained_tokens"
+    loss_unit = "nats per trained token"
 
     def peft_type(self, recipe: CausalLmRecipe) -> str:
         """Return PEFT's type of a model that writes text."""
-        return "CAUSAL_LM"
+        return WRITES_TEXT
 
     def check(self, recipe: CausalLmRecipe, base: "Base") -> None:
         """Refuse a base that does not generate text."""
-        if not base.fingerprint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        from haori.bases import continues_text
+
+        if not continues_text(base):
             raise BaseError(
                 f"The base {base.name!r} is a {base.fingerprint.architecture}; the task causal_lm needs a model that "
                 "generates text, such as smollm2-135m-instruct."

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import BaseError
+from haori.tasks.causal_lm.task import WRITES_TEXT
 from haori.tasks.preference.pairs import Judged, Pair
 from haori.tasks.preference.recipe import KtoLoss, PreferenceData, PreferenceRecipe
 from haori.tasks.task import Choice, Task
@@ -41,11 +42,13 @@ class Preference(Task):
 
     def peft_type(self, recipe: PreferenceRecipe) -> str:
         """Return PEFT's type of a model that writes text."""
-        return "CAUSAL_LM"
+        return WRITES_TEXT
 
     def check(self, recipe: PreferenceRecipe, base: "Base") -> None:
         """Refuse a base that does not generate text."""
-        if not base.fingerprint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        from haori.bases import continues_text
+
+        if not continues_text(base):
             raise BaseError(
                 f"The base {base.name!r} is a {base.fingerprint.architecture}; the task preference needs a model that "
                 "generates text, such as smollm2-135m-instruct."
