@@ -25,7 +25,7 @@ def lora(**options):
 
 SERVED = {
     "plain": lora(),
-    "rslora": lora(use_rslora=True, target_modules=["q_proj", "down_proj"]),
+    "rslora": lora(use_rslora=True, target_modules=["q_proj", "down_proj"], task_type=None),
     "patterns": lora(rank_pattern={"q_proj": 2, "v_proj": 7}, alpha_pattern={"down_proj": 40}),
     "adalora": AdaLoraConfig(
         init_r=6, target_r=4, lora_alpha=16, target_modules=ALL, total_step=10, task_type="CAUSAL_LM"
@@ -67,6 +67,7 @@ def test_a_copy_is_plain_lora_with_the_same_logits(tiny_base_folder, originals, 
     found, wanted = stock_logits(tiny_base_folder, folder), stock_logits(tiny_base_folder, originals[name])
     files = inspect_adapter(folder)
     assert files.peft_type == "LORA"
+    assert files.config["task_type"] == inspect_adapter(originals[name]).config["task_type"]
     assert len(set(files.ranks.values())) == 1  # vLLM before 0.32 knows no patterns
     assert not {"rank_pattern", "alpha_pattern", "use_rslora"} & files.config.keys()
     for one, other in zip(found, wanted, strict=True):

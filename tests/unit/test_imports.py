@@ -11,8 +11,7 @@ import pytest
 import haori
 
 PACKAGES = [
-    f"haori.{name}"
-    for name in ("bases", "data", "library", "training", "evaluation", "serve", "jobs", "server")
+    f"haori.{name}" for name in ("bases", "data", "library", "training", "evaluation", "serve", "jobs", "server")
 ]
 
 
@@ -34,7 +33,16 @@ def test_every_exported_name_exists(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["haori", "haori.tasks.recipe", "haori.tasks.task", "haori.core.records", "haori.metrics.kinds", "haori.cli.app", *PACKAGES]
+    "name",
+    [
+        "haori",
+        "haori.tasks.recipe",
+        "haori.tasks.task",
+        "haori.core.records",
+        "haori.metrics.kinds",
+        "haori.cli.app",
+        *PACKAGES,
+    ],
 )
 def test_importing_loads_nothing_heavy(name: str):
     heavy = "torch,transformers,peft,datasets,numpy,pandas,matplotlib,sklearn,sqlalchemy,accelerate,fastapi"

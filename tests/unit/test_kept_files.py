@@ -64,6 +64,9 @@ def test_recipes_are_read(path: Path):
 def test_run_folders_are_read(path: Path):
     record = RunRecord.model_validate_json((path / "run.json").read_bytes())
     assert record.status == ("stopped" if record.name == "stopped" else "finished")
+    kept = json.loads((path / "run.json").read_bytes())
+    written = json.loads(record.model_dump_json())
+    assert record.cost == written["tokens"] == kept["tokens"] > 0 and "cost" not in written
     assert load_recipe(path / "recipe.yaml").name == record.name
     BaseReference.model_validate_json((path / "base.json").read_bytes())
     assert DataReference.model_validate_json((path / "data.json").read_bytes()).licence in {"CC-BY-4.0", None}

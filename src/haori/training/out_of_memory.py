@@ -2,8 +2,8 @@
 
 The figures are the run's own. What a microbatch takes is the peak minus what was there before the first step and minus
 gradients and AdamW's moments; it grows in proportion to what a microbatch costs (tokens, pixels). Gradient
-checkpointing (Chen et al. 2016, arXiv 1604.06174) keeps one layer's activations and every layer's input, [T, D]. These are estimates:
-a setting that is said to save a gigabyte saves about that.
+checkpointing (Chen et al. 2016, arXiv 1604.06174) keeps one layer's activations and every layer's input, [T, D]. These
+are estimates: a setting that is said to save a gigabyte saves about that.
 """
 
 import traceback
