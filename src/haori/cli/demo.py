@@ -178,7 +178,7 @@ def _print_cost(console: Console, base: "Base", run: "TrainedRun", fetch_s: floa
         ("adapter file", f"{card.size_bytes / 1e6:.1f} MB ({share:.1%} of the base's {base.size_bytes / 1e6:.0f} MB)"),
         (
             "training",
-            f"{record.seconds:.0f} s for {record.tokens:,} tokens ({record.tokens / record.seconds:,.0f} tokens/s)",
+            f"{record.seconds:.0f} s for {record.cost:,} tokens ({record.cost / record.seconds:,.0f} tokens/s)",
         ),
         ("whole demo", f"{total_s:.0f} s, of which {fetch_s:.0f} s to fetch and convert the base"),
         ("peak memory", f"{peak_memory_bytes() / 1e9:.2f} GB"),
