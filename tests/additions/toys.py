@@ -158,7 +158,7 @@ TOYS: dict[str, Toy] = {
     "an adapter method": Toy(
         (
             before(_METHODS, "class FullMethod(Section):", _SECTION),
-            before(_METHODS, "LoraMethod | DoraMethod | AdaloraMethod", "TwiceMethod | "),
+            after(_METHODS, "\nMethod = Annotated[\n", "    TwiceMethod |\n"),
             after(_METHODS, '    "lora": LoraMethod,\n', '    "twice": TwiceMethod,\n'),
             after("src/haori/adapters/methods.py", '    "lora": "lora",\n', '    "twice": "twice",\n'),
         ),
@@ -183,12 +183,13 @@ TOYS: dict[str, Toy] = {
                '    """Squared distance from a margin."""\n\n'
                '    kind: Literal["square"] = Field(description="Squared distance.")\n'
                '    margin: float = Field(default=1.0, description="The margin.")\n\n\n'),
-        before(f"{_PREFERENCE}/recipe.py", "DpoLoss | IpoLoss", "SquareLoss | "),
+        after(f"{_PREFERENCE}/recipe.py", "PreferenceLoss = Annotated[", "SquareLoss | "),
         after(f"{_PREFERENCE}/objective.py", "    match section:\n",
               "        case SquareLoss():\n"
               "            return square_loss(chosen, rejected, margin=section.margin)\n"),
         after(f"{_PREFERENCE}/objective.py", "from haori.tasks.preference.losses import (\n", "    square_loss,\n"),
-        before(f"{_PREFERENCE}/objective.py", "DpoLoss, HingeLoss, IpoLoss", "SquareLoss, "),
+        before(f"{_PREFERENCE}/objective.py", "from haori.tasks.task import",
+               "from haori.tasks.preference.recipe import SquareLoss\n"),
     )),
     "a kind of head": Toy((
         after("src/haori/core/records.py", 'Literal["sequence_classification", ', '"question_answering", '),
@@ -232,7 +233,7 @@ TOYS: dict[str, Toy] = {
     )),
     "a base by name": Toy((
         before("src/haori/bases/catalogue.py", "CATALOGUE: Mapping", _ENTRY),
-        before("src/haori/bases/catalogue.py", "_SMOLLM2, _MINILM)}", "_TOY, "),
+        after("src/haori/bases/catalogue.py", "for entry in (", "_TOY, "),
     )),
     "a component of a base": Toy((
         Edit("src/haori/bases/pipeline.py", '_STEMS = ("model",', '_STEMS = ("toy", "model",'),
@@ -271,9 +272,9 @@ TOYS: dict[str, Toy] = {
     )),
     "a route": Toy(
         (
-            Edit("src/haori/server/app.py", "import adapters_routes, operations\n",
-                 "import adapters_routes, operations, toy_route\n"),
-            Edit("src/haori/server/app.py", "(operations, models,", "(operations, toy_route, models,"),
+            after("src/haori/server/app.py", "from haori.server.access import Access\n",
+                  "from haori.server import toy_route\n"),
+            after("src/haori/server/app.py", "for module in (", "toy_route, "),
         ),
         {"src/haori/server/toy_route.py": _PING},
     ),
@@ -310,7 +311,7 @@ TOYS: dict[str, Toy] = {
         (
             before("src/haori/conversion/tools.py", "from haori.conversion.training_arguments",
                    "from haori.conversion.toytune import TOYTUNE\n"),
-            before("src/haori/conversion/tools.py", "AXOLOTL, LLAMA_FACTORY", "TOYTUNE, "),
+            after("src/haori/conversion/tools.py", "for tool in (", "TOYTUNE, "),
             before(_PAGE, "## PEFT\n",
                    "## Toytune\n\n<!-- keys of toytune: begin -->\n<!-- keys of toytune: end -->\n\n"),
         ),
@@ -322,7 +323,7 @@ TOYS: dict[str, Toy] = {
     ),
     "a command": Toy(
         (
-            Edit("src/haori/cli/app.py", "import bases, compare,", "import bases, greet, compare,"),
+            after("src/haori/cli/app.py", "\nimport typer\n", "\nfrom haori.cli import greet\n"),
             before("src/haori/cli/app.py", 'app.command("demo")', 'app.command("greet")(greet.greet)\n'),
         ),
         {"src/haori/cli/greet.py":
