@@ -259,3 +259,12 @@ def test_going_on_from_an_adapter_with_it_or_the_base_as_reference(tiny_base_fol
     kept = {path.name for path in (haori_home / "cache" / "reference").iterdir()}
     train(tiny_base_folder, data, "fresh", "training.epochs=1")  # the base's log-probabilities are those of a fresh run
     assert {path.name for path in (haori_home / "cache" / "reference").iterdir()} == kept
+
+
+@pytest.mark.parametrize("key", ["loss.beta", "loss.kind"])
+def test_a_sweep_over_the_loss_is_refused(capsys, tiny_base_folder, data, tmp_path, key):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: swept\nbase: {tiny_base_folder}\ntask: preference\ndata:\n  path: {data}\n")
+    done = haori_command(capsys, "sweep", recipe, "--over", f"{key}=dpo,ipo" if "kind" in key else f"{key}=0.1,0.5")
+    assert done.code == RecipeError.exit_code
+    assert f"'{key}' cannot be varied: validation losses of trials with another loss cannot be compared" in done.err

@@ -20,7 +20,7 @@ from haori.tasks.recipe import recipe_from
 __all__ = ["Choices", "Numbers", "Range", "grid", "overrides_of", "parse_space", "size"]
 
 _SYNTAX = "write key=a,b,c or key=log:low:high, key=lin:low:high, key=int:low:high"
-_OTHER_LOSS = ("data", "name", "base", "revision", "task")
+_OTHER_LOSS = ("data", "loss", "name", "base", "revision", "task")
 
 
 class Choices(NamedTuple):
