@@ -212,6 +212,8 @@ def test_mismatched_answers_are_those_of_other_prompts():
     length, other = data[1]["prompt_length"], data[2]
     assert second[0] == [*first[0][:length], *other["input_ids"][other["prompt_length"] :]]
     assert second[1][length:] == other["labels"][other["prompt_length"] :] and set(second[1][:length]) == {-100}
+    sequences = made.sequences(range(5))
+    assert made.costs == [2 * max(len(sequences[i][0]), len(sequences[5 + i][0])) for i in range(5)]
     short = PreferenceObjective(data, 0, LOSSES["kto"], length + 1, None)
     assert len(short.sequences([1])[1][0]) == length + 1
 
