@@ -20,6 +20,8 @@ from typing import Any
 __all__ = ["CHECKS"]
 
 CHECKS: dict[str, Callable[[Path], None]] = {}
+EVENTS: list[Any] = []
+"""What the runs of these checks reported."""
 
 
 def checks(row: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
@@ -43,7 +45,9 @@ def train(folder: Path, name: str, data: str, *more: str) -> Any:
     from haori.api import train
 
     keys = ["method.rank=4", "training.max_steps=2", "training.dtype=fp32", *more]
-    return train(base=str(folder / "base"), data=data, name=name, overrides=keys, progress=False)
+    return train(
+        base=str(folder / "base"), data=data, name=name, overrides=keys, progress=False, on_event=EVENTS.append
+    )
 
 
 @cache
@@ -151,6 +155,23 @@ def metric(folder: Path) -> None:
     (line,) = [line for line in metric_lines(result) if line.name == "same_length"]
     assert line.kind.title == "Same length" and line.adapter_interval and line.difference_interval
     assert "Same length" in (report / "evaluation.html").read_text("utf-8")
+
+
+@checks("an event")
+def event(folder: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    from haori.core.events import EventReader
+    from haori.training.display import TrainingDisplay
+
+    usual_run(folder)
+    (clipped, *_) = [event for event in EVENTS if event.kind == "clipped"]
+    assert EventReader().read(clipped.model_dump_json()) == clipped  # as a job hands it to its parent
+    shown = Console(file=io.StringIO())
+    TrainingDisplay(shown).update(clipped)
+    assert shown.file.getvalue().startswith(f"norm {clipped.norm:.3f}")
 
 
 @checks("a check of the proof")

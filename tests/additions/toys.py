@@ -223,6 +223,21 @@ TOYS: dict[str, Toy] = {
             "def same_length(answers, references):\n"
             "    return [float(len(a) == len(r)) for a, r in zip(answers, references, strict=True)]\n"},
     ),
+    "an event": Toy((
+        before("src/haori/core/events.py", "\nEvent = ",
+               "\nclass Clipped(_Event):\n"
+               '    """A gradient\'s norm."""\n\n'
+               '    kind: Literal["clipped"] = "clipped"\n'
+               '    norm: float = Field(description="The norm.")\n\n'),
+        after("src/haori/core/events.py", "\nEvent = ", "Clipped | "),
+        after("src/haori/training/loop.py", "from haori.core.events import ", "Clipped, "),
+        after("src/haori/training/loop.py", "        self.on_event(done)\n",
+              "        self.on_event(Clipped(norm=norm))\n"),
+        after("src/haori/training/display.py", "from haori.core.events import ", "Clipped, "),
+        after("src/haori/training/display.py", "        match event:\n",
+              "            case Clipped(norm=norm):\n"
+              '                self._print(f"norm {norm:.3f}")\n'),
+    )),
     "a check of the proof": Toy((
         before("src/haori/library/checks.py", "def check_repeated(",
                "def check_small(tensors: int) -> Check:\n"
