@@ -105,6 +105,17 @@ def test_a_trained_classifier_is_a_base_whose_head_is_kept(bases, data, tmp_path
     assert torch.allclose(scores(first, ROWS), ours(Path(run.record.model), again.adapter.path), atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_classifier_goes_on_from_a_stored_one(name, bases, data, tmp_path):
+    first = trained(bases[name], data, "method.rank=4")
+    again = trained(bases[name], data, "from=mood@1")
+    assert again.adapter.card.parents == (first.adapter.card.id,)
+    assert again.record.initial_validation_loss == pytest.approx(first.record.validation_loss, abs=1e-6)
+    other = write_jsonl(tmp_path / "other.jsonl", [{**row, "label": row["label"].upper()} for row in animals(40)])
+    with pytest.raises(HaoriError, match="tells apart cat, dog, other; the data has the labels CAT, DOG, OTHER"):
+        trained(bases[name], other, "from=mood@1")
+
+
 def several(path: Path) -> Path:
     rows = [{"text": r["text"], "labels": [w for w in ("cat", "dog") if w in r["text"]]} for r in animals(40)]
     return write_jsonl(path, rows)
