@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "pissa": ("method.rank=4", "method.init=pissa"),
     "ia3": ("method.kind=peft", "method.type=IA3"),
     "loha": ("method.kind=peft", "method.type=LOHA", "method.options.r=4"),
+    "qlora": ("method.kind=qlora", "method.rank=4"),
     "head": ("method.kind=head",),
 }
 ROWS = [[2, 7, 9, 11, 3], [2, 12, 6, 3], [2, 15, 15, 8, 22, 14, 3]]
@@ -72,6 +73,8 @@ def test_every_architecture_is_loaded_by_stock_peft_with_equal_scores(name, base
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_loaded_by_stock_peft_with_equal_scores(method, bases, data, tmp_path):
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
     run = trained(bases["bert"], data, *METHODS[method])
     assert all(check.passed for check in run.verification.checks)
     assert {"bert.pooler", "classifier"} <= set(kept_recipe(run.adapter.card).method.modules_to_save)
