@@ -99,6 +99,15 @@ def documented_run_files() -> set[str]:
     return {name.rstrip("/") for name in re.findall(r"^\| `([\w./]+)` \|", page, re.M)}
 
 
+def test_the_example_of_following_a_run(desk: Path, haori_home: Path, tiny_base_folder: Path):
+    page = (ROOT / "docs/guide/following.md").read_text("utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    said = run([sys.executable, "-c", example.replace(BASE, str(tiny_base_folder))], desk).splitlines()
+    assert re.fullmatch(r"step 1 of \d+: loss \d\.\d{3}, \d+ tokens/s", next(x for x in said if x.startswith("step")))
+    assert any(re.fullmatch(r"after 1\.0 epochs: \{'loss': .*'train_loss': .*\}", line) for line in said)
+    assert re.fullmatch(r"adapter in .*/adapter", said[-1])
+
+
 def test_the_python_example(desk: Path, haori_home: Path, tiny_base_folder: Path):
     (example,) = block("In Python", "python")
     code = example.replace(BASE, str(tiny_base_folder)).replace("test.jsonl", str(desk / "test.jsonl"))

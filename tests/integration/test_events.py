@@ -112,6 +112,16 @@ def test_a_run_reports_from_its_folder_to_its_end_with_the_figures_of_its_files(
     assert any("Verifying" in line.text for line in of_kind(heard, Said))
 
 
+def test_a_validation_holds_the_further_means_of_the_task(haori_home, tiny_base_folder, tmp_path):
+    heard = []
+    pairs = [{"prompt": f"what is {i}?", "chosen": f"it is {i}", "rejected": f"no idea {i % 5}"} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    run = train(tiny_base_folder, tmp_path / "pairs.jsonl", task="preference", on_event=heard.append)
+    assert (heard[0].task, as_lines(heard)) == ("preference", lines_of(run.folder))
+    assert all(0 <= one.values["accuracy"] <= 1 for one in of_kind(heard, Measured))
+    assert of_kind(heard, Measured)[-1].values["margin"] > 0
+
+
 def test_a_stopped_run_ends_with_its_signal_and_a_resumed_one_begins_where_it_stopped(
     haori_home, tiny_base_folder, data
 ):

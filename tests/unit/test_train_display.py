@@ -70,7 +70,11 @@ def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch):
     for number in range(1, 8):
         now[0] += 10.5
         display.update(step(number))
-    assert [line.split(":")[0] for line in file.getvalue().splitlines()] == ["  step 2/40", "  step 4/40", "  step 6/40"]
+    assert [line.split(":")[0] for line in file.getvalue().splitlines()] == [
+        "  step 2/40",
+        "  step 4/40",
+        "  step 6/40",
+    ]
 
 
 def test_the_bar_of_a_resumed_run_begins_where_it_stopped():
