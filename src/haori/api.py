@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from haori.core.events import EventSink, discard, fan_out
-
 if TYPE_CHECKING:
+    from haori.core.events import EventSink
     from haori.evaluation import EvaluationResult
     from haori.jobs import Comparison
     from haori.tasks.examination import MetricGroup
@@ -27,7 +26,7 @@ def train(
     overrides: Sequence[str] = (),
     out: Path | None = None,
     progress: bool = True,
-    on_event: EventSink = discard,
+    on_event: "EventSink | None" = None,
 ) -> "TrainedRun":
     """Train an adapter, prove that the saved file works, and keep it in the library.
 
@@ -85,7 +84,7 @@ def recipe_of(
     return recipe_from({}, [*given, *overrides])
 
 
-def resume(folder: Path | str, *, progress: bool = True, on_event: EventSink = discard) -> "TrainedRun":
+def resume(folder: Path | str, *, progress: bool = True, on_event: "EventSink | None" = None) -> "TrainedRun":
     """Continue an interrupted run from its folder; the result equals that of a run that was never interrupted.
 
     Args:
@@ -155,7 +154,7 @@ def compare(
     lr_sweep: bool = False,
     out: Path | None = None,
     progress: bool = True,
-    on_event: EventSink = discard,
+    on_event: "EventSink | None" = None,
 ) -> "tuple[Comparison, Path]":
     """Train several methods on the same data, each run in a process of its own; return figures and report folder.
 
@@ -187,14 +186,17 @@ def compare(
 
 
 @contextmanager
-def _shown(progress: bool, on_event: EventSink, *, between_jobs: str | None = None) -> "Iterator[EventSink]":
-    """Yield where events go: to `on_event`, and if wanted to a display on standard error."""
+def _shown(progress: bool, on_event: "EventSink | None", *, between_jobs: str | None = None) -> "Iterator[EventSink]":
+    """Yield where events go: to `on_event` if it is given, and if wanted to a display on standard error."""
+    from haori.core.events import discard, fan_out
+
+    listener = on_event or discard
     if not progress:
-        yield on_event
+        yield listener
         return
     from rich.console import Console
 
     from haori.training import TrainingDisplay
 
     with TrainingDisplay(Console(stderr=True, highlight=False), between_jobs=between_jobs) as display:
-        yield fan_out(display.update, on_event)
+        yield fan_out(display.update, listener)
