@@ -95,7 +95,7 @@ def test_a_run_reports_from_its_folder_to_its_end_with_the_figures_of_its_files(
     assert {step.total_steps for step in steps} == {started.total_steps} == {record.steps}
     assert [step.step for step in steps] == list(range(1, record.steps + 1))
     assert all(step.rate_per_s == step.values["tokens"] / step.values["seconds"] for step in steps)
-    assert sum(step.values["tokens"] for step in steps) == record.tokens
+    assert sum(step.values["tokens"] for step in steps) == record.cost
     assert all(0 < step.peak_memory_bytes <= record.peak_memory_bytes for step in steps)
     losses = {one.step: one.values["loss"] for one in of_kind(heard, Measured)}
     assert losses[record.best_step] == record.validation_loss
