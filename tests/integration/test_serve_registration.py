@@ -217,7 +217,8 @@ def test_files_put_into_the_library_by_hand_are_checked_at_the_request(base, goo
 def test_a_card_of_another_base_beside_the_files(base, good, root, haori_home):
     folder = shutil.copytree(good, root / "good")
     reference = base.reference()
-    other = reference.model_copy(update={"fingerprint": reference.fingerprint.model_copy(update={"weights": "other"})})
+    fingerprint = reference.fingerprint.model_copy(update={"weights": "other"})
+    other = reference.model_copy(update={"components": {"model": fingerprint}})
     (folder / "card.json").write_text(draft_card(folder, other, origin="trained").model_dump_json())
     directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=[root])
     with pytest.raises(InputError, match="other weights"):

@@ -58,7 +58,7 @@ def check(
         InputError: PEFT has no such type, the type no such option, or PEFT refuses to build it for this base.
     """
     check_named(model, tokenizer, method, targets)
-    config = _config(model, tokenizer, method, targets, task_type=None)
+    config = _config(model, tokenizer, method, targets, _task_type_of(model))
     try:
         # A skeleton has no weights to start from, which some methods want and find only later.
         insert_config(copy.deepcopy(model), config, seed=0)
@@ -66,6 +66,12 @@ def check(
         raise _refusal(method, error) from error
     except (RuntimeError, NotImplementedError):
         return
+
+
+def _task_type_of(model: "PreTrainedModel") -> str:
+    """Return what PEFT would call the task of a model with this head; prompt learning is not built without it."""
+    heads = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+    return next((kind for ending, kind in heads.items() if type(model).__name__.endswith(ending)), "CAUSAL_LM")
 
 
 def insert(
