@@ -72,7 +72,7 @@ def with_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "tests" / "toy_task", source / "tasks" / "toy", ignore=shutil.ignore_patterns("__pycache__"))
     registry = source / "tasks" / "registry.py"
     text = registry.read_text()
-    place = text.index("}\n", text.index("TASKS"))  # the first entry is what a recipe means that names no task
+    place = text.index("TASKS = {\n") + len("TASKS = {\n")
     registry.write_text(text[:place] + LINE + text[place:])
     return source.parent
 
