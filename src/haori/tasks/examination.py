@@ -79,7 +79,7 @@ class Answer:
         label: The label chosen.
         text: The text generated.
         score: How sure it is of it: the probability of the label, the margin between two answers.
-        scores: The probability of each label, in the order of the labels.
+        scores: The probability of each label in the order of the labels, or the reward of each answer of the row.
     """
 
     nll: float | None = None
@@ -118,7 +118,7 @@ class AnsweredRow(Protocol):
 
     @property
     def scores(self) -> tuple[float, ...] | None:
-        """Return the probability of each label."""
+        """Return the probability of each label, or the reward of each answer."""
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,8 @@ class PreferenceExamination:
         answers: dict[int, Answer] = {}
         for row, sums, means in zip(self.rows, total, likelihoods.mean, strict=True):
             score = means[0] if self.judged else means[0] - means[1]
-            answers[row.index] = Answer(nll=float(-sums[0]), score=float(score))
+            rewards = tuple(float(mean) for mean in means)
+            answers[row.index] = Answer(nll=float(-sums[0]), score=float(score), scores=rewards)
         if self.judged:
             good = [row.reference == _VERDICTS[True] for row in self.rows]
             found_statistics = _ranking(likelihoods.mean[:, 0], np.array(good))
@@ -172,12 +173,11 @@ class PreferenceExamination:
 
 
 def statistics_of(rows: Sequence[AnsweredRow]) -> dict[str, Statistic]:
-    """Return the metrics of rows with answers, from what `score` keeps of each."""
-    scores = np.array([row.score for row in rows], dtype=float)
-    if all(row.reference in _VERDICTS.values() for row in rows):
-        return _ranking(scores, np.array([row.reference == _VERDICTS[True] for row in rows]))
-    chosen = np.array([-(row.nll or 0.0) / row.tokens for row in rows])
-    return preference_statistics(chosen, chosen - scores)
+    """Return the metrics of rows with answers, from the rewards that `score` keeps: two of a pair, one if judged."""
+    rewards = np.array([row.scores for row in rows], dtype=float)
+    if rewards.shape[1] == 1:
+        return _ranking(rewards[:, 0], np.array([row.reference == _VERDICTS[True] for row in rows]))
+    return preference_statistics(*rewards.T)
 
 
 def _ranking(scores: Array, good: Any) -> dict[str, Statistic]:
