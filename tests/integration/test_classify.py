@@ -152,6 +152,14 @@ def test_words_and_several_labels_are_answered(capsys, base, tmp_path):
     assert answer["labels"] == [label for label, share in answer["probabilities"].items() if share >= 0.5]
     done = haori(capsys, "classify", "tags", "--text", "a", "--text-pair", "b")
     assert done.code == 2 and "reads no pairs" in done.err
+    # BERT's tokenizer leaves out the replacement character, so nothing of the last row can be measured.
+    rows = [{"tokens": s, "ner_tags": t} for s, t in zip(sentences[:9], tags[:9], strict=True)]
+    test = write_jsonl(tmp_path / "test.jsonl", [*rows, {"tokens": ["\ufffd"], "ner_tags": ["O"]}])
+    result, _ = package.evaluate("tags", str(test), against_base=False)
+    assert len(result.rows) == 9
+    assert any(note.startswith("1 of 10 rows have no word") and "test.jsonl:10" in note for note in result.notes)
+    done = haori(capsys, "evaluate", "tags", "--data", test, "--max-tokens", 5)
+    assert done.code == 2 and "--max-tokens" in done.err
 
 
 def test_compare_runs_lora_full_and_the_head_alone(capsys, base, tmp_path):

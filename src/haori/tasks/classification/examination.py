@@ -20,7 +20,7 @@ from haori.tasks.classification.encoding import Encoded, TextEncoder, default_le
 from haori.tasks.classification.label_names import LabelNames
 from haori.tasks.classification.labelled_row import LabelledRow
 from haori.tasks.classification.scoring import head_of, probabilities
-from haori.tasks.examination import Answer, AnsweredRow, Measured, MeasureOptions, Scores, Turn
+from haori.tasks.examination import USUAL, Answer, AnsweredRow, Measured, MeasureOptions, Scores, Turn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,6 +73,8 @@ class ClassificationExamination:
     ) -> None:
         if options.labels not in ("auto", None) or options.metrics is not None:
             raise InputError("A classifier is measured with its own labels and all metrics of them; leave those out.")
+        if options.max_new_tokens != USUAL.max_new_tokens:
+            raise InputError("A classifier writes no text, so a longest answer (--max-tokens) has no meaning for it.")
         if not rows:
             raise DataError("There is no row to measure.")
         self.head = head_of(model)
@@ -84,6 +86,7 @@ class ClassificationExamination:
         encoder, names = TextEncoder(tokenizer, limit), LabelNames(self.labels, self.labels)
         self.rows: list[_Row] = []
         self._truncated = 0
+        self._wordless: list[str] = []
         for index, given in enumerate(rows):
             row = names.named(given)
             self._check_kind(row)
@@ -92,6 +95,10 @@ class ClassificationExamination:
             count = 1 if row.words is None else sum(place is not None for place in encoded.first_of)
             if count:
                 self.rows.append(_Row(index, row.origin, self._reference(row, encoded), count, row, encoded))
+            else:
+                self._wordless.append(row.origin)
+        if not self.rows:
+            raise DataError(f"No row can be measured: none of {len(rows)} has a word with a token of this base.")
         self._limit = limit
 
     def _check_kind(self, row: LabelledRow) -> None:
@@ -153,7 +160,11 @@ class ClassificationExamination:
         """Return how figures are defined, and what was cut."""
         measured: ClassificationMetrics = adapter.kept
         cut = [f"Rows longer than {self._limit} tokens, cut as in training: {self._truncated:,}."]
-        return [*(cut if self._truncated else []), *measured.notes]
+        left_out = []
+        if self._wordless:
+            why = f"have no word with a token of this base and were left out (the first: {self._wordless[0]})"
+            left_out = [f"{len(self._wordless)} of {len(self._wordless) + len(self.rows)} rows {why}."]
+        return [*left_out, *(cut if self._truncated else []), *measured.notes]
 
     def sampled(self, scores: Scores) -> Sequence[_Row]:
         """Return all rows: the answers are known."""
