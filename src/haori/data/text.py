@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from haori.core.errors import DataError
 from haori.core.hashing import hash_data, hash_parts, short
 from haori.core.records import DataReference
 from haori.core.settings import settings
-from haori.core.storage import staged_folder, write_text
+from haori.core.storage import staged_folder
+from haori.data.arrow_rows import arrow_rows, keep_report, open_kept
 from haori.data.conversation import Conversation
 from haori.data.leaks import find_leaks
 from haori.data.progress import tracked
@@ -118,7 +117,7 @@ def _load(
     *,
     tolerant: bool,
 ) -> TextData:
-    max_length = resolve_max_length(section, context_length)
+    max_length = resolve_max_length(section.max_length, context_length)
     if embeddings is not None and embeddings > max(tokenizer.get_vocab().values(), default=0):
         embeddings = None  # every token has one, so it plays no part in the key
     sources = training_sources(section)
@@ -127,33 +126,14 @@ def _load(
     model = [template_hash(tokenizer), tokenizer_hash(tokenizer), embeddings]
     key = hash_data([_VERSION, content, settings_of_rows, max_length, *model, tolerant])
     folder = settings().cache / "data" / short(key)
-    data = _open(folder)
-    if data is None:
+    found = open_kept(folder, DataReport)
+    if found is None:
         with staged_folder(folder) as stage:
             _build(stage, section, sources, tokenizer, max_length, embeddings, tolerant=tolerant)
-        data = _open(folder)
-    assert data is not None
-    report = data.report.with_fields(licence=section.licence, attribution=section.attribution)
-    return TextData(data.train, data.validation, report)
-
-
-def _open(folder: Path) -> TextData | None:
-    """Open a cached result; None when there is none, or when another version wrote it."""
-    import numpy as np
-
-    try:
-        report = DataReport.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))
-        held = np.load(folder / "validation.npy", allow_pickle=False)
-    except (OSError, ValueError, ValidationError):
-        return None
-    rows = _arrow(folder / "rows.arrow")
-    return TextData(rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held)), report)
-
-
-def _arrow(path: Path) -> "Dataset":
-    from datasets import Dataset
-
-    return Dataset.from_file(str(path))
+        found = open_kept(folder, DataReport)
+    assert found is not None
+    kept, report = found
+    return TextData(*kept, report.with_fields(licence=section.licence, attribution=section.attribution))
 
 
 def _build(
@@ -175,7 +155,7 @@ def _build(
         for source, tally, limit in zip(sources, tallies, [section.max_rows, None], strict=False)
     ]
     written = write_rows(
-        stage / "rows.arrow", streams, tokenizer=tokenizer, section=section, max_length=max_length,
+        stage, streams, tokenizer=tokenizer, section=section, max_length=max_length,
         embeddings=embeddings, tolerant=tolerant,
     )  # fmt: skip
     note, problems = None, list[str]()
@@ -214,8 +194,7 @@ def _build(
         notes=(*notes, *written.notes, *([note] if note else [])),
         **_figures(tallies, written, held),
     )
-    np.save(stage / "validation.npy", held, allow_pickle=False)
-    write_text(stage / "report.json", report.model_dump_json())
+    keep_report(stage, held, report)
 
 
 def _usable(tally: Tally) -> int:
@@ -253,7 +232,7 @@ def _conversations(rows: "Dataset", indices: Any, what: str | None = None) -> It
 def _leaks(stage: Path, held: Any) -> Leaks:
     import numpy as np
 
-    rows = _arrow(stage / "rows.arrow")
+    rows = arrow_rows(stage)
     return find_leaks(
         _conversations(rows, np.flatnonzero(held)),
         _conversations(rows, np.flatnonzero(~held), "Looking for leaks"),
@@ -266,7 +245,7 @@ def _allowed(section: TextSection) -> list[str]:
 
 
 def _hash(stage: Path, held: Any, render_settings: list[Any]) -> str:
-    rows = _arrow(stage / "rows.arrow")
+    rows = arrow_rows(stage)
     hashes = (value.as_py() for chunk in rows.data.column("hash").chunks for value in chunk)
     marked = (f"{value} {'validation' if is_held else 'train'}" for value, is_held in zip(hashes, held, strict=True))
     return hash_data([hash_parts(marked), *render_settings])

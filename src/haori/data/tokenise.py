@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from haori.core.errors import DataError
 from haori.core.token_ids import no_embedding
+from haori.data.arrow_rows import write_arrow
 from haori.data.control_tokens import special_texts
 from haori.data.conversation import Conversation
 from haori.data.reading import Tally
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Written", "resolve_max_length", "write_rows"]
 
-_BATCH = 500
 DEFAULT_MAX_LENGTH = 2048
 
 
@@ -41,20 +41,20 @@ class Written:
     notes: list[str] = field(default_factory=list)
 
 
-def resolve_max_length(section: TextSection, context_length: int) -> int:
+def resolve_max_length(wanted: int | Literal["auto"], context_length: int) -> int:
     """Return the longest row in tokens: as given, or 2048, or the context when that is shorter.
 
     Raises:
         DataError: More was asked for than the base can read.
     """
-    if section.max_length == "auto":
+    if wanted == "auto":
         return min(DEFAULT_MAX_LENGTH, context_length)
-    if section.max_length > context_length:
+    if wanted > context_length:
         raise DataError(
-            f"data.max_length is {section.max_length}, but this base reads at most {context_length} tokens; "
+            f"data.max_length is {wanted}, but this base reads at most {context_length} tokens; "
             "give a smaller one, or leave it at auto."
         )
-    return section.max_length
+    return wanted
 
 
 class RowWriter:
@@ -78,32 +78,20 @@ class RowWriter:
         self._specials = special_texts(tokenizer)
         self.reasoning = ReasoningCount(tokenizer, template_of(tokenizer))
         self.texts_apart = 0
-        self._batch: list[dict[str, Any]] = []
 
-    def write(self, path: Path, splits: Iterable[tuple[Iterable[Conversation], Tally]]) -> None:
-        """Write the rows of all splits to the Arrow file `path`, one split after the other."""
+    def write(self, folder: Path, splits: Iterable[tuple[Iterable[Conversation], Tally]]) -> None:
+        """Write the rows of all splits into `folder`, one split after the other."""
         import pyarrow as pa
 
         schema = pa.schema(
             [("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("length", pa.int32()),
              ("trained", pa.int32()), ("hash", pa.string()), ("origin", pa.string()), ("conversation", pa.string())]
         )  # fmt: skip
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-            for rows, tally in splits:
-                for row in rows:
-                    self._add(row, tally)
-                    if len(self._batch) >= _BATCH:
-                        self._flush(stream, schema)
-            self._flush(stream, schema)
+        kept = (self._row(row, tally) for rows, tally in splits for row in rows)
+        write_arrow(folder, (row for row in kept if row is not None), schema)
 
-    def _flush(self, stream: Any, schema: Any) -> None:
-        import pyarrow as pa
-
-        if self._batch:
-            stream.write_batch(pa.RecordBatch.from_pylist(self._batch, schema=schema))
-            self._batch.clear()
-
-    def _add(self, row: Conversation, tally: Tally) -> None:
+    def _row(self, row: Conversation, tally: Tally) -> dict[str, Any] | None:
+        """Return a row as it is kept; None for one that is left out."""
         try:
             rendered = self._fit(row, self._rendered(row), tally.counts)
         except DataError as error:
@@ -112,9 +100,9 @@ class RowWriter:
             tally.counts["broken"] += 1
             tally.counts["refused"] += 1
             tally.add_problem(str(error))
-            return
+            return None
         if rendered is None:
-            return
+            return None
         self.reasoning.add(row)
         self.texts_apart += rendered.texts_apart
         if any(text in row.body for text in self._specials):
@@ -125,17 +113,15 @@ class RowWriter:
         self.written.trained.append(trained)
         self.written.by_opening.append(by_opening)
         self.written.by_body.append(by_body)
-        self._batch.append(
-            {
-                "input_ids": rendered.input_ids,
-                "labels": rendered.labels,
-                "length": len(rendered.input_ids),
-                "trained": trained,
-                "hash": row.hash,
-                "origin": row.origin,
-                "conversation": row.to_json(),
-            }
-        )
+        return {
+            "input_ids": rendered.input_ids,
+            "labels": rendered.labels,
+            "length": len(rendered.input_ids),
+            "trained": trained,
+            "hash": row.hash,
+            "origin": row.origin,
+            "conversation": row.to_json(),
+        }
 
     def _rendered(self, row: Conversation) -> RenderedRow:
         rendered = render_row(self._tokenizer, row, self._section.train_on, self._section.control_tokens)
@@ -170,7 +156,7 @@ class RowWriter:
 
 
 def write_rows(
-    path: Path,
+    folder: Path,
     splits: Iterable[tuple[Iterable[Conversation], Tally]],
     *,
     tokenizer: "PreTrainedTokenizerBase",
@@ -179,14 +165,14 @@ def write_rows(
     embeddings: int | None,
     tolerant: bool,
 ) -> Written:
-    """Render the rows of all splits into the Arrow file `path`, and return their figures.
+    """Render the rows of all splits into `folder`, and return their figures.
 
     Raises:
         DataError: The chat template refuses a row, a row is too long and that is an error, or it holds a token for
             which the base has none of its `embeddings` (not when `tolerant`).
     """
     writer = RowWriter(tokenizer, section, max_length, embeddings=embeddings, tolerant=tolerant)
-    writer.write(path, splits)
+    writer.write(folder, splits)
     writer.written.notes.extend(writer.reasoning.notes())
     if writer.texts_apart:
         writer.written.notes.append(

@@ -7,18 +7,17 @@ and a changed file never meets an old result. Labels are kept by name.
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 from haori.core.errors import DataError
 from haori.core.hashing import hash_data, hash_parts, short
 from haori.core.records import DataReference
 from haori.core.settings import settings
-from haori.core.storage import staged_folder, write_text
+from haori.core.storage import staged_folder
 from haori.core.token_ids import no_embedding
+from haori.data.arrow_rows import arrow_rows, keep_report, open_kept, write_arrow
 from haori.data.conversation import Conversation
 from haori.data.leaks import find_leaks
 from haori.data.progress import tracked
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["ClassificationSplit", "load_rows"]
 
 _VERSION = 1  # of everything below; a change makes cached results unknown
-_BATCH = 500
 _COUNTED = ("read", "empty", "duplicates", "broken", "control_characters", "too_long", "truncated")
 
 
@@ -116,34 +114,15 @@ def load_rows(
     base = [tokenizer_hash(encoder.tokenizer), embeddings, encoder.max_length]
     key = hash_data(["classification", _VERSION, content, of_rows, *base, tolerant])
     folder = settings().cache / "data" / short(key)
-    split = _open(folder)
-    if split is None:
+    found = open_kept(folder, ClassificationReport)
+    if found is None:
         with staged_folder(folder) as stage:
             _Building(section, sources, encoder, embeddings, tolerant).build(stage)
-        split = _open(folder)
-    assert split is not None
-    report = split.report.with_fields(licence=section.licence, attribution=section.attribution)
-    return replace(split, report=report)
-
-
-def _open(folder: Path) -> ClassificationSplit | None:
-    """Open a cached result; None when there is none, or when another version wrote it."""
-    import numpy as np
-
-    try:
-        report = ClassificationReport.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))
-        held = np.load(folder / "validation.npy", allow_pickle=False)
-    except (OSError, ValueError, ValidationError):
-        return None
-    rows = _arrow(folder / "rows.arrow")
-    labels = tuple(report.labels["train"])
-    return ClassificationSplit(rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held)), labels, report)
-
-
-def _arrow(path: Path) -> "Dataset":
-    from datasets import Dataset
-
-    return Dataset.from_file(str(path))
+        found = open_kept(folder, ClassificationReport)
+    assert found is not None
+    kept, report = found
+    report = report.with_fields(licence=section.licence, attribution=section.attribution)
+    return ClassificationSplit(*kept, tuple(report.labels["train"]), report)
 
 
 @dataclass
@@ -167,7 +146,7 @@ class _Building:
         """Write rows, the mask of held-out rows, and the report into `stage`."""
         import numpy as np
 
-        self._write(stage / "rows.arrow")
+        self._write(stage)
         problems: list[str] = []
         notes: list[str] = []
         names: tuple[str, ...] = ()
@@ -200,10 +179,9 @@ class _Building:
             notes=(*found, *notes),
             **self._figures(held, names),
         )
-        np.save(stage / "validation.npy", held, allow_pickle=False)
-        write_text(stage / "report.json", report.model_dump_json())
+        keep_report(stage, held, report)
 
-    def _write(self, path: Path) -> None:
+    def _write(self, folder: Path) -> None:
         import pyarrow as pa
 
         schema = pa.schema(
@@ -211,15 +189,7 @@ class _Building:
              ("labels", pa.list_(pa.string())), ("length", pa.int32()), ("hash", pa.string()), ("origin", pa.string()),
              ("row", pa.string())]
         )  # fmt: skip
-        batch: list[dict[str, Any]] = []
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-            for row in self._encoded():
-                batch.append(row)
-                if len(batch) >= _BATCH:
-                    stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-                    batch.clear()
-            if batch:
-                stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        write_arrow(folder, self._encoded(), schema)
 
     def _encoded(self) -> Iterator[dict[str, Any]]:
         for source, limit in zip(self.sources, [self.section.max_rows, None], strict=False):
@@ -343,7 +313,7 @@ class _Building:
 def _leaks(stage: Path, held: Any) -> Leaks:
     import numpy as np
 
-    rows = _arrow(stage / "rows.arrow")
+    rows = arrow_rows(stage)
 
     def texts(chosen: Any, what: str | None = None) -> Iterator[Conversation]:
         part = rows.select(chosen).select_columns(["row", "origin"])

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from haori.core.errors import DataError
 from haori.core.hashing import hash_data, hash_parts, short
 from haori.core.records import DataReference
 from haori.core.settings import settings
-from haori.core.storage import staged_folder, write_text
+from haori.core.storage import staged_folder
+from haori.data.arrow_rows import arrow_rows, keep_report, open_kept
 from haori.data.leaks import find_leaks
 from haori.data.progress import tracked
 from haori.data.reading import Tally
@@ -24,6 +23,7 @@ from haori.data.show import report_table
 from haori.data.sources import Source
 from haori.data.split import choose_validation
 from haori.data.template import template_hash, tokenizer_hash
+from haori.data.tokenise import resolve_max_length
 from haori.tasks.preference.pairs import Judged, Pair
 from haori.tasks.preference.reading import DROPPED, PreferenceReader, explain_nothing
 from haori.tasks.preference.recipe import PreferenceData
@@ -39,10 +39,9 @@ if TYPE_CHECKING:
 
     from haori.data.conversation import Conversation
 
-__all__ = ["PreferenceRows", "load_preferences", "longest_allowed"]
+__all__ = ["PreferenceRows", "load_preferences"]
 
 _VERSION = 1  # of everything below; a change makes cached results unknown
-_LONGEST = 2048
 _COUNTED = ("read", "empty", "duplicates", "broken", "control_characters", "too_long", "untrained", *DROPPED)
 
 
@@ -74,22 +73,6 @@ class PreferenceRows:
         return report_table(self.report)
 
 
-def longest_allowed(section: PreferenceData, context_length: int) -> int:
-    """Return the longest prompt with an answer in tokens: as given, or 2048, or the context when that is shorter.
-
-    Raises:
-        DataError: More was asked for than the base can read.
-    """
-    if section.max_length == "auto":
-        return min(_LONGEST, context_length)
-    if section.max_length > context_length:
-        raise DataError(
-            f"data.max_length is {section.max_length}, but this base reads at most {context_length} tokens; "
-            "give a smaller one, or leave it at auto."
-        )
-    return section.max_length
-
-
 def load_preferences(
     section: PreferenceData,
     tokenizer: "PreTrainedTokenizerBase",
@@ -115,41 +98,22 @@ def load_preferences(
     """
     if embeddings is not None and embeddings > max(tokenizer.get_vocab().values(), default=0):
         embeddings = None  # every token has one, so it plays no part in the key
-    max_length = longest_allowed(section, context_length)
+    max_length = resolve_max_length(section.max_length, context_length)
     sources = training_sources(section)
     given = section.model_dump(mode="json", exclude={"licence", "attribution", "max_length"})
     content = [[source.content_hash, source.remarks] for source in sources]
     model = [template_hash(tokenizer), tokenizer_hash(tokenizer), embeddings]
     key = hash_data(["preference", _VERSION, content, given, max_length, *model, one_by_one, tolerant])
     folder = settings().cache / "data" / short(key)
-    data = _open(folder)
-    if data is None:
+    found = open_kept(folder, PreferenceReport)
+    if found is None:
         build = _Build(section, sources, tokenizer, max_length, embeddings, one_by_one, tolerant)
         with staged_folder(folder) as stage:
             build.write(stage)
-        data = _open(folder)
-    assert data is not None
-    report = data.report.with_fields(licence=section.licence, attribution=section.attribution)
-    return PreferenceRows(data.train, data.validation, report)
-
-
-def _open(folder: Path) -> PreferenceRows | None:
-    """Open a cached result; None when there is none, or when another version wrote it."""
-    import numpy as np
-
-    try:
-        report = PreferenceReport.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))
-        held = np.load(folder / "validation.npy", allow_pickle=False)
-    except (OSError, ValueError, ValidationError):
-        return None
-    rows = _arrow(folder)
-    return PreferenceRows(rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held)), report)
-
-
-def _arrow(folder: Path) -> "Dataset":
-    from datasets import Dataset
-
-    return Dataset.from_file(str(folder / "rows.arrow"))
+        found = open_kept(folder, PreferenceReport)
+    assert found is not None
+    kept, report = found
+    return PreferenceRows(*kept, report.with_fields(licence=section.licence, attribution=section.attribution))
 
 
 @dataclass
@@ -175,7 +139,7 @@ class _Build:
             for source, tally, limit in zip(self.sources, tallies, limits, strict=False)
         ]
         written = write_rows(
-            stage / "rows.arrow", streams, tokenizer=self.tokenizer, section=self.section,
+            stage, streams, tokenizer=self.tokenizer, section=self.section,
             max_length=self.max_length, embeddings=self.embeddings, tolerant=self.tolerant,
         )  # fmt: skip
         refusals: list[str] = []
@@ -190,8 +154,7 @@ class _Build:
                 raise
             refusals.append(str(error))
         report = self._report(stage, tallies, written, held, notes, refusals)
-        np.save(stage / "validation.npy", held, allow_pickle=False)
-        write_text(stage / "report.json", report.model_dump_json())
+        keep_report(stage, held, report)
 
     def _held_out(self, written: Written, tallies: list[Tally]) -> tuple[Any, list[str]]:
         """Choose the rows for validation by their prompts."""
@@ -295,12 +258,12 @@ def _leaks(stage: Path, held: Any) -> Leaks:
     """Compare the prompts of both splits."""
     import numpy as np
 
-    rows = _arrow(stage)
+    rows = arrow_rows(stage)
     return find_leaks(_prompts(rows, np.flatnonzero(held)), _prompts(rows, np.flatnonzero(~held), "Looking for leaks"))
 
 
 def _hash(stage: Path, held: Any, render_settings: list[Any]) -> str:
-    hashes = (value.as_py() for chunk in _arrow(stage).data.column("hash").chunks for value in chunk)
+    hashes = (value.as_py() for chunk in arrow_rows(stage).data.column("hash").chunks for value in chunk)
     marked = (f"{value} {'validation' if is_held else 'train'}" for value, is_held in zip(hashes, held, strict=True))
     return hash_data(["preference", hash_parts(marked), *render_settings])
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import DataError
 from haori.core.token_ids import no_embedding
+from haori.data.arrow_rows import write_arrow
 from haori.data.control_tokens import special_texts
 from haori.data.reading import Tally
 from haori.data.rendered_row import RenderedRow, count_trained, render_row
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Written", "write_rows"]
-
-_BATCH = 500
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Written:
 
 
 def write_rows(
-    path: Path,
+    folder: Path,
     splits: Iterable[tuple[Iterable[Preferred], Tally]],
     *,
     tokenizer: "PreTrainedTokenizerBase",
@@ -49,14 +48,14 @@ def write_rows(
     embeddings: int | None,
     tolerant: bool,
 ) -> Written:
-    """Render the rows of all splits into the Arrow file `path`, and return their figures.
+    """Render the rows of all splits into `folder`, and return their figures.
 
     Raises:
         DataError: The chat template refuses a row, a row is too long and that is an error, or it holds a token for
             which the base has none of its `embeddings` (not when `tolerant`).
     """
     writer = _Writer(tokenizer, section, max_length, embeddings, tolerant)
-    writer.write(path, splits)
+    writer.write(folder, splits)
     return writer.written
 
 
@@ -75,9 +74,8 @@ class _Writer:
         self._tokenizer, self._section, self._max_length = tokenizer, section, max_length
         self._embeddings, self._tolerant = embeddings, tolerant
         self._specials = special_texts(tokenizer)
-        self._batch: list[dict[str, Any]] = []
 
-    def write(self, path: Path, splits: Iterable[tuple[Iterable[Preferred], Tally]]) -> None:
+    def write(self, folder: Path, splits: Iterable[tuple[Iterable[Preferred], Tally]]) -> None:
         """Write the rows of all splits, one split after the other."""
         import pyarrow as pa
 
@@ -88,22 +86,11 @@ class _Writer:
              ("desirable", pa.bool_()), ("prompt", pa.float64()), ("hash", pa.string()), ("origin", pa.string()),
              ("preference", pa.string())]
         )  # fmt: skip
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-            for rows, tally in splits:
-                for row in rows:
-                    self._add(row, tally)
-                    if len(self._batch) >= _BATCH:
-                        self._flush(stream, schema)
-            self._flush(stream, schema)
+        kept = (self._row(row, tally) for rows, tally in splits for row in rows)
+        write_arrow(folder, (row for row in kept if row is not None), schema)
 
-    def _flush(self, stream: Any, schema: Any) -> None:
-        import pyarrow as pa
-
-        if self._batch:
-            stream.write_batch(pa.RecordBatch.from_pylist(self._batch, schema=schema))
-            self._batch.clear()
-
-    def _add(self, row: Preferred, tally: Tally) -> None:
+    def _row(self, row: Preferred, tally: Tally) -> dict[str, Any] | None:
+        """Return a row as it is kept; None for one that is left out."""
         try:
             sides = [self._rendered(row, side) for side in range(len(row.conversations))]
             reason = self._why_not(row, sides)
@@ -112,15 +99,15 @@ class _Writer:
                 raise
             tally.counts.update(("broken", "refused"))
             tally.add_problem(str(error))
-            return
+            return None
         if reason is not None:
             name, words = reason
             tally.counts[name] += 1
             tally.add_problem(f"{row.prompt.origin}: {words}; the row is left out.")
-            return
+            return None
         if any(text in side.body for side in row.conversations for text in self._specials):
             tally.counts["control_tokens"] += 1
-        self._keep(row, sides)
+        return self._kept(row, sides)
 
     def _rendered(self, row: Preferred, side: int) -> RenderedRow:
         conversation = row.conversations[side]
@@ -152,7 +139,7 @@ class _Writer:
             )
         return "too_long", words
 
-    def _keep(self, row: Preferred, sides: list[RenderedRow]) -> None:
+    def _kept(self, row: Preferred, sides: list[RenderedRow]) -> dict[str, Any]:
         length = sum(len(side.input_ids) for side in sides)
         trained = sum(count_trained(side.labels) for side in sides)
         desirable = row.desirable if isinstance(row, Judged) else None
@@ -163,20 +150,18 @@ class _Writer:
         self.written.by_opening.append(points(row.conversations[0])[0])
         self.written.by_prompt.append(of_prompt)
         rejected = sides[1] if len(sides) > 1 else None
-        self._batch.append(
-            {
-                "input_ids": sides[0].input_ids,
-                "labels": sides[0].labels,
-                "rejected_input_ids": None if rejected is None else rejected.input_ids,
-                "rejected_labels": None if rejected is None else rejected.labels,
-                "prompt_length": sides[0].prompt_length,
-                "length": length,
-                "longest": max(len(side.input_ids) for side in sides),
-                "trained": trained,
-                "desirable": desirable,
-                "prompt": of_prompt,
-                "hash": row.hash,
-                "origin": row.prompt.origin,
-                "preference": row.to_json(),
-            }
-        )
+        return {
+            "input_ids": sides[0].input_ids,
+            "labels": sides[0].labels,
+            "rejected_input_ids": None if rejected is None else rejected.input_ids,
+            "rejected_labels": None if rejected is None else rejected.labels,
+            "prompt_length": sides[0].prompt_length,
+            "length": length,
+            "longest": max(len(side.input_ids) for side in sides),
+            "trained": trained,
+            "desirable": desirable,
+            "prompt": of_prompt,
+            "hash": row.hash,
+            "origin": row.prompt.origin,
+            "preference": row.to_json(),
+        }
