@@ -118,6 +118,8 @@ def test_what_is_no_adapter_or_of_another_base_is_refused(
     data = rows(tmp_path / "more.jsonl", ("a", "b"))
     with pytest.raises(RecipeError, match=r"'from' cannot be 'nobody'"):
         go_on(tiny_base_folder, data, "second", "nobody")
+    with pytest.raises(RecipeError, match=r"'from' cannot be 'nobody'"):  # said before data are looked at
+        go_on(tiny_base_folder, tmp_path / "no-such-data.jsonl", "second", "nobody")
     with pytest.raises(RecipeError, match=r"no folder with an adapter_config.json"):
         go_on(tiny_base_folder, data, "second", str(tmp_path / "nowhere"))
     model = AutoModelForCausalLM.from_pretrained(tiny_base_folder)

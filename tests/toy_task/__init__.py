@@ -183,11 +183,6 @@ class Toy(Task):
     def check(self, recipe: Any, base: Any) -> None:
         pass
 
-    def processor(self, base: Any, recipe: Any) -> Any:
-        from haori.bases import load_tokenizer
-
-        return load_tokenizer(base)
-
     def rows(self, recipe: Any, base: Any, processor: Any, *, tolerant: bool = False) -> ToySplit:
         found, _, _ = self.read(recipe.data)
         held = max(1, round(recipe.data.validation_share * len(found))) if recipe.data.validation_share else 0

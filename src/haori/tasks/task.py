@@ -183,7 +183,10 @@ class Task(Protocol):
         return None
 
     def processor(self, base: "Base", recipe: Any) -> "PreTrainedTokenizerBase":
-        """Return what turns rows into model inputs."""
+        """Return what turns rows into model inputs: the base's tokenizer by default."""
+        from haori.bases import load_tokenizer
+
+        return load_tokenizer(base)
 
     def rows(self, recipe: Any, base: "Base", processor: Any, *, tolerant: bool = False) -> Split:
         """Read, clean, hash and split the data.

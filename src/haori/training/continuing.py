@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from haori.bases import Base
 
-__all__ = ["Origin", "check_learnt", "find_origin"]
+__all__ = ["Origin", "check_learnt", "find_origin", "locate_origin"]
 
 _FREE = frozenset({"kind", "dropout", "lr_ratio", "init"})  # of a method's keys; they leave the adapter's shape alone
 _BIAS = {"none": "none", "lora_only": "adapted", "all": "all"}
@@ -77,7 +77,7 @@ def find_origin(
     """
     if recipe.from_ is None:
         return None
-    name, folder = _find(recipe.from_)
+    name, folder = locate_origin(recipe.from_)
     files = inspect_adapter(folder)
     card = read_card(folder)
     if card is not None:
@@ -109,8 +109,12 @@ def check_learnt(folder: Path, origin: Origin) -> Check:
     return Check(name="learnt", passed=moved > 0, detail=detail, value=moved, limit=0.0)
 
 
-def _find(spec: str) -> tuple[str, Path]:
-    """Return the name with version and the folder of an adapter; a folder goes before a name only with a slash."""
+def locate_origin(spec: str) -> tuple[str, Path]:
+    """Return the name with version and the folder of an adapter to go on from: of the library, or a PEFT folder.
+
+    Raises:
+        RecipeError: There is none.
+    """
     folder = Path(spec).expanduser()
     if "/" in spec or folder.is_dir():
         if not (folder / "adapter_config.json").is_file():

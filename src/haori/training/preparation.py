@@ -11,7 +11,7 @@ from haori.tasks.registry import check_components, task_of
 from haori.tasks.task import Choice, Objective, Split, Task
 from haori.training.auto import resolve
 from haori.training.batches import count_steps, epoch_steps
-from haori.training.continuing import Origin, find_origin
+from haori.training.continuing import Origin, find_origin, locate_origin
 from haori.training.memory import size_in_words
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def prepare(recipe: Recipe) -> Prepared:
         raise BaseError(
             f"The base {base.name!r} is quantised ({base.quantization}); train on its 16- or 32-bit weights."
         )
+    if recipe.from_ is not None:
+        locate_origin(recipe.from_)
     task = task_of(recipe.task)
     check_components(base, task.components, f"the task {task.kind}")
     task.check(recipe, base)

@@ -59,12 +59,6 @@ class CausalLm(Task):
                 "generates text, such as smollm2-135m-instruct."
             )
 
-    def processor(self, base: "Base", recipe: CausalLmRecipe) -> "PreTrainedTokenizerBase":
-        """Return the base's tokenizer."""
-        from haori.bases import load_tokenizer
-
-        return load_tokenizer(base)
-
     def rows(
         self, recipe: CausalLmRecipe, base: "Base", processor: "PreTrainedTokenizerBase", *, tolerant: bool = False
     ) -> "TextData":

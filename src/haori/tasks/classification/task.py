@@ -68,12 +68,6 @@ class Classification(Task):
         kind: Any = "token_classification" if data.problem == "token" else "sequence_classification"
         return Head(kind=kind, labels=labels, multi_label=data.problem == "multi_label")
 
-    def processor(self, base: "Base", recipe: ClassificationRecipe) -> "PreTrainedTokenizerBase":
-        """Return the base's tokenizer."""
-        from haori.bases import load_tokenizer
-
-        return load_tokenizer(base)
-
     def rows(
         self,
         recipe: ClassificationRecipe,

@@ -54,12 +54,6 @@ class Preference(Task):
                 "generates text, such as smollm2-135m-instruct."
             )
 
-    def processor(self, base: "Base", recipe: PreferenceRecipe) -> "PreTrainedTokenizerBase":
-        """Return the base's tokenizer."""
-        from haori.bases import load_tokenizer
-
-        return load_tokenizer(base)
-
     def rows(
         self,
         recipe: PreferenceRecipe,
@@ -100,9 +94,9 @@ class Preference(Task):
         self, recipe: PreferenceRecipe, split: "PreferenceRows", base: "Base", device: str
     ) -> tuple[PreferenceRecipe, tuple[Choice, ...]]:
         """Choose the budgets of batches, and write down the longest row."""
-        from haori.tasks.preference.rows import longest_allowed
+        from haori.data.tokenise import resolve_max_length
 
-        data, longest = recipe.data, longest_allowed(recipe.data, base.context_length)
+        data, longest = recipe.data, resolve_max_length(recipe.data.max_length, base.context_length)
         choices: tuple[Choice, ...] = ()
         if data.max_length == "auto":
             choices = (Choice("data.max_length", longest, "the base's context, at most 2,048"),)
