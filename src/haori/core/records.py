@@ -34,6 +34,7 @@ __all__ = [
     "Fingerprint",
     "Head",
     "Metric",
+    "Permissions",
     "Record",
     "RunRecord",
     "Verification",
@@ -95,10 +96,22 @@ class BaseReference(Record):
     name: str
     source: str = Field(description="Where it came from: folder, hub id, wheel, GGUF file.")
     revision: str | None = None
-    components: dict[str, Fingerprint] = Field(min_length=1, description="Identity of each component, by its name.")
+    components: dict[str, Fingerprint] = Field(
+        description="Identity of each component, by its name; none where only the family is known."
+    )
+    family: str | None = Field(
+        default=None, exclude_if=lambda family: family is None,
+        description="Kind of base by the shapes of its weights, such as sd15, sdxl or flux1.",
+    )  # fmt: skip
     licence: str | None = None
     size_bytes: int = 0
     quantization: str | None = Field(default=None, description="None for a base loaded in 16 or 32 bits.")
+
+    @model_validator(mode="after")
+    def _check_known(self) -> Self:
+        if not self.components and self.family is None:
+            raise ValueError("a base has components, or at least a family")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -131,7 +144,9 @@ class BaseReference(Record):
 
     @property
     def id(self) -> str:
-        """Return the 12 digits shown to people; those of its only component where it has one."""
+        """Return the 12 digits shown to people; those of its only component where it has one, or else its family."""
+        if not self.components:
+            return str(self.family)
         if len(self.components) == 1:
             return self.fingerprint.id
         return short(hash_data([[name, of.structure, of.weights] for name, of in sorted(self.components.items())]))
@@ -162,6 +177,10 @@ def only_component(name: str, components: Mapping[str, _Component]) -> _Componen
     """
     if len(components) == 1:
         return next(iter(components.values()))
+    if not components:
+        raise BaseError(
+            f"Of the base {name!r} only the family is known, not its weights; what was asked for needs the base itself."
+        )
     raise BaseError(
         f"The base {name!r} is not one model: it has the components {', '.join(sorted(components))}, and what was "
         "asked for needs a base of one model, such as smollm2-135m-instruct."
@@ -293,6 +312,21 @@ class RunRecord(Record):
     advice: tuple[Advice, ...] = Field(default=(), description="What to try next, the most promising first.")
 
 
+class Permissions(Record):
+    """What an author permits others to do with an adapter, in the terms of Civitai's four questions."""
+
+    no_credit: bool = Field(description="It may be used without crediting the author (allowNoCredit).")
+    commercial_use: tuple[Literal["Image", "RentCivit", "Rent", "Sell"], ...] = Field(
+        description="Sell generated images, run on Civitai's service, run on any service, sell it or merges of it."
+    )
+    derivatives: bool = Field(description="It may be changed or merged, and that shared (allowDerivatives).")
+    different_licence: bool = Field(description="What is made of it may have other terms (allowDifferentLicense).")
+
+
+def _is_empty(value: Any) -> bool:
+    return not value
+
+
 def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
@@ -335,11 +369,30 @@ class AdapterCard(Record):
     description: str | None = None
     tags: tuple[str, ...] = Field(default=(), description="Tags of the author's model card.")
     stated_bases: tuple[str, ...] = Field(default=(), description="Bases that the author's model card names.")
+    format: str = Field(
+        default="peft", exclude_if=lambda name: name == "peft", description="Format of the stored files, by its name."
+    )
+    trigger_words: tuple[str, ...] = Field(
+        default=(), exclude_if=_is_empty, description="Words that call up in a prompt what was learnt."
+    )
+    file_hashes: dict[str, str] = Field(
+        default_factory=dict, exclude_if=_is_empty,
+        description="Hashes of the weight file as model sites know it: sha256, autov1, autov2, autov3.",
+    )  # fmt: skip
+    file_metadata: dict[str, str] = Field(
+        default_factory=dict, exclude_if=_is_empty, description="What the trainer wrote into the file's header."
+    )
+    downloaded_from: str | None = Field(
+        default=None, exclude_if=lambda source: source is None, description="Where the files came from, if fetched."
+    )
+    permissions: Permissions | None = Field(
+        default=None, exclude_if=lambda given: given is None, description="What its author permits, as Civitai asks it."
+    )
 
     @model_validator(mode="after")
     def _check_components(self) -> Self:
         lacking = sorted(set(self.components) - set(self.base.components))
-        if lacking:
+        if lacking and self.base.components:
             raise ValueError(
                 f"the adapter changes the component {lacking[0]!r}, and its base has {', '.join(self.base.components)}"
             )

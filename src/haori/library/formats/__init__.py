@@ -1,1 +1,1 @@
-"""File formats that adapters leave the library in, one module each."""
+"""The file formats of adapters, one module each: how each is told, read into the neutral form, and written from it."""
