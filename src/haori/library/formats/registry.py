@@ -1,9 +1,9 @@
 """The formats there are: one module each, in the order in which a file is shown to them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import FileFormatError, InputError, nearest
 from haori.library.formats.format import Format, Source, open_source
@@ -45,16 +45,17 @@ def format_of(source: Source) -> Format:
     raise FileFormatError(f"{str(source.path)!r} is no adapter of a known format: {what} of none of them ({titles}).")
 
 
-def read_updates(path: Path) -> "AdapterUpdates":
+def read_updates(path: Path, base_config: Mapping[str, Any] | None = None) -> "AdapterUpdates":
     """Read an adapter of any known format into the neutral form.
 
     Args:
         path: A folder as PEFT writes it, a safetensors file or a GGUF file.
+        base_config: The config.json of its base, where it is known; see `Source`.
 
     Raises:
         FileFormatError: It is of no known format, damaged, or holds what cannot be read; the key is named.
     """
-    source = open_source(path)
+    source = open_source(path, base_config)
     return format_of(source).read(source)
 
 
