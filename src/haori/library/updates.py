@@ -45,7 +45,7 @@ class ModuleUpdate:
     | loha | w1_a, w2_a [out, r], w1_b, w2_b [r, in · k...] | scale · (w1_a w1_b) * (w2_a w2_b) |
     | loha | w1_a, w2_a [r, out], w1_b, w2_b [r, in], t1, t2 [r, r, k...] | the same of two Tucker products |
     | lokr | w1 or w1_a w1_b; w2 or w2_a w2_b, or Tucker with t2 | scale · kron(w1, w2) |
-    | diff | diff, shaped as W | diff |
+    | diff | diff, shaped as W; none if only the bias changes | diff |
 
     Attributes:
         kind: How the factors give dW.
@@ -95,7 +95,7 @@ class ModuleUpdate:
         kind = dtype or torch.float64
         factors: dict[str, Tensor] = {name: factor.to(kind) for name, factor in self.factors.items()}
         if self.kind == "diff":
-            return factors["diff"]
+            return factors["diff"] if factors else torch.zeros(self.shape or (), dtype=kind)
         product: Tensor = _PRODUCTS[self.kind](factors)
         if self.shape is not None:
             product = product.reshape(self.shape)
@@ -113,6 +113,8 @@ class ModuleUpdate:
         Raises:
             FileFormatError: W has another number of values than dW.
         """
+        if not self.factors:
+            return weight.new_zeros(weight.shape)
         delta = self.delta(weight.dtype)
         if delta.numel() != weight.numel():
             raise FileFormatError(
