@@ -203,7 +203,7 @@ def _update(source: Source, parts: list[_Part], tensors: "Mapping[str, Tensor]")
             factors[name] = tensors[key]
     if len(kinds) > 1:
         raise _bad(source, f"{_list(sorted(kinds.values()))} are updates of different kinds of one module")
-    kind = next(iter(kinds), "diff")
+    kind: Kind = next(iter(kinds), "diff")
     if not kinds and "bias" not in rest:
         raise _bad(source, f"{parts[0].key[:120]!r} stands alone: its module has no other tensor")
     update = ModuleUpdate(
