@@ -1,6 +1,7 @@
 """Fixtures: a private HAORI_HOME for every test and a tiny real Llama with a real tokenizer."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for one another only cost time
+if "CC" not in os.environ and shutil.which("cc"):  # kernels take seconds to compile, and every test has a new home
+    os.environ["CC"] = str(Path(__file__).with_name("caching_compiler.sh"))
+    os.environ["HAORI_TESTS_COMPILED"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
 
 import pytest
 from hypothesis import HealthCheck
