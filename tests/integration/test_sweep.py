@@ -45,10 +45,10 @@ def is_running(job: Path) -> bool:
     return any(str(job).encode() in line for line in lines)
 
 
-@pytest.mark.timeout(600)  # five trainings, each importing everything anew
+@pytest.mark.timeout(600)  # four trainings, each importing everything anew
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the child in /proc")
 def test_a_killed_sweep_goes_on_to_its_number_of_trials(capsys, haori_home, recipe, tmp_path):
-    words = ["sweep", recipe, "--over", "lora.rank=2,4", "optimizer.lr=1e-4,1e-2", "--trials", "9"]
+    words = ["sweep", recipe, "--over", "lora.rank=2,4,8", "--trials", "9"]
     process = subprocess.Popen(
         [sys.executable, "-m", "haori.cli.app", *map(str, words)], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -65,18 +65,18 @@ def test_a_killed_sweep_goes_on_to_its_number_of_trials(capsys, haori_home, reci
     out = tmp_path / "winner.yaml"
     done = haori_command(capsys, "sweep", "--resume", folder, "--out", out)
     assert done.code == 0, done.err
-    assert "Trial 2 of 4" in done.err, "a grid smaller than the number of trials is gone through once"
-    assert "Trial 1 of 4" not in done.err, "the finished trial is not repeated"
-    assert "4 of 4 trials" in done.out
+    assert "Trial 2 of 3" in done.err, "a grid smaller than the number of trials is gone through once"
+    assert "Trial 1 of 3" not in done.err, "the finished trial is not repeated"
+    assert "3 of 3 trials" in done.out
     assert f"Next: haori train {shlex.quote(str(out))}" in done.out
     losses = {}
     for path in folder.glob("trials/*/runs/*/run.json"):
         record = json.loads(path.read_text())
         made = load_recipe(path.with_name("recipe.yaml"))
-        losses[made.method.rank, made.optimizer.lr] = record["validation_loss"]
-    assert set(losses) == {(2, 1e-4), (2, 1e-2), (4, 1e-4), (4, 1e-2)}
+        losses[made.method.rank] = record["validation_loss"]
+    assert set(losses) == {2, 4, 8}
     winner = load_recipe(out)
-    assert losses[winner.method.rank, winner.optimizer.lr] == min(losses.values())
+    assert losses[winner.method.rank] == min(losses.values())
     assert f"# Validation loss {min(losses.values()):.4f}" in out.read_text()
     assert "auto" not in {winner.method.alpha, winner.training.batch_tokens, winner.data.max_length}
     assert (folder / "sweep.png").stat().st_size > 5000
