@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from haori.core.errors import InputError
 
-__all__ = ["Clash", "clash_of", "exact_patterns", "refuse_clash"]
+__all__ = ["Clash", "clash_of", "exact_key", "exact_patterns", "refuse_clash"]
 
 _V = TypeVar("_V")
 
@@ -66,10 +66,11 @@ def exact_patterns(pattern: Mapping[str, _V], modules: Iterable[str]) -> dict[st
             values[name] = pattern[key]
         elif name in pattern:  # PEFT looks a name up as it is where no expression fits
             values[name] = pattern[name]
-    return {_key(name, names): value for name, value in values.items()}
+    return {exact_key(name, names): value for name, value in values.items()}
 
 
-def _key(name: str, names: Iterable[str]) -> str:
+def exact_key(name: str, names: Iterable[str]) -> str:
+    """Return a key that fits the module `name` and no other of `names`: the name itself where that is enough."""
     expression = _expression(name)
     alone = all(other == name or not expression.match(other) for other in names)
     return name if alone and expression.match(name) else f"^{re.escape(name)}"

@@ -113,6 +113,8 @@ class ModuleUpdate:
         Raises:
             FileFormatError: W has another number of values than dW.
         """
+        import torch
+
         if not self.factors:
             return weight.new_zeros(weight.shape)
         delta = self.delta(weight.dtype)
@@ -127,7 +129,7 @@ class ModuleUpdate:
         magnitude = self.magnitude.to(weight.dtype)
         by_input = _is_by_input(magnitude, weight)
         rest = [axis for axis in range(weight.dim()) if axis != (1 if by_input else 0)]
-        norm: Tensor = changed.norm(dim=rest, keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(changed, dim=rest, keepdim=True)
         return changed * (magnitude.reshape(norm.shape) / norm) - weight
 
 

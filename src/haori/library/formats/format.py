@@ -9,6 +9,8 @@ from haori.core.errors import FileFormatError
 from haori.core.safetensors_header import TensorEntry, read_safetensors_header
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from haori.core.records import AdapterCard
     from haori.library.updates import AdapterUpdates
 
@@ -34,6 +36,24 @@ class Source:
     tensors: Mapping[str, TensorEntry] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     base_config: Mapping[str, Any] | None = None
+
+    def load(self) -> "dict[str, Tensor]":
+        """Read all tensors of a safetensors file.
+
+        Raises:
+            FileFormatError: It changed since its header was read, or cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors: dict[str, Tensor] = load_file(self.path)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise FileFormatError(f"{str(self.path)!r} cannot be read as safetensors: {reason}.") from None
+        if tensors.keys() != self.tensors.keys():
+            raise FileFormatError(f"{str(self.path)!r} was changed while it was read; read it again.")
+        return tensors
 
 
 class Format(Protocol):

@@ -1,21 +1,23 @@
-"""The PEFT folder: which files belong to an adapter, and writing one that stock PEFT loads anywhere."""
+"""The PEFT folder: which files belong to an adapter, writing one that stock PEFT loads anywhere, and the format."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from haori.adapters.patterns import exact_patterns
 from haori.core.errors import FileFormatError, InputError, LibraryError
 from haori.core.storage import staged_folder
 from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME, inspect_adapter
+from haori.library.formats.format import Format, Source
 from haori.library.head_files import HEAD_NAME
 
 if TYPE_CHECKING:
     from haori.core.records import AdapterCard
+    from haori.library.updates import AdapterUpdates
 
-__all__ = ["check_new_folder", "copy_adapter", "export_peft"]
+__all__ = ["FORMAT", "check_new_folder", "copy_adapter", "export_peft"]
 
 _REQUIRED = (WEIGHTS_NAME, CONFIG_NAME)
 # What may stand beside the weights: text, tokenizer, template and plots. Optimizer states, pickles, code and
@@ -27,6 +29,8 @@ _BESIDE = (
     "metrics.jsonl", HEAD_NAME,
 )  # fmt: skip
 _BESIDE_LIMIT_BYTES = 64 << 20
+# Of which the networks of image models are made; a file that has them is read by the formats of image adapters.
+_IMAGE_BLOCKS = ("double_blocks.", "single_blocks.", "transformer_blocks.", "down_blocks.", "up_blocks.", "mid_block.")
 
 
 def copy_adapter(source: Path, target: Path) -> None:
@@ -104,3 +108,39 @@ def _write_as_lora(folder: Path, out: Path) -> None:
     config, tensors = to_lora(folder)
     save_file(tensors, out / WEIGHTS_NAME, metadata={"format": "pt"})
     config.save_pretrained(str(out))
+
+
+class _Peft:
+    """What PEFT's `save_pretrained` writes, and the weight file of a text model's adapter by itself."""
+
+    name = "peft"
+    title = "a PEFT folder, or a weight file with PEFT's names"
+
+    def detect(self, source: Source) -> bool:
+        """Say whether it is a folder with a configuration, or has PEFT's names and none of an image model's blocks."""
+        if source.path.is_dir():
+            return (source.path / CONFIG_NAME).is_file()
+        factors = [key for key in source.tensors if key.startswith("base_model.model.") and ".lora_" in key]
+        return bool(factors) and not any(block in key for key in factors for block in _IMAGE_BLOCKS)
+
+    def read(self, source: Source) -> "AdapterUpdates":
+        """Read the adapter into the neutral form; see `peft_reading`."""
+        from haori.library.formats.peft_reading import read_peft
+
+        return read_peft(source)
+
+    def write(
+        self,
+        updates: "AdapterUpdates",
+        path: Path,
+        card: "AdapterCard | None" = None,
+        *,
+        base_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the neutral form as a folder; see `peft_writing`."""
+        from haori.library.formats.peft_writing import write_peft
+
+        write_peft(updates, path, card, base_config)
+
+
+FORMAT: Format = _Peft()

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "format_named", "format_of", "read_updates"]
 
-FORMATS: dict[str, str] = {}
+FORMATS: dict[str, str] = {
+    "peft": "haori.library.formats.peft",
+}
 """The module of each format; it gives `FORMAT`."""
 
 
