@@ -13,8 +13,8 @@ from haori.core.errors import FileFormatError
 from haori.core.records import MODEL_COMPONENT
 from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME, inspect_adapter
 from haori.library.config_values import PatternValues
-from haori.library.formats.fitting import check_fits
 from haori.library.formats.format import Source
+from haori.library.update_shapes import fault_of, weight_shape
 from haori.library.updates import AdapterUpdates, Kind, ModuleUpdate
 
 if TYPE_CHECKING:
@@ -209,7 +209,12 @@ class _Reader:
             update = self._of_lora(name, parts)
         else:
             update = self._of_lycoris(name, parts)
-        check_fits(self.where, name, update)
+        fault = fault_of(update)
+        outputs = (weight_shape(update) or (0,))[-1 if self._is_transposed(name) else 0]
+        if fault is None and update.bias is not None and update.bias.numel() != outputs:
+            fault = f"the bias of shape {list(update.bias.shape)} does not fit {outputs} outputs"
+        if fault is not None:
+            raise FileFormatError(f"{self.where} holds of {name!r} what makes no {self.kind} update: {fault}.")
         return update
 
     def _of_lora(self, name: str, parts: "dict[str, Tensor]") -> ModuleUpdate:

@@ -146,8 +146,9 @@ class _Writer:
         if biased:
             if is_table:
                 raise InputError(f"PEFT has no bias for an embedding such as {name!r}, and other modules have one.")
-            none = update.bias is None or not update.scale
-            bias = torch.zeros(b.shape[0]) if none else update.bias.double() / update.scale
+            bias = torch.zeros(b.shape[0])
+            if update.bias is not None and update.scale:
+                bias = update.bias.double() / update.scale
             tensors[f"{PREFIX}{name}.lora_B.bias"] = bias.float()
         return tensors
 
