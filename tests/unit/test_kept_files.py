@@ -34,7 +34,7 @@ def test_a_library_is_read_as_it_was_left(kept: Path):
     assert card.verification is not None and card.verification.passed
     assert card.run is not None and card.run.steps == 6
     assert [round(e.metrics["accuracy"].value, 2) for e in card.evaluations] == [0.5]
-    found = [stored.name for stored in library.search("cc-by lora")]
+    found = sorted(listed.entry.full_name for listed in library.search("cc-by lora").listed)
     assert found == ["adalora@1", "ard-lora@1", "lora@1", "qlora@1"]
 
 

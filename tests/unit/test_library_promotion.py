@@ -41,7 +41,7 @@ def test_a_promoted_version_is_what_the_name_means(library, tmp_path):
     assert fresh.get("support@4").promoted is None
     marked = {stored.name: bool(stored.promoted) for stored in fresh.list()}
     assert marked == {"support@1": False, "support@2": True, "support@3": False, "support@4": False}
-    assert [bool(stored.promoted) for stored in fresh.search("tiny support@2")] == [True]
+    assert [listed.promoted for listed in fresh.search("tiny support@2").listed] == [True]
 
 
 def test_going_back_leads_to_what_was_meant_before(library, tmp_path):

@@ -15,6 +15,8 @@ from haori.core.records import (
     Metric,
     Verification,
 )
+from haori.library.entries import entries_of
+from haori.library.searching import Listed
 from haori.library.show import card_table, list_table, verification_table
 from haori.library.store import StoredAdapter
 
@@ -38,8 +40,14 @@ def stored() -> StoredAdapter:
     return StoredAdapter(Path("adapter"), card, "mood@1", promoted="today")
 
 
+def listed() -> Listed:
+    card = stored().card
+    (entry,) = entries_of(card.with_fields(names=("mood@1",)))
+    return Listed(entry, promoted=True)
+
+
 def test_text_of_a_card_is_never_markup() -> None:
-    card, names = shown(card_table(stored())), shown(list_table([stored()]))
+    card, names = shown(card_table(stored())), shown(list_table([listed()]))
     assert f"recall[good] 0.25 on {ODD}.jsonl" in card
     assert card.count(ODD) >= 4 and f"own {ODD}" in names
     assert "mood@1 (promoted)" in names

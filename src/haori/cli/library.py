@@ -1,14 +1,9 @@
 """`haori library`: adapters kept with their base, data, licence and proof."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from haori.library import StoredAdapter
 
 __all__ = ["app", "print_meaning"]
 
@@ -19,19 +14,24 @@ _Name = Annotated[str, typer.Argument(help="Name, name@version, or the first dig
 @app.command("list")
 def list_command() -> None:
     """List the adapters."""
-    from haori.library import Library
+    from haori.cli.library_search import print_search
 
-    _print_table(Library().list())
+    print_search("")
 
 
 @app.command()
 def search(
-    words: Annotated[list[str], typer.Argument(help="Words to look for in name, base, data, licence.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="Words to look for; base:, licence:, tag:, trigger:, method:, mount:; accuracy>0.8, rank<=8."
+        ),
+    ],
 ) -> None:
-    """Find adapters by words."""
-    from haori.library import Library
+    """Find adapters by words, by fields such as base:sd15, and by figures such as 'accuracy>0.8'."""
+    from haori.cli.library_search import print_search
 
-    _print_table(Library().search(" ".join(words)))
+    print_search(" ".join(f'"{word}"' if " " in word and '"' not in word else word for word in words))
 
 
 @app.command()
@@ -160,10 +160,3 @@ def print_meaning(full: str) -> None:
         return
     change = f"; `haori library promote {full}` makes it mean the new one" if full in held else ""
     results().print(f"[bold]{name}[/] means {meant}{change}.")
-
-
-def _print_table(adapters: "Iterable[StoredAdapter]") -> None:
-    from haori.cli.console import results
-    from haori.library import list_table
-
-    results().print(list_table(adapters))

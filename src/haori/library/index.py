@@ -1,170 +1,162 @@
-"""A small SQLite table that makes finding adapters quick. It holds nothing that the folders do not.
+"""The index of stored adapters: a small SQLite file that makes finding them quick and holds nothing the cards do not.
 
-One row per name and version. Whoever opens it must be ready to fill it anew: a missing, damaged or outdated file
-shows as `IndexUnusableError`, and the folders are the truth. Readers never wait for the writer (WAL).
+A missing, damaged or outdated file is made again from the cards by whoever reads next, and so is one that a killed
+change left out of step (the mark is there still). Where it cannot be written, every reading goes through the cards.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import NamedTuple
-
-from sqlalchemy import (
-    URL,
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    delete,
-    event,
-    insert,
-    select,
-)
-from sqlalchemy.exc import DatabaseError
-from sqlalchemy.pool import NullPool
+from typing import NamedTuple, TypeVar
 
 from haori.core.errors import StorageError
+from haori.core.lock import file_lock
 from haori.core.records import AdapterCard
-
-__all__ = ["Index", "IndexRow", "IndexUnusableError", "rows_of"]
-
-_metadata = MetaData()
-# A change of columns takes a new table name: an old file then simply lacks the table and is filled again.
-_table = Table(
-    "adapters_1",
-    _metadata,
-    Column("name", String, primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("adapter", String, nullable=False, index=True),
-    Column("base", String, nullable=False),
-    Column("method", String, nullable=False),
-    Column("licence", String),
-    Column("created", String, nullable=False),
-    Column("text", String, nullable=False),
+from haori.library.entries import (
+    CREATE_ENTRIES,
+    ENTRIES,
+    Found,
+    entries_of,
+    find_entries,
+    insert_entries,
+    measured_figures,
+    table_of,
 )
+from haori.library.query import Query
+from haori.library.rebuildable import IndexUnusableError, RebuildableFile
+from haori.library.stored_cards import checked_cards
 
+__all__ = ["Index", "IndexRow", "Rebuilt"]
 
-class IndexUnusableError(Exception):
-    """The index file is missing, damaged, or of an older version; internal to the library."""
+T = TypeVar("T")
+_ROWS = f"SELECT name, version, adapter, base_id, created FROM {ENTRIES}"  # noqa: S608
+_BY_NAME = " ORDER BY name, version"
 
 
 class IndexRow(NamedTuple):
-    """One name of one adapter, with what searches look at."""
+    """One name of one adapter: what is needed to know what a name means. `base` is the 12 digits of its base."""
 
     name: str
     version: int
     adapter: str
     base: str
-    method: str
-    licence: str | None
     created: str
-    text: str
 
 
-def rows_of(card: AdapterCard) -> list[IndexRow]:
-    """Return the rows of an adapter: one for each of its names."""
-    sources = [f"{data.source} {data.licence or ''}" for data in card.data]
-    text = " ".join(
-        part
-        for part in (
-            *card.names, card.base.name, card.base.source, card.base.id, card.method, card.licence,
-            card.base.licence, card.description, card.id, *card.tags, *card.stated_bases, *sources,
-        )
-        if part
-    ).lower()  # fmt: skip
-    rows = []
-    for full in card.names:
-        name, _, version = full.rpartition("@")
-        rows.append(IndexRow(name, int(version), card.id, card.base.id, card.method, card.licence, card.created, text))
-    return rows
+class Rebuilt(NamedTuple):
+    """What `Index.refill` did: how many adapters are listed, and a sentence for each folder that is not."""
+
+    adapters: int
+    problems: tuple[str, ...]
 
 
 class Index:
-    """The index file at `path`."""
+    """The index of the library under `root`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Attributes:
+        path: Its file.
+        mark: There while something is changed, and after a change that was killed.
+    """
 
-    def rows(self, words: Sequence[str] = ()) -> list[IndexRow]:
-        """Return the rows whose text holds every one of `words`, by name and version.
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.path = root / "index.sqlite"
+        self.mark = root / ".changing"
+        self._file = RebuildableFile(self.path, CREATE_ENTRIES)
 
-        Raises:
-            IndexUnusableError: The file is missing or damaged.
-        """
-        query = select(_table).order_by(_table.c.name, _table.c.version)
-        for word in words:
-            query = query.where(_table.c.text.contains(word.lower(), autoescape=True))
-        if not self.path.is_file():
-            raise IndexUnusableError
-        with self._connection() as connection:
-            return [IndexRow(*row) for row in connection.execute(query)]
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the library's lock, without which nothing is changed."""
+        return file_lock(self._root / ".lock", holds="library")
 
-    def put(self, adapter: str, rows: Sequence[IndexRow]) -> None:
-        """Replace the rows of one adapter; none at all forgets it.
+    def rows(self) -> Sequence[IndexRow]:
+        """Return every row, by name and version."""
+        return self._read(_rows, ())
 
-        Raises:
-            IndexUnusableError: The file is missing or damaged.
-        """
-        if not self.path.is_file():
-            raise IndexUnusableError
-        with self._connection() as connection:
-            connection.execute(delete(_table).where(_table.c.adapter == adapter))
-            if rows:
-                connection.execute(insert(_table), [row._asdict() for row in rows])
+    def rows_at_once(self) -> Sequence[IndexRow] | None:
+        """Return the rows that the file holds now, in or out of step; None if it cannot be read."""
+        with suppress(IndexUnusableError), self._file.open() as connection:
+            return _rows(connection)
+        return None
 
-    def drop(self) -> None:
-        """Delete the file; the next reader makes it again."""
-        for suffix in ("", "-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+    def rows_of(self, name: str, digits: str | None = None) -> Sequence[IndexRow]:
+        """Return the rows of a name, or else of the adapters whose ids begin with these digits."""
 
-    def fill(self, rows: Iterable[IndexRow]) -> None:
-        """Replace everything, making the file anew if it cannot be used. The caller holds the library's lock.
+        def ask(connection: sqlite3.Connection) -> Sequence[IndexRow]:
+            rows = _rows(connection, " WHERE name = ?", name)
+            if rows or digits is None:
+                return rows
+            # Behind every id that begins so, and before the next.
+            return _rows(connection, " WHERE adapter >= ? AND adapter < ?", f"sha256:{digits}", f"sha256:{digits}g")
 
-        Raises:
-            StorageError: The file cannot be written.
-        """
-        content = [row._asdict() for row in rows]
+        return self._read(ask, ())
+
+    def find(self, query: Query) -> Found:
+        """Return the entries that a query describes."""
+        return self._read(lambda connection: find_entries(connection, query), Found((), {}))
+
+    def figures(self) -> frozenset[str]:
+        """Return the names of all metrics that some adapter was measured by."""
+        return self._read(measured_figures, frozenset())
+
+    def put(self, card: AdapterCard) -> None:
+        """Replace the entries of one adapter; without names it is forgotten. The caller holds the lock."""
         try:
-            self._fill(content)
+            with self._file.open(change=True) as connection:
+                connection.execute(f"DELETE FROM {ENTRIES} WHERE adapter = ?", [card.id])  # noqa: S608
+                insert_entries(connection, entries_of(card))
         except IndexUnusableError:
-            self.drop()
-            try:
-                self._fill(content)
-            except IndexUnusableError as error:
-                self.drop()
-                raise StorageError(f"Cannot write {str(self.path)!r}: {error.__cause__}.") from error
+            # The change is on disk and complete; without an index the next reader makes one from the cards.
+            self._file.drop()
 
-    def _fill(self, content: list[dict[str, object]]) -> None:
-        with self._connection() as connection:
-            _metadata.create_all(connection)
-            connection.execute(delete(_table))
-            if content:
-                connection.execute(insert(_table), content)
+    def current_rows(self) -> Sequence[IndexRow]:
+        """Return every row, from the file unless that is out of step; the caller holds the lock."""
+        with suppress(IndexUnusableError, StorageError):
+            if self.mark.exists() or not self.path.is_file():
+                self.refill()
+            with self._file.open() as connection:
+                return _rows(connection)
+        return self._ask_cards(_rows)
 
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        engine = _engine(self.path)
+    def refill(self) -> Rebuilt:
+        """Make the file again from the cards; the caller holds the lock.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        cards, problems = checked_cards(self._root)
+        entries = [entry for card in cards for entry in entries_of(card)]
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(f"DELETE FROM {ENTRIES}")  # noqa: S608
+            insert_entries(connection, entries)
+
+        self._file.fill(write)
+        self.mark.unlink(missing_ok=True)
+        return Rebuilt(len(cards), tuple(problems))
+
+    def _read(self, ask: Callable[[sqlite3.Connection], T], empty: T) -> T:
+        """Return what the file answers, made again if it must be, or else what the cards say."""
+        if not (self._root / "adapters").is_dir():
+            return empty
+        if not self.mark.exists():
+            with suppress(IndexUnusableError), self._file.open() as connection:
+                return ask(connection)
         try:
-            with engine.begin() as connection:
-                yield connection
-        except DatabaseError as error:
-            raise IndexUnusableError from error
-        finally:
-            engine.dispose()
+            with self.lock():
+                self.refill()
+        except StorageError:
+            pass  # a full or read-only disk is no reason not to read: the cards say it all
+        else:
+            with suppress(IndexUnusableError), self._file.open() as connection:
+                return ask(connection)
+        return self._ask_cards(ask)
+
+    def _ask_cards(self, ask: Callable[[sqlite3.Connection], T]) -> T:
+        entries = (entry for card in checked_cards(self._root)[0] for entry in entries_of(card))
+        with table_of(entries) as connection:
+            return ask(connection)
 
 
-def _engine(path: Path) -> Engine:
-    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: object, _record: object) -> None:
-        cursor = connection.cursor()  # type: ignore[attr-defined]
-        cursor.execute("PRAGMA busy_timeout = 30000")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.close()
-
-    return engine
+def _rows(connection: sqlite3.Connection, where: str = "", *values: str) -> Sequence[IndexRow]:
+    return list(map(IndexRow._make, connection.execute(_ROWS + where + _BY_NAME, values)))

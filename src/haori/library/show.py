@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 from haori.core.hashing import short
 from haori.core.records import AdapterCard, DataReference, Metric, Verification
+from haori.library.entries import proved
 from haori.library.licences import effective_licence
+from haori.library.searching import Listed
 from haori.library.store import StoredAdapter
 
 if TYPE_CHECKING:
@@ -14,22 +16,22 @@ if TYPE_CHECKING:
 __all__ = ["card_table", "list_table", "verification_table"]
 
 
-def list_table(adapters: Iterable[StoredAdapter]) -> "Table":
+def list_table(entries: Iterable[Listed]) -> "Table":
     """Return one line per name."""
     from rich.table import Column, Table
     from rich.text import Text
 
     titles = ("base", "method", "MB", "licence", "proved")
     table = Table(Column("name", no_wrap=True), *(Column(title, overflow="fold") for title in titles))
-    for stored in adapters:
-        card = stored.card
+    for entry, promoted in entries:
+        mark = " (mounted)" if entry.mount else " (promoted)" if promoted else ""
         table.add_row(
-            Text.assemble(stored.name, (" (promoted)", "green") if stored.promoted else ""),
-            Text(card.base.name),
-            Text(card.method + (f" r{card.rank}" if card.rank else "")),
-            f"{card.size_bytes / 1e6:.1f}",
-            Text(card.licence or "unknown"),
-            Text(_proved(card.verification)),
+            Text.assemble(entry.full_name, (mark, "cyan" if entry.mount else "green")),
+            Text(entry.base or "unknown"),
+            Text(entry.method + (f" r{entry.rank}" if entry.rank else "")),
+            f"{entry.size_bytes / 1e6:.1f}",
+            Text(entry.licence or "unknown"),
+            Text(entry.problem or entry.proved, style="red" if entry.problem else ""),
         )
     return table
 
@@ -53,7 +55,7 @@ def card_table(stored: StoredAdapter) -> "Table":
         *(("data", _data(data)) for data in card.data),
         ("licence", card.licence or "unknown"),
         ("commercial use", f"{verdict.commercial}: {' '.join(verdict.reasons)} Not legal advice."),
-        ("proved", _proved(card.verification)),
+        ("proved", proved(card.verification)),
         *_run(card),
         *((f"measured {evaluation.time[:10]}", _evaluation(evaluation.metrics, evaluation.data))
           for evaluation in card.evaluations),
@@ -114,11 +116,3 @@ def _evaluation(metrics: dict[str, Metric], data: DataReference) -> str:
         base = f" (base {metric.base:.4g})" if metric.base is not None else ""
         said.append(f"{name.replace('_', ' ')} {metric.value:.4g}{base}")
     return f"{', '.join(said)} on {data.source}"
-
-
-def _proved(verification: Verification | None) -> str:
-    if verification is None:
-        return "no"
-    if not verification.passed:
-        return f"FAILED: {', '.join(check.name for check in verification.failures)}"
-    return f"yes, in {verification.dtype}"

@@ -12,10 +12,15 @@ from haori.core.errors import LibraryError, nearest
 from haori.library.index import IndexRow
 from haori.library.promotion import History, Promotion, promoted_row
 
-__all__ = ["Names"]
+__all__ = ["Names", "id_digits"]
 
 _MOST_COMPARED = 32
 _ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
+
+
+def id_digits(spec: str) -> str | None:
+    """Return the digits of an id that a spec may be, or None."""
+    return spec.removeprefix("sha256:") if _ID_PREFIX.fullmatch(spec) else None
 
 
 class Names:
@@ -64,8 +69,7 @@ class Names:
         if named:
             held = ", ".join(str(row.version) for row in named)
             raise LibraryError(f"{name!r} has no version {version!r}; it has {held}.")
-        if _ID_PREFIX.fullmatch(spec):
-            digits = spec.removeprefix("sha256:")
+        if (digits := id_digits(spec)) is not None:
             fitting = {row.adapter: row for row in self.rows if row.adapter.removeprefix("sha256:").startswith(digits)}
             if len(fitting) > 1:
                 raise LibraryError(f"The digits {digits!r} fit {len(fitting)} adapters; give more of them.")

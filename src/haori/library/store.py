@@ -13,26 +13,27 @@ carry versions: the next one is one above the highest in use.
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from haori.core.errors import HaoriError, LibraryError, StorageError
+from haori.core.errors import LibraryError
 from haori.core.folder_swap import delete_folder
-from haori.core.lock import file_lock
 from haori.core.records import AdapterCard
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, staged_folder, sweep, write_text
 from haori.data.seen import SEEN_NAME
 from haori.library.adapter_files import inspect_adapter
 from haori.library.adapter_names import check_no_base_name, refuse_base_name
-from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, is_id_of, read_card
+from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, read_card
 from haori.library.formats.peft import copy_adapter, export_peft
-from haori.library.index import Index, IndexRow, IndexUnusableError, rows_of
+from haori.library.index import Index, IndexRow, Rebuilt
 from haori.library.promotion import PROMOTIONS_NAME, History, PromotionFile, promote, roll_back
-from haori.library.specs import Names
+from haori.library.searching import Search, search
+from haori.library.specs import Names, id_digits
+from haori.library.stored_cards import stored_folder
 
 __all__ = ["Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"]
 
@@ -55,13 +56,6 @@ class StoredAdapter:
     card: AdapterCard
     name: str
     promoted: str | None = None
-
-
-class Rebuilt(NamedTuple):
-    """Result of `Library.rebuild`: how many adapters are listed, and a sentence for each folder that is not."""
-
-    adapters: int
-    problems: tuple[str, ...]
 
 
 def check_name(name: str) -> str:
@@ -92,8 +86,8 @@ class Library:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = settings().library if root is None else root
-        self._index = Index(self.root / "index.sqlite")
-        self.mark = self.root / ".changing"
+        self._index = Index(self.root)
+        self.mark = self._index.mark
         self._promotions = PromotionFile(self.root / PROMOTIONS_NAME)
         self.watched = (self._index.path, self.root / "index.sqlite-wal", self._promotions.path)
 
@@ -130,7 +124,7 @@ class Library:
                 if card.origin == "trained" and (folder / SEEN_NAME).is_file():
                     shutil.copyfile(folder / SEEN_NAME, stage / SEEN_NAME)
                 (stage / CARD_NAME).write_text(_card_text(card), encoding="utf-8")
-            self._remember(card)
+            self._index.put(card)
         return StoredAdapter(kept, card, card.names[-1])
 
     def get(self, spec: str) -> StoredAdapter:
@@ -140,20 +134,27 @@ class Library:
             LibraryError: There is none, or the id digits fit several; near names are given. Or the bare name is that
                 of the base too.
         """
-        names = self.names()
+        names = self._names_for(spec)
         stored = self._stored(names.find(spec), names)
         refuse_base_name(spec, stored.card.base.name, stored.name)
         return stored
 
     def list(self) -> tuple[StoredAdapter, ...]:
-        """Return every name of every adapter, by name and version."""
-        return self.search("")
-
-    def search(self, query: str) -> tuple[StoredAdapter, ...]:
-        """Return the adapters in whose names, base, method, licences, description or data every word occurs."""
+        """Return every name of every adapter with its card, by name and version."""
         names = self.names()
-        rows = self._rows(query.split()) if query else names.rows
-        return tuple(self._stored(row, names) for row in rows if self.folder(row.adapter).is_dir())
+        return tuple(self._stored(row, names) for row in names.rows if self.folder(row.adapter).is_dir())
+
+    def search(self, query: str = "") -> Search:
+        """Find adapters without reading a card: what `query` describes, the best first; all of them if it is empty.
+
+        Words may be anywhere in names, trigger words, tags, base, method, licences, description or data; a word that
+        occurs nowhere is taken for one that is spelled nearly so. `base:sd15` and the like look at one field,
+        `accuracy>0.8` at a metric.
+
+        Raises:
+            InputError: A filter or metric that there is not.
+        """
+        return search(self._index, self._promotions.read(), query)
 
     def names(self, *, wait: bool = True) -> Names:
         """Return every name and what was promoted, without reading a card.
@@ -166,10 +167,8 @@ class Library:
             LibraryError: The history of promotions is damaged.
         """
         history = self._promotions.read()
-        if not wait:
-            with suppress(IndexUnusableError):
-                return Names(self._index.rows(), history)
-        return Names(self._rows(), history)
+        rows = None if wait else self._index.rows_at_once()
+        return Names(self._index.rows() if rows is None else rows, history)
 
     def promote(self, spec: str) -> StoredAdapter:
         """Make a bare name mean one of its versions, given as `support@3`, until another is promoted.
@@ -189,8 +188,7 @@ class Library:
 
     def folder(self, adapter: str) -> Path:
         """Return where the adapter of this content id is kept, whether it is there or not."""
-        digits = adapter.removeprefix("sha256:")
-        return self.root / "adapters" / digits[:2] / digits
+        return stored_folder(self.root, adapter)
 
     def remove(self, spec: str) -> tuple[str, ...]:
         """Take a name away; an adapter without names is deleted. An id takes away all of its names.
@@ -213,7 +211,7 @@ class Library:
             else:
                 with explain_os_errors(stored.path):
                     delete_folder(stored.path)
-            self._remember(card)
+            self._index.put(card)
         return gone
 
     def update(self, spec: str, **fields: Any) -> StoredAdapter:
@@ -230,7 +228,7 @@ class Library:
                 fields["evaluations"] = (*stored.card.evaluations, *fields["evaluations"])
             card = stored.card.with_fields(**fields)
             write_text(stored.path / CARD_NAME, _card_text(card))
-            self._remember(card)
+            self._index.put(card)
         return replace(stored, card=card)
 
     def export(self, spec: str, out: Path) -> Path:
@@ -248,10 +246,10 @@ class Library:
 
         A folder whose card is damaged, or whose files are not those its id was made from, is left out and reported.
         """
-        with self._lock():
+        with self._index.lock():
             for folder in self.root.glob("adapters/??"):
                 sweep(folder)
-            return self._refill()
+            return self._index.refill()
 
     def _held(self, card: AdapterCard) -> AdapterCard | None:
         """Return the card of the same files for the same base, if they are here."""
@@ -266,19 +264,12 @@ class Library:
             return StoredAdapter(folder, held, same[-1])
         card = held.with_fields(names=(*held.names, _next_name(name, names)))
         write_text(folder / CARD_NAME, _card_text(card))
-        self._remember(card)
+        self._index.put(card)
         return StoredAdapter(folder, card, card.names[-1])
-
-    def _remember(self, card: AdapterCard) -> None:
-        try:
-            self._index.put(card.id, rows_of(card))
-        except IndexUnusableError:
-            # The change is on disk and complete; without an index the next reader makes one from the cards.
-            self._index.drop()
 
     def _change_history(self, change: Callable[[Names, str], History], spec: str) -> StoredAdapter:
         """Write the history that `change` makes and return the adapter that the bare name means then."""
-        with self._lock():
+        with self._index.lock():
             names = self._current_names()
             if spec == (held := self._stored(names.find(spec), names)).card.base.name:
                 raise LibraryError(
@@ -299,27 +290,15 @@ class Library:
         promoted = names.promoted(row.name)
         return StoredAdapter(folder, card, name, promoted[1].time if promoted and promoted[0] == row else None)
 
-    def _rows(self, words: Sequence[str] = ()) -> Sequence[IndexRow]:
-        if not (self.root / "adapters").is_dir():
-            return ()
-        if not self.mark.exists():
-            with suppress(IndexUnusableError):
-                return self._index.rows(words)
-        try:
-            with self._lock():
-                self._refill()
-        except StorageError:
-            pass  # a full or read-only disk is no reason not to read: the cards say it all
-        else:
-            with suppress(IndexUnusableError):
-                return self._index.rows(words)
-        rows = _rows_of_all(self._checked_cards()[0])
-        return [row for row in rows if all(word.lower() in row.text for word in words)]
+    def _names_for(self, spec: str) -> Names:
+        """Return the names among which a spec is looked up: those that fit it, or all where none does."""
+        rows = self._index.rows_of(spec.partition("@")[0], id_digits(spec))
+        return Names(rows, self._promotions.read()) if rows else self.names()
 
     @contextmanager
     def _change(self) -> Iterator[Names]:
         """Hold the lock and yield every name; the mark stays behind if the change does not come to its end."""
-        with self._lock():
+        with self._index.lock():
             names = self._current_names()
             was_stale = self.mark.exists()
             with explain_os_errors(self.mark):
@@ -334,59 +313,12 @@ class Library:
                 self.mark.unlink()
 
     def _current_names(self) -> Names:
-        """Return every name, read from the index unless that is out of step; the caller holds the lock."""
-        history = self._promotions.read()
-        with suppress(IndexUnusableError, StorageError):
-            if self.mark.exists() or not self._index.path.is_file():
-                self._refill()
-            return Names(self._index.rows(), history)
-        return Names(_rows_of_all(self._checked_cards()[0]), history)
-
-    def _refill(self) -> Rebuilt:
-        cards, problems = self._checked_cards()
-        self._index.fill(_rows_of_all(cards))
-        self.mark.unlink(missing_ok=True)
-        return Rebuilt(len(cards), tuple(problems))
-
-    def _lock(self) -> AbstractContextManager[None]:
-        return file_lock(self.root / ".lock", holds="library")
-
-    def _checked_cards(self) -> tuple[Sequence[AdapterCard], Sequence[str]]:
-        cards: dict[str, AdapterCard] = {}
-        problems: list[str] = []
-        taken: dict[str, str] = {}
-        for folder in self._folders():
-            try:
-                card = read_card(folder)
-                files = inspect_adapter(folder)
-            except (HaoriError, OSError) as error:
-                problems.append(str(error))
-                continue
-            clash = next((full for full in card.names if full in taken), None) if card is not None else None
-            if card is None:
-                problems.append(f"{str(folder)!r} holds no {CARD_NAME}.")
-            elif not is_id_of(card.id, files, card.base) or folder != self.folder(card.id):
-                problems.append(f"The files in {str(folder)!r} are not those its card describes: they were changed.")
-            elif clash is not None:
-                problems.append(f"{str(folder)!r} is called {clash!r}, as is {taken[clash]!r}; remove one of them.")
-            else:
-                taken.update(dict.fromkeys(card.names, str(folder)))
-                cards[card.id] = card
-        return list(cards.values()), problems
-
-    def _folders(self) -> Iterator[Path]:
-        """Yield the folders of adapters; names with a dot are unfinished or discarded."""
-        for folder in sorted(self.root.glob("adapters/[0-9a-f][0-9a-f]/*")):
-            if not folder.name.startswith(".") and folder.is_dir():
-                yield folder
+        """Return every name; the caller holds the lock."""
+        return Names(self._index.current_rows(), self._promotions.read())
 
 
 def _next_name(name: str, names: Names) -> str:
     return f"{name}@{max((row.version for row in names.versions(name)), default=0) + 1}"
-
-
-def _rows_of_all(cards: Sequence[AdapterCard]) -> Sequence[IndexRow]:
-    return sorted((row for card in cards for row in rows_of(card)), key=lambda row: (row.name, row.version))
 
 
 def _card_or_none(folder: Path) -> AdapterCard | None:
