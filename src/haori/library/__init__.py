@@ -11,10 +11,12 @@ from haori.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from haori.library.adapter_files import AdapterFiles, inspect_adapter
     from haori.library.attaching import attach, attach_files, check_base
+    from haori.library.attribution import attribution_text
     from haori.library.exporting import export_stored
     from haori.library.formats.peft import export_peft
     from haori.library.importer import import_adapter
     from haori.library.licences import LicenceVerdict, effective_licence
+    from haori.library.lineage import ancestors, lineage_tree
     from haori.library.logits import (
         LogitDifference,
         adapter_probes,
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from haori.library.model_proof import verify_model
     from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
     from haori.library.prompt_formats import joint_format, prompt_format, stored_template
-    from haori.library.show import card_table, list_table, verification_table
+    from haori.library.show import card_table, licence_table, list_table, verification_table
     from haori.library.specs import Names
     from haori.library.store import Library, Rebuilt, StoredAdapter, adapter_id, check_name, draft_card
     from haori.library.verify import require_passed, verify_adapter
@@ -43,8 +45,10 @@ __all__ = [
     "StoredAdapter",
     "adapter_id",
     "adapter_probes",
+    "ancestors",
     "attach",
     "attach_files",
+    "attribution_text",
     "base_of",
     "card_table",
     "check_base",
@@ -58,6 +62,8 @@ __all__ = [
     "import_adapter",
     "inspect_adapter",
     "joint_format",
+    "licence_table",
+    "lineage_tree",
     "list_table",
     "live_probe_logits",
     "merge_adapter",
@@ -76,17 +82,19 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "adapter_files": ("AdapterFiles", "inspect_adapter"),
+        "attribution": ("attribution_text",),
         "attaching": ("attach", "attach_files", "check_base"),
         "exporting": ("export_stored",),
         "formats.peft": ("export_peft",),
         "importer": ("import_adapter",),
         "licences": ("LicenceVerdict", "effective_licence"),
+        "lineage": ("ancestors", "lineage_tree"),
         "logits": ("LogitDifference", "adapter_probes", "compare_logits", "default_probes", "live_probe_logits"),
         "merge": ("Merged", "merge_adapter"),
         "model_proof": ("verify_model",),
         "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
         "prompt_formats": ("joint_format", "prompt_format", "stored_template"),
-        "show": ("card_table", "list_table", "verification_table"),
+        "show": ("card_table", "licence_table", "list_table", "verification_table"),
         "specs": ("Names",),
         "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
         "verify": ("require_passed", "verify_adapter"),

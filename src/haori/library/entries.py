@@ -15,6 +15,7 @@ from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 from haori.core.records import AdapterCard, Verification
+from haori.library.licences import commercial_use
 from haori.library.query import Comparison, Filter, Query, folded
 
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 # A change of columns takes a new table name: an old file then simply lacks the table and is filled again.
-ENTRIES = "entries_1"
+ENTRIES = "entries_2"
 _WORD = re.compile(r"[^\W_]+")
 _CLOSE = 0.75
 _MOST_COMPARED, _MOST_CLOSE, _SHORTEST = 48, 8, 3
@@ -60,6 +61,7 @@ class Entry(NamedTuple):
         problem: Why a mounted file cannot be used, as a sentence.
         words: The words of its name, triggers and tags, folded, each on a line.
         text: Everything that is known of it, folded.
+        commercial: Whether it may be used commercially, as far as its card tells.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Entry(NamedTuple):
     problem: str | None
     words: str
     text: str
+    commercial: str = "unknown"
 
     @property
     def full_name(self) -> str:
@@ -124,7 +127,7 @@ def entries_of(card: AdapterCard) -> list[Entry]:
             triggers="\n".join(card.trigger_words), tags="\n".join(folded(tag) for tag in card.tags),
             metrics=json.dumps({name: value for name, value in metrics.items() if math.isfinite(value)}),
             mount=None, problem=None, words=words_of(name, *card.trigger_words, *card.tags),
-            text=folded("\n".join(part for part in text if part)),
+            text=folded("\n".join(part for part in text if part)), commercial=commercial_use(card),
         ))  # fmt: skip
     return entries
 

@@ -1,24 +1,62 @@
-"""The effective licence of an adapter: base AND datasets AND parents, and whether commercial use is covered.
+"""The effective licence of an adapter: what its base, its data, its parents and its author allow together.
 
-Expressions are parsed by `license-expression`, whose ScanCode index works offline. A licence nobody stated, or whose
-terms are not in the tables here, is `unknown`, and unknown never adds up to "commercial use is fine". This is a
-reading aid, not legal advice.
+Expressions are parsed by `license-expression`, whose ScanCode index works offline. Every source counts, those of
+parents too, and the strictest decides; of licences to choose among (OR) the choice that allows most is taken. A
+licence nobody stated, or whose terms are not known here, is `unknown`, and unknown never adds up to "commercial use
+is fine". This is a reading aid, not legal advice.
 """
 
-import json
-import re
+import math
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from pathlib import Path
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from haori.core.records import AdapterCard
+from haori.library.licence_conflicts import conflicts
+from haori.library.licence_sources import PERMISSIONS_LICENCE, Ingredient, ingredients, licensing, parse_licence
+from haori.library.licence_terms import SEVERITY, Answer, Terms, permission_terms, terms_of
 
-__all__ = ["Commercial", "LicenceVerdict", "effective_licence"]
+__all__ = ["Credit", "LicenceVerdict", "Question", "Source", "commercial_use", "effective_licence"]
 
-Commercial = Literal["yes", "conditions", "unknown", "no"]
-_UNKNOWN = "LicenseRef-scancode-unknown"
-_SEVERITY: tuple[Commercial, ...] = ("yes", "conditions", "unknown", "no")
+Credit = Literal["required", "not required", "unknown"]
+Question = Literal["commercial", "redistribution", "credit"]
+_MOST_CHOICES = 1024
+
+
+class Source(NamedTuple):
+    """Something that an adapter was made from, with the terms it brings.
+
+    Attributes:
+        ingredient: What it is.
+        terms: The licences that count, each with its terms: all of an AND, and the chosen ones of an OR.
+    """
+
+    ingredient: Ingredient
+    terms: tuple[tuple[str, Terms], ...]
+
+    @property
+    def commercial(self) -> Answer:
+        """Return whether it may be used commercially."""
+        return _strictest(terms.commercial for _, terms in self.terms)
+
+    @property
+    def redistribution(self) -> Answer:
+        """Return whether it may be shared."""
+        return _strictest(terms.redistribution for _, terms in self.terms)
+
+    @property
+    def credit(self) -> Credit:
+        """Return whether it must be credited."""
+        return _joint_credit(_CREDIT[terms.credit] for _, terms in self.terms)
+
+    @property
+    def reason(self) -> str:
+        """Return what it allows and asks, as a sentence."""
+        stated = self.ingredient.licence or (
+            "no licence stated" if self.ingredient.permissions is None else "permissions as Civitai asks them"
+        )
+        said = dict.fromkeys(terms.reason for _, terms in self.terms)
+        return f"{self.ingredient.what}: {stated} ({'; '.join(said)})."
 
 
 class LicenceVerdict(NamedTuple):
@@ -26,141 +64,129 @@ class LicenceVerdict(NamedTuple):
 
     Attributes:
         expression: SPDX expression of everything that applies.
-        commercial: Whether commercial use is covered: yes, under conditions, unknown, or no.
-        reasons: One sentence per source, in the order base, data, parents.
+        commercial: Whether it may be used commercially.
+        redistribution: Whether it may be shared.
+        credit: Whether what it was made from must be credited.
+        sources: What it was made from, in the order base, data, author, parents.
+        conflicts: A sentence for each pair of licences that cannot be kept together when it is shared.
     """
 
     expression: str
-    commercial: Commercial
-    reasons: tuple[str, ...]
+    commercial: Answer
+    redistribution: Answer
+    credit: Credit
+    sources: tuple[Source, ...]
+    conflicts: tuple[str, ...] = ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Return one sentence per source."""
+        return tuple(source.reason for source in self.sources)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Return everything that must be done or kept to, each once, with the sources that ask for it."""
+        asked: dict[str, list[str]] = {}
+        for source in self.sources:
+            for duty in (duty for _, terms in source.terms for duty in terms.duties):
+                asked.setdefault(duty, []).append(source.ingredient.what)
+        return tuple(f"{duty} ({'; '.join(dict.fromkeys(names))})" for duty, names in asked.items())
+
+    def because(self, question: Question) -> tuple[str, ...]:
+        """Return what decides an answer: the sources that allow least, after what conflicts."""
+        answer = getattr(self, question)
+        found = tuple(source.reason for source in self.sources if getattr(source, question) == answer)
+        return (*self.conflicts, *found) if question == "redistribution" else found
 
 
-class _Source(NamedTuple):
-    what: str
-    licence: str | None
-
-
-# First match decides. Licences the ScanCode index files under "Proprietary Free" and the like need a line of their own.
-_TERMS: tuple[tuple[str, Commercial, str], ...] = (
-    (
-        r"CC-BY-NC-|-nc(-|$)|non-?commercial|llama-license-2023",
-        "no",
-        "non-commercial use only, and derivatives inherit that",
-    ),
-    (r"CC-BY-ND-", "no", "no adapted versions may be shared"),
-    (
-        r"llama-(2|3|4)",
-        "conditions",
-        'free below 700 million monthly users; say "Built with Llama" and begin the name of what you share with Llama',
-    ),
-    (r"gemma", "yes", "pass on the prohibited-use policy"),
-    (r"(open-?)?rail", "yes", "pass on the use restrictions"),
-    (r"^CC-BY-SA-|^ODbL-", "conditions", "credit the source and share adapted versions under the same licence"),
-    (r"^CC-BY-\d|^ODC-By-", "yes", "credit the source"),
-)  # fmt: skip
-_CATEGORIES: dict[str, tuple[Commercial, str]] = {
-    "Permissive": ("yes", "keep the notices"),
-    "Public Domain": ("yes", "no duties"),
-    "Copyleft": ("conditions", "copyleft: what you share falls under the same licence"),
-    "Copyleft Limited": ("conditions", "limited copyleft: what you share may fall under the same licence"),
-}
-
-
-def effective_licence(card: AdapterCard, parents: Sequence[AdapterCard] = ()) -> LicenceVerdict:
+def effective_licence(card: AdapterCard, ancestors: Iterable[AdapterCard] = ()) -> LicenceVerdict:
     """Combine the licences of everything an adapter was made from.
 
     Args:
-        card: The adapter. The licence on the card of an `added` adapter counts as one source: its author's terms.
-        parents: Cards of the adapters named in `card.parents`; one that is not given counts as unknown.
+        card: The adapter. Of one that was `added`, the licence and the permissions on the card are its author's terms.
+        ancestors: Cards of the adapters it was made from, and of those these were made from (see
+            `haori.library.lineage.ancestors`); one that is named and not given counts as unknown.
     """
-    sources = list(_sources(card, parents))
-    parsed = [_parse(source.licence) for source in sources]
-    verdicts = [_verdict(expression) for expression in parsed]
-    reasons = tuple(
-        f"{source.what}: {source.licence or 'no licence stated'} ({reason})."
-        for source, (_, reason) in zip(sources, verdicts, strict=True)
+    made_of = ingredients(card, ancestors)
+    parsed = [parse_licence(PERMISSIONS_LICENCE if one.permissions else one.licence) for one in made_of]
+    choices = [_choices(one, expression) for one, expression in zip(made_of, parsed, strict=True)]
+    sources = min(_combinations(choices), key=_burden)
+    clash = _conflicts(sources)
+    return LicenceVerdict(
+        expression=_join(parsed),
+        commercial=_strictest(source.commercial for source in sources),
+        redistribution="no" if clash else _strictest(source.redistribution for source in sources),
+        credit=_joint_credit(source.credit for source in sources),
+        sources=tuple(sources),
+        conflicts=clash,
     )
-    return LicenceVerdict(_join(parsed), max((v for v, _ in verdicts), key=_SEVERITY.index), reasons)
 
 
-def _sources(card: AdapterCard, parents: Sequence[AdapterCard]) -> Iterable[_Source]:
-    yield _Source(f"base {card.base.name}", card.base.licence)
-    for data in card.data:
-        yield _Source(f"data {data.source}", data.licence)
-    if card.origin == "added":
-        yield _Source("the adapter's author", card.licence)
-    known = {parent.id: parent for parent in parents}
-    for identity in card.parents:
-        parent = known.get(identity)
-        label = parent.names[-1] if parent is not None and parent.names else identity.removeprefix("sha256:")[:12]
-        yield _Source(f"parent {label}", parent.licence if parent is not None else None)
+def commercial_use(card: AdapterCard) -> Answer:
+    """Return whether an adapter may be used commercially as far as its card alone tells, for lists.
+
+    The terms of its parents are those in the licence on its card.
+    """
+    found = effective_licence(card.with_fields(parents=())).commercial
+    if not card.parents:
+        return found
+    of_parents = [Source(Ingredient("parent", "", None, card.licence), way) for way in _ways(parse_licence(card.licence))]
+    return _strictest([found, min((way.commercial for way in of_parents), key=SEVERITY.index)])
 
 
-def _parse(licence: str | None) -> Any:
-    """Return a licence expression tree; hub ids become SPDX ids, and free text a LicenseRef of its own."""
-    from license_expression import ExpressionError, ParseError
+_CREDIT: dict[bool | None, Credit] = {True: "required", False: "not required", None: "unknown"}
 
-    from haori.bases.licence import to_spdx
 
-    licensing = _licensing()
-    try:
-        expression = licensing.parse(licence or _UNKNOWN)
-    except (ExpressionError, ParseError):
-        expression = licensing.parse(to_spdx(str(licence)) or _UNKNOWN)
-    if expression is None:
-        return licensing.parse(_UNKNOWN)
-    foreign = {
-        symbol: licensing.parse(to_spdx(symbol.key) or _UNKNOWN)
-        for symbol in expression.symbols
-        if not str(symbol).startswith("LicenseRef-") and licensing.unknown_license_keys(str(symbol))
-    }
-    return expression.subs(foreign) if foreign else expression
+def _strictest(answers: Iterable[Answer]) -> Answer:
+    return max(answers, key=SEVERITY.index)
+
+
+def _joint_credit(asked: Iterable[Credit]) -> Credit:
+    found = set(asked)
+    return "required" if "required" in found else "unknown" if "unknown" in found else "not required"
+
+
+def _choices(one: Ingredient, expression: Any) -> list[Source]:
+    """Return the ways to satisfy the licence of one ingredient."""
+    ways = [((PERMISSIONS_LICENCE, permission_terms(one.permissions)),)] if one.permissions else _ways(expression)
+    if one.role == "author":  # the adapter is this work itself, not something made from it
+        ways = [tuple((key, terms.of_itself()) for key, terms in way) for way in ways]
+    return [Source(one, way) for way in ways]
+
+
+def _ways(expression: Any) -> list[tuple[tuple[str, Terms], ...]]:
+    kind = type(expression).__name__
+    if kind == "OR":
+        return [way for part in expression.args for way in _ways(part)]
+    if kind == "AND":
+        return [sum(parts, ()) for parts in product(*(_ways(part) for part in expression.args))]
+    licence = getattr(expression, "license_symbol", None)
+    if licence is None:
+        return [((str(expression.key), terms_of(str(expression.key))),)]
+    return [((str(expression), terms_of(str(licence.key)).excepted()),)]
+
+
+def _combinations(choices: Sequence[list[Source]]) -> Iterable[tuple[Source, ...]]:
+    """Return every way to choose; where there are very many, the one that is best source by source."""
+    if math.prod(len(ways) for ways in choices) <= _MOST_CHOICES:
+        return product(*choices)
+    return [tuple(min(ways, key=lambda way: _burden((way,))) for ways in choices)]
+
+
+def _burden(sources: Sequence[Source]) -> tuple[int, int, int, int]:
+    """Return how little a choice allows, for the least to be taken: use first, then sharing, then duties."""
+    answers = [(SEVERITY.index(one.commercial), SEVERITY.index(one.redistribution)) for one in sources]
+    used, shared = (max(values) for values in zip(*answers, strict=True))
+    credits = sum(one.credit != "not required" for one in sources)
+    return used, 3 if _conflicts(sources) else shared, sum(map(sum, answers)), credits
+
+
+def _conflicts(sources: Iterable[Source]) -> tuple[str, ...]:
+    return conflicts([(f"{key} of {one.ingredient.what}", terms) for one in sources for key, terms in one.terms])
 
 
 def _join(expressions: Sequence[Any]) -> str:
     from license_expression import combine_expressions
 
     texts = [expression.render() for expression in expressions]
-    return str(combine_expressions(texts, relation="AND", unique=True, licensing=_licensing()))
-
-
-@lru_cache(maxsize=1)
-def _licensing() -> Any:
-    from license_expression import get_spdx_licensing
-
-    return get_spdx_licensing()
-
-
-def _verdict(expression: Any) -> tuple[Commercial, str]:
-    """AND takes the strictest part, OR the freest; a licence WITH an exception counts as the licence."""
-    kind = type(expression).__name__
-    if kind in {"AND", "OR"}:
-        parts = [_verdict(part) for part in expression.args]
-        choose = max if kind == "AND" else min
-        return choose(parts, key=lambda part: _SEVERITY.index(part[0]))
-    symbol = getattr(expression, "license_symbol", expression)
-    return _terms(str(symbol.key))
-
-
-def _terms(key: str) -> tuple[Commercial, str]:
-    for pattern, verdict, reason in _TERMS:
-        if re.search(pattern, key, flags=re.IGNORECASE):
-            return verdict, reason
-    if key == _UNKNOWN:
-        return "unknown", "unknown terms, so nothing can be said about commercial use"
-    category = _categories().get(key.lower())
-    return _CATEGORIES.get(category or "", ("unknown", "terms not known here; read the licence"))
-
-
-@lru_cache(maxsize=1)
-def _categories() -> dict[str, str]:
-    """Return ScanCode's category of every SPDX id, in lower case."""
-    from license_expression import vendored_scancode_licensedb_index_location
-
-    rows = json.loads(Path(vendored_scancode_licensedb_index_location).read_text(encoding="utf-8"))
-    table = {}
-    for row in rows:
-        for key in (row.get("spdx_license_key"), *row.get("other_spdx_license_keys", [])):
-            if key:
-                table[key.lower()] = row.get("category") or ""
-    return table
+    return str(combine_expressions(texts, relation="AND", unique=True, licensing=licensing()))

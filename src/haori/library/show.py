@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 from haori.core.hashing import short
 from haori.core.records import AdapterCard, DataReference, Metric, Verification
 from haori.library.entries import proved
-from haori.library.licences import effective_licence
+from haori.library.licences import LicenceVerdict, Question, effective_licence
+from haori.library.lineage import ancestors
 from haori.library.searching import Listed
 from haori.library.store import StoredAdapter
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["card_table", "list_table", "verification_table"]
+__all__ = ["card_table", "licence_table", "list_table", "verification_table"]
+
+_NOT_ADVICE = "A reading aid, not legal advice."
 
 
 def list_table(entries: Iterable[Listed]) -> "Table":
@@ -21,7 +24,7 @@ def list_table(entries: Iterable[Listed]) -> "Table":
     from rich.table import Column, Table
     from rich.text import Text
 
-    titles = ("base", "method", "MB", "licence", "proved")
+    titles = ("base", "method", "MB", "licence", "commercial", "proved")
     table = Table(Column("name", no_wrap=True), *(Column(title, overflow="fold") for title in titles))
     for entry, promoted in entries:
         mark = " (mounted)" if entry.mount else " (promoted)" if promoted else ""
@@ -31,6 +34,7 @@ def list_table(entries: Iterable[Listed]) -> "Table":
             Text(entry.method + (f" r{entry.rank}" if entry.rank else "")),
             f"{entry.size_bytes / 1e6:.1f}",
             Text(entry.licence or "unknown"),
+            entry.commercial,
             Text(entry.problem or entry.proved, style="red" if entry.problem else ""),
         )
     return table
@@ -42,7 +46,7 @@ def card_table(stored: StoredAdapter) -> "Table":
     from rich.text import Text
 
     card = stored.card
-    verdict = effective_licence(card)
+    verdict = effective_licence(card, ancestors(stored))
     table = Table("", Column(overflow="fold"), title=stored.name, show_header=False, title_justify="left")
     rows = [
         ("names", ", ".join(card.names)),
@@ -54,7 +58,8 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("file", f"{card.size_bytes / 1e6:.1f} MB, {card.trainable_parameters:,} parameters"),
         *(("data", _data(data)) for data in card.data),
         ("licence", card.licence or "unknown"),
-        ("commercial use", f"{verdict.commercial}: {' '.join(verdict.reasons)} Not legal advice."),
+        ("commercial use", f"{verdict.commercial}: {' '.join(verdict.because('commercial'))}"),
+        ("sharing", f"{verdict.redistribution}: {' '.join(verdict.because('redistribution'))} {_NOT_ADVICE}"),
         ("proved", proved(card.verification)),
         *_run(card),
         *((f"measured {evaluation.time[:10]}", _evaluation(evaluation.metrics, evaluation.data))
@@ -67,6 +72,26 @@ def card_table(stored: StoredAdapter) -> "Table":
     for key, value in rows:
         if value:
             table.add_row(key, Text(value))
+    return table
+
+
+def licence_table(name: str, verdict: LicenceVerdict) -> "Table":
+    """Return what may be done with an adapter, and for each answer what decides it."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    table = Table(
+        "", "", Column("because", overflow="fold"), title=f"{name}: {verdict.expression}", title_justify="left"
+    )
+    colours = {"yes": "green", "conditions": "yellow", "unknown": "yellow", "no": "bold red"}
+    asked: dict[str, Question] = {"commercial use": "commercial", "sharing": "redistribution", "credit": "credit"}
+    for title, question in asked.items():
+        answer = getattr(verdict, question)
+        table.add_row(title, Text(answer, colours.get(answer, "")), Text("\n".join(verdict.because(question))))
+    if verdict.conditions:
+        table.add_row("to keep to", "", Text("\n".join(verdict.conditions)))
+    table.caption = f"{_NOT_ADVICE} The licences of base, data and parents are applied as if they bound the adapter."
+    table.caption_justify = "left"
     return table
 
 

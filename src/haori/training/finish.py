@@ -64,7 +64,7 @@ def prove_and_store(
     Raises:
         VerificationError: It is not what was trained; it stays in the run folder and out of the library.
     """
-    from haori.library import draft_card, effective_licence, require_passed, verify_adapter
+    from haori.library import StoredAdapter, ancestors, draft_card, effective_licence, require_passed, verify_adapter
     from haori.library.cards import read_card
 
     loading = loading_of(prepared.recipe.method, prepared.recipe.training.dtype)
@@ -104,7 +104,8 @@ def prove_and_store(
         parents=() if prepared.origin is None else (prepared.origin.parent,),
     )
     if prepared.origin is not None and (parent := read_card(prepared.origin.files.folder)) is not None:
-        card = card.with_fields(licence=effective_licence(card, [parent]).expression)
+        before = ancestors(StoredAdapter(prepared.origin.files.folder, parent, parent.id))
+        card = card.with_fields(licence=effective_licence(card, [parent, *before]).expression)
     return Library().add(folder / "adapter", prepared.recipe.name, card)
 
 
