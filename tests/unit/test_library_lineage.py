@@ -7,6 +7,7 @@ import pytest
 from haori.core.records import DataReference
 from haori.library import Library, ancestors, attribution_text, effective_licence, lineage_tree
 from haori.library.attribution import licence_address, public_name
+from haori.library.licences import commercial_use
 from tests.command_line import haori
 from tests.library_samples import base_reference, card_of, written_adapter
 
@@ -75,8 +76,9 @@ def test_the_command_says_what_decides(capsys, library):
     assert "grand.jsonl" in done.out
     assert "through grand@1" in done.out
     assert "prohibited-use policy" in done.out
-    listed = haori(capsys, "library", "list").out
-    assert all(" no " in line for line in listed.splitlines() if "child@1" in line)
+    listed = haori(capsys, "library", "list").out.splitlines()
+    assert any("grand@1" in line and " no " in line for line in listed)
+    assert any("parent@1" in line and " conditions " in line for line in listed)
     assert "commercial use" in haori(capsys, "library", "show", "child").out
     assert "parent grand@1" in haori(capsys, "library", "lineage", "child").out
 
@@ -132,3 +134,14 @@ def test_names_for_others_have_no_folders_of_this_machine(name, public):
 )
 def test_where_licences_can_be_read(key, address):
     assert licence_address(key) == address
+
+
+def test_a_list_says_what_the_card_alone_tells(library):
+    child = library.get("child").card
+    assert commercial_use(child) == "conditions"  # its own licence, MIT, claims nothing of its parents
+    assert (
+        commercial_use(child.with_fields(licence=effective_licence(child, ancestors(library.get("child"))).expression))
+        == "no"
+    )
+    assert commercial_use(child.with_fields(licence=effective_licence(child).expression)) == "unknown"
+    assert commercial_use(child.with_fields(licence=None)) == "unknown"

@@ -9,7 +9,9 @@ from haori.cli import provenance
 
 __all__ = ["app", "print_meaning"]
 
-app = typer.Typer(help="Adapters: list, show, search, add, verify, licence, lineage, promote, export, remove.", no_args_is_help=True)
+app = typer.Typer(
+    help="Adapters: list, show, search, add, verify, licence, lineage, promote, export, remove.", no_args_is_help=True
+)
 app.command("licence")(provenance.licence)
 app.command("lineage")(provenance.lineage)
 _Name = Annotated[str, typer.Argument(help="Name, name@version, or the first digits of an id.")]

@@ -130,7 +130,9 @@ def commercial_use(card: AdapterCard) -> Answer:
     found = effective_licence(card.with_fields(parents=())).commercial
     if not card.parents:
         return found
-    of_parents = [Source(Ingredient("parent", "", None, card.licence), way) for way in _ways(parse_licence(card.licence))]
+    of_parents = [
+        Source(Ingredient("parent", "", None, card.licence), way) for way in _ways(parse_licence(card.licence))
+    ]
     return _strictest([found, min((way.commercial for way in of_parents), key=SEVERITY.index)])
 
 

@@ -26,7 +26,7 @@ def ancestors(stored: "StoredAdapter") -> tuple[AdapterCard, ...]:
 
     Those that are no longer in its library, or whose card cannot be read, are left out: of them only the id is known.
     """
-    root = stored.path.parents[2]
+    root = stored.path.parent.parent.parent
     found: dict[str, AdapterCard] = {}
     waiting = list(stored.card.parents)
     while waiting:
