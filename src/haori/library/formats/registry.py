@@ -15,6 +15,8 @@ __all__ = ["FORMATS", "format_named", "format_of", "read_updates"]
 
 FORMATS: dict[str, str] = {
     "peft": "haori.library.formats.peft",
+    "diffusers": "haori.library.formats.diffusers",
+    "kohya": "haori.library.formats.kohya",
 }
 """The module of each format; it gives `FORMAT`."""
 
