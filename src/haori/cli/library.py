@@ -5,15 +5,17 @@ from typing import Annotated
 
 import typer
 
-from haori.cli import provenance
+from haori.cli import compatibility, provenance
 
 __all__ = ["app", "print_meaning"]
 
 app = typer.Typer(
-    help="Adapters: list, show, search, add, verify, licence, lineage, promote, export, remove.", no_args_is_help=True
+    help="Adapters: list, show, search, add, verify, licence, lineage, check, promote, export, remove.",
+    no_args_is_help=True,
 )
 app.command("licence")(provenance.licence)
 app.command("lineage")(provenance.lineage)
+app.command("check")(compatibility.check)
 _Name = Annotated[str, typer.Argument(help="Name, name@version, or the first digits of an id.")]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from haori.library.adapter_files import AdapterFiles, inspect_adapter
     from haori.library.attaching import attach, attach_files, check_base
     from haori.library.attribution import attribution_text
+    from haori.library.compatibility import Compatibility, check_compatibility, compatibility_table
     from haori.library.exporting import export_stored
     from haori.library.formats.peft import export_peft
     from haori.library.importer import import_adapter
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterFiles",
+    "Compatibility",
     "Library",
     "LicenceVerdict",
     "LogitDifference",
@@ -52,8 +54,10 @@ __all__ = [
     "base_of",
     "card_table",
     "check_base",
+    "check_compatibility",
     "check_name",
     "compare_logits",
+    "compatibility_table",
     "default_probes",
     "draft_card",
     "effective_licence",
@@ -84,6 +88,7 @@ __getattr__ = lazy_exports(
         "adapter_files": ("AdapterFiles", "inspect_adapter"),
         "attribution": ("attribution_text",),
         "attaching": ("attach", "attach_files", "check_base"),
+        "compatibility": ("Compatibility", "check_compatibility", "compatibility_table"),
         "exporting": ("export_stored",),
         "formats.peft": ("export_peft",),
         "importer": ("import_adapter",),
