@@ -18,7 +18,15 @@ from pathlib import Path
 from haori.core.errors import StorageError
 from haori.core.folder_swap import put_in_place, recover_all
 
-__all__ = ["explain_os_errors", "make_folder", "make_stamped_folder", "staged_folder", "sweep", "write_text"]
+__all__ = [
+    "explain_os_errors",
+    "make_folder",
+    "make_stamped_folder",
+    "staged_file",
+    "staged_folder",
+    "sweep",
+    "write_text",
+]
 
 _NAMES_TRIED = 1000
 _REASONS = {
@@ -99,6 +107,24 @@ def write_text(path: Path, text: str) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """Yield the name of a file to write beside `final`; on success it takes its place, on failure it vanishes."""
+    with explain_os_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.")
+        os.close(handle)
+        stage = Path(name)
+        try:
+            yield stage
+            stage.chmod(0o644)
+            with stage.open("rb") as file:
+                os.fsync(file.fileno())
+            stage.replace(final)
+        finally:
+            stage.unlink(missing_ok=True)
 
 
 @contextmanager

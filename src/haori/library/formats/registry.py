@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "format_named", "format_of", "read_updates"]
 
 FORMATS: dict[str, str] = {
+    "gguf": "haori.library.formats.gguf",
     "peft": "haori.library.formats.peft",
     "diffusers": "haori.library.formats.diffusers",
     "kohya": "haori.library.formats.kohya",
