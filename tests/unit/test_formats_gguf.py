@@ -116,12 +116,21 @@ def test_an_update_of_scale_zero_stays_one(tmp_path):
 REFUSED = {
     "DoRA": ({_Q: lora(16, 8, magnitude=torch.ones(16))}, "has a magnitude .DoRA"),
     "bias": ({_Q: lora(16, 8, bias=torch.ones(16))}, "changes a bias"),
-    "kind": ({_Q: ModuleUpdate("diff", {"diff": torch.ones(16, 8)})}, "of the kind diff, and a GGUF adapter holds LoRA"),
+    "kind": (
+        {_Q: ModuleUpdate("diff", {"diff": torch.ones(16, 8)})},
+        "of the kind diff, and a GGUF adapter holds LoRA",
+    ),
     "image": ({"unet.mid_block.proj": lora(16, 8)}, "for one text model"),
-    "module": ({"model.model.layers.0.self_attn.q_norm": lora(16, 8)}, "applies no adapter to 'model.layers.0.self_attn"),
+    "module": (
+        {"model.model.layers.0.self_attn.q_norm": lora(16, 8)},
+        "applies no adapter to 'model.layers.0.self_attn",
+    ),
     "experts": ({"model.model.layers.0.mlp.experts.3.up_proj": lora(16, 8)}, "applies no adapter to"),
     "heads": ({_Q: lora(12, 8)}, "no 4 heads of even size"),
-    "convolution": ({_Q: ModuleUpdate("lora", {"A": torch.ones(2, 8, 3, 3), "B": torch.ones(8, 2, 1, 1)})}, "a convolution"),
+    "convolution": (
+        {_Q: ModuleUpdate("lora", {"A": torch.ones(2, 8, 3, 3), "B": torch.ones(8, 2, 1, 1)})},
+        "a convolution",
+    ),
 }
 
 
