@@ -34,9 +34,18 @@ def licence(
         results().print(licence_table(stored.name, effective_licence(stored.card, before)))
 
 
-def lineage(name: _Name) -> None:
+def lineage(
+    name: _Name,
+    bom: Annotated[Path | None, typer.Option(help="Write it as a CycloneDX ML-BOM (JSON) to this file.")] = None,
+) -> None:
     """Show what an adapter was made from: base, data, recipe, run and parents."""
     from haori.cli.console import results
-    from haori.library import Library, lineage_tree
+    from haori.core.storage import write_text
+    from haori.library import Library, lineage_tree, model_bom
 
-    results().print(lineage_tree(Library().get(name)))
+    stored = Library().get(name)
+    if bom is None:
+        results().print(lineage_tree(stored))
+    else:
+        write_text(bom, model_bom(stored))
+        results().print(f"Written to {bom}.", soft_wrap=True, markup=False)

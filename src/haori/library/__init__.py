@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from haori.library.adapter_files import AdapterFiles, inspect_adapter
     from haori.library.attaching import attach, attach_files, check_base
     from haori.library.attribution import attribution_text
+    from haori.library.bill_of_materials import model_bom
     from haori.library.compatibility import Compatibility, check_compatibility, compatibility_table
     from haori.library.exporting import export_stored
     from haori.library.formats.peft import export_peft
@@ -72,6 +73,7 @@ __all__ = [
     "live_probe_logits",
     "merge_adapter",
     "merge_stored",
+    "model_bom",
     "open_adapter",
     "prompt_format",
     "require_passed",
@@ -88,6 +90,7 @@ __getattr__ = lazy_exports(
         "adapter_files": ("AdapterFiles", "inspect_adapter"),
         "attribution": ("attribution_text",),
         "attaching": ("attach", "attach_files", "check_base"),
+        "bill_of_materials": ("model_bom",),
         "compatibility": ("Compatibility", "check_compatibility", "compatibility_table"),
         "exporting": ("export_stored",),
         "formats.peft": ("export_peft",),
