@@ -142,7 +142,7 @@ def _verdict(card: AdapterCard, before: Sequence[AdapterCard]) -> list[Json]:
 
 def _base(base: BaseReference) -> Json:
     kind, _, place = base.source.partition(":")
-    facts = {f"fingerprint:{name}:{part}": value for name, of in base.components.items()
+    facts: dict[str, str | None] = {f"fingerprint:{name}:{part}": value for name, of in base.components.items()
              for part, value in (("structure", of.structure), ("weights", of.weights))}  # fmt: skip
     facts |= {"family": base.family, "quantization": base.quantization}
     found: Json = {
