@@ -44,6 +44,11 @@ def shown(table) -> str:
     return console.file.getvalue()
 
 
+def tree_of(library, name: str) -> str:
+    stored = library.get(name)
+    return shown(lineage_tree(stored.name, stored.card, ancestors(stored)))
+
+
 def test_every_generation_is_found_in_the_library(library):
     assert [card.names for card in ancestors(library.get("child"))] == [("parent@1",), ("grand@1",)]
     assert ancestors(library.get("grand")) == ()
@@ -59,13 +64,13 @@ def test_removed_damaged_and_strange_parents_are_left_out(library):
 
 
 def test_the_tree_has_each_generation_below_the_next(library):
-    lines = shown(lineage_tree(library.get("child"))).splitlines()
+    lines = tree_of(library, "child").splitlines()
     words = ("child@1", "parent parent@1", "data hub:org/set", "parent grand@1")
     depth = {word: next(line.index(word) for line in lines if word in line) for word in words}
     assert depth["child@1"] < depth["parent parent@1"] < depth["parent grand@1"]
     assert depth["data hub:org/set"] == depth["parent grand@1"]
     library.remove("parent")
-    assert "not in this library" in shown(lineage_tree(library.get("child")))
+    assert "not in this library" in tree_of(library, "child")
 
 
 def test_the_command_says_what_decides(capsys, library):

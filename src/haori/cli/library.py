@@ -125,11 +125,14 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder to write to.")],
     base: Annotated[str | None, typer.Option(help="Base to prove it on; by default the one on the card.")] = None,
 ) -> None:
-    """Write an adapter as a stock PEFT folder, after proving that stock PEFT makes the same of it."""
+    """Write an adapter as a stock PEFT folder with its model card, after proving that stock PEFT loads the same."""
     from haori.cli.console import results
-    from haori.library import export_stored
+    from haori.library import Library, ancestors, effective_licence, export_stored, licence_line
 
+    stored = Library().get(name)
     results().print(f"Written to {export_stored(name, out, base_spec=base)}.", soft_wrap=True)
+    verdict = effective_licence(stored.card, ancestors(stored))
+    results().print(licence_line(verdict), markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -41,11 +41,11 @@ def lineage(
     """Show what an adapter was made from: base, data, recipe, run and parents."""
     from haori.cli.console import results
     from haori.core.storage import write_text
-    from haori.library import Library, lineage_tree, model_bom
+    from haori.library import Library, ancestors, lineage_tree, model_bom
 
     stored = Library().get(name)
     if bom is None:
-        results().print(lineage_tree(stored))
+        results().print(lineage_tree(stored.name, stored.card, ancestors(stored)))
     else:
         write_text(bom, model_bom(stored))
         results().print(f"Written to {bom}.", soft_wrap=True, markup=False)

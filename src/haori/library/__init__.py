@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from haori.library.model_proof import verify_model
     from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
     from haori.library.prompt_formats import joint_format, prompt_format, stored_template
-    from haori.library.show import card_table, licence_table, list_table, verification_table
+    from haori.library.show import card_table, licence_line, licence_table, list_table, verification_table
     from haori.library.specs import Names
     from haori.library.store import Library, Rebuilt, StoredAdapter, adapter_id, check_name, draft_card
     from haori.library.verify import require_passed, verify_adapter
@@ -67,6 +67,7 @@ __all__ = [
     "import_adapter",
     "inspect_adapter",
     "joint_format",
+    "licence_line",
     "licence_table",
     "lineage_tree",
     "list_table",
@@ -102,7 +103,7 @@ __getattr__ = lazy_exports(
         "model_proof": ("verify_model",),
         "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
         "prompt_formats": ("joint_format", "prompt_format", "stored_template"),
-        "show": ("card_table", "licence_table", "list_table", "verification_table"),
+        "show": ("card_table", "licence_line", "licence_table", "list_table", "verification_table"),
         "specs": ("Names",),
         "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
         "verify": ("require_passed", "verify_adapter"),

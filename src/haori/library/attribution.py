@@ -11,7 +11,7 @@ from haori.core.records import AdapterCard
 from haori.library.licence_sources import Ingredient
 from haori.library.licences import LicenceVerdict, Source, effective_licence
 
-__all__ = ["attribution_text", "licence_address", "public_name", "public_verdict"]
+__all__ = ["attribution_text", "licence_address", "public_card", "public_name", "public_verdict"]
 
 _TITLES = {
     "base": "Base model",
@@ -44,9 +44,23 @@ def attribution_text(name: str, card: AdapterCard, ancestors: Iterable[AdapterCa
     return "\n".join(lines) + "\n"
 
 
+def public_card(card: AdapterCard) -> AdapterCard:
+    """Return a card in whose names no folder of this machine occurs: of data, of the base, of measurements."""
+    base, source = card.base, card.base.source
+    if source.partition(":")[0] in {"folder", "gguf"}:
+        source = f"{source.partition(':')[0]}:{public_name(source)}"
+    return card.with_fields(
+        base=base.with_fields(name=public_name(base.name), source=source),
+        data=tuple(one.with_fields(source=public_name(one.source)) for one in card.data),
+        evaluations=tuple(
+            one.with_fields(data=one.data.with_fields(source=public_name(one.data.source))) for one in card.evaluations
+        ),
+    )
+
+
 def public_verdict(card: AdapterCard, ancestors: Iterable[AdapterCard] = ()) -> LicenceVerdict:
     """Return the effective licence in words that others may read: no folder of this machine is named."""
-    return effective_licence(_public(card), [_public(each) for each in ancestors])
+    return effective_licence(public_card(card), [public_card(each) for each in ancestors])
 
 
 def licence_address(key: str) -> str | None:
@@ -67,11 +81,6 @@ def public_name(name: str) -> str:
     is_path = name.startswith(("/", "~", ".")) or "\\" in name or name.count("/") > 1 or kind in {"folder", "gguf"}
     is_path = is_path or re.search(r"/[^/]*\.[a-z]\w+$", name) is not None
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_path else name
-
-
-def _public(card: AdapterCard) -> AdapterCard:
-    data = tuple(one.with_fields(source=public_name(one.source)) for one in card.data)
-    return card.with_fields(data=data, base=card.base.with_fields(name=public_name(card.base.name)))
 
 
 def _credit(source: Source) -> str:

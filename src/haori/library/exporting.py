@@ -1,5 +1,7 @@
 """Writes a stored adapter as a stock PEFT folder, and proves it: stock PEFT alone must make of it what is stored.
 
+Its model card and the text of credit are written beside it.
+
 The two are loaded one after the other, each on a fresh copy of the base, and compared by their logits.
 """
 
@@ -13,6 +15,7 @@ from haori.core.errors import VerificationError
 from haori.library.attaching import attach_files, check_base
 from haori.library.classifiers import wearing_head
 from haori.library.formats.peft import check_new_folder, export_peft
+from haori.library.model_card_text import write_model_card
 from haori.library.opened import base_of
 from haori.library.store import Library, StoredAdapter
 
@@ -33,7 +36,7 @@ _NOISE = 1e-12
 def export_stored(
     name: str, out: Path, *, base: "Base | None" = None, base_spec: str | None = None, library: Library | None = None
 ) -> Path:
-    """Write an adapter of the library to the new folder `out`, as stock PEFT loads it.
+    """Write an adapter of the library to the new folder `out`, as stock PEFT loads it, with its model card.
 
     Args:
         name: `support`, `support@2` or the first digits of an id.
@@ -54,7 +57,12 @@ def export_stored(
     base = base or base_of(stored.card, base_spec)
     check_base(stored.card, base.reference())
     on = base
-    return export_peft(stored.path, stored.card, out, prove=lambda written: _prove(on, stored, written))
+
+    def finish(written: Path) -> None:
+        _prove(on, stored, written)
+        write_model_card(stored, written)
+
+    return export_peft(stored.path, stored.card, out, prove=finish)
 
 
 def _prove(base: "Base", stored: StoredAdapter, written: Path) -> None:

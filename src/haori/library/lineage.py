@@ -1,7 +1,7 @@
 """Where an adapter comes from: its base, data, recipe and run, and the same of every adapter it was made from."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +39,20 @@ def ancestors(stored: "StoredAdapter") -> tuple[AdapterCard, ...]:
     return tuple(found.values())
 
 
-def lineage_tree(stored: "StoredAdapter") -> "Tree":
-    """Return the lineage as a tree: what each adapter was made from hangs below it."""
+def lineage_tree(name: str, card: AdapterCard, ancestors: Iterable[AdapterCard]) -> "Tree":
+    """Return the lineage as a tree: what each adapter was made from hangs below it.
+
+    Args:
+        name: What the adapter is called.
+        card: Its card.
+        ancestors: Cards of those it was made from, as `ancestors` finds them.
+    """
     from rich.text import Text
     from rich.tree import Tree
 
-    known = {card.id: card for card in ancestors(stored)}
-    tree = Tree(Text(_title(stored.card, stored.name)))
-    _grow(tree, stored.card, known, {stored.card.id})
+    known = {each.id: each for each in ancestors}
+    tree = Tree(Text(_title(card, name)))
+    _grow(tree, card, known, {card.id})
     return tree
 
 

@@ -14,7 +14,7 @@ from haori.library.store import StoredAdapter
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["card_table", "licence_table", "list_table", "verification_table"]
+__all__ = ["card_table", "licence_line", "licence_table", "list_table", "verification_table"]
 
 _NOT_ADVICE = "A reading aid, not legal advice."
 
@@ -93,6 +93,14 @@ def licence_table(name: str, verdict: LicenceVerdict) -> "Table":
     table.caption = f"{_NOT_ADVICE} The licences of base, data and parents are applied as if they bound the adapter."
     table.caption_justify = "left"
     return table
+
+
+def licence_line(verdict: LicenceVerdict) -> str:
+    """Return what may be done with an adapter, in a sentence."""
+    return (
+        f"Licence: {verdict.expression}; commercial use: {verdict.commercial}; sharing: {verdict.redistribution}; "
+        f"credit: {verdict.credit}."
+    )
 
 
 def verification_table(verification: Verification) -> "Table":
