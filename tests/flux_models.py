@@ -47,3 +47,25 @@ def write_flux_pipeline(folder: Path, seed: int = 0) -> Path:
     }
     (folder / "model_index.json").write_text(json.dumps(parts))
     return folder
+
+
+def image_transformers() -> dict[str, Any]:
+    """Return a tiny transformer of each family, with two blocks of each kind."""
+    import torch
+    from diffusers import Flux2Transformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
+
+    torch.manual_seed(0)
+    heads: dict[str, Any] = {"attention_head_dim": HEAD_SIZE, "num_attention_heads": HEADS, "joint_attention_dim": 24}
+    return {
+        "flux1": flux_transformer(),
+        "flux2": Flux2Transformer2DModel(
+            in_channels=4, num_layers=2, num_single_layers=2, axes_dims_rope=(4, 4, 4, 4), **heads
+        ),
+        "qwen_image": QwenImageTransformer2DModel(
+            in_channels=16, out_channels=4, num_layers=2, axes_dims_rope=(4, 4, 8), **heads
+        ),
+        "z_image": ZImageTransformer2DModel(
+            in_channels=4, dim=HIDDEN, n_layers=2, n_refiner_layers=1, n_heads=HEADS, n_kv_heads=HEADS, cap_feat_dim=24,
+            siglip_feat_dim=20, axes_dims=[4, 6, 6], axes_lens=[32, 32, 32],
+        ),
+    }  # fmt: skip

@@ -1,14 +1,13 @@
 """Which modules of an adapter fit a base: real model folders, and shapes that torch computes."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from haori.bases.pipeline import read_base_folder
-from haori.core.errors import FileFormatError, MismatchError
-from haori.library.fit import BaseWeight, component_weights, delta_shape, match
+from haori.core.errors import MismatchError
+from haori.library.fit import BaseWeight, component_weights, match
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 from tests.flux_models import write_flux_pipeline
 
@@ -130,42 +129,9 @@ def test_a_quantised_base_tells_names_and_no_shapes(tiny_base_folder: Path, tmp_
     assert fit.is_whole and fit.unchecked == ("model.model.layers.0.self_attn.q_proj",)
 
 
-def updates_of_every_kind() -> dict[str, Callable[[], ModuleUpdate]]:
+def test_a_bias_alone_has_its_place(flux: dict[str, dict[str, BaseWeight]]) -> None:
     import torch
 
-    one = torch.ones
-    return {
-        "lora": lambda: lora(6, 5),
-        "conv": lambda: lora(6, 5, 3, 3),
-        "tucker": lambda: ModuleUpdate("lora", {"A": one(2, 5, 1, 1), "B": one(6, 2, 1, 1), "mid": one(2, 2, 3, 3)}),
-        "loha": lambda: ModuleUpdate("loha", {
-            "w1_a": one(6, 2), "w1_b": one(2, 5), "w2_a": one(6, 2), "w2_b": one(2, 5),
-        }),
-        "loha tucker": lambda: ModuleUpdate("loha", {
-            "w1_a": one(2, 6), "w1_b": one(2, 5), "w2_a": one(2, 6), "w2_b": one(2, 5),
-            "t1": one(2, 2, 3, 3), "t2": one(2, 2, 3, 3),
-        }),
-        "lokr": lambda: ModuleUpdate("lokr", {"w1": one(2, 3), "w2_a": one(4, 2), "w2_b": one(2, 5)}),
-        "lokr tucker": lambda: ModuleUpdate(
-            "lokr", {"w1_a": one(2, 1), "w1_b": one(1, 3), "w2_a": one(2, 4), "w2_b": one(2, 5), "t2": one(2, 2, 3, 3)}
-        ),
-        "diff": lambda: ModuleUpdate("diff", {"diff": one(7)}),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", updates_of_every_kind())
-def test_the_shape_without_the_product_is_that_of_the_product(kind: str) -> None:
-    update = updates_of_every_kind()[kind]()
-    assert delta_shape(update) == tuple(update.delta().shape)
-
-
-def test_factors_that_do_not_go_together_are_refused() -> None:
-    import torch
-
-    for factors in (
-        {"A": torch.ones(3, 5), "B": torch.ones(6, 4)},
-        {"B": torch.ones(6, 4)},
-        {"A": torch.ones(3), "B": torch.ones(6)},
-    ):
-        with pytest.raises(FileFormatError, match="do not go together"):
-            delta_shape(ModuleUpdate("lora", factors))
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    fit = match(AdapterUpdates({name: ModuleUpdate("diff", {}, bias=torch.ones(32))}), flux)
+    assert fit.is_whole and not fit.weights and fit.biases[name].shape == (32,)

@@ -6,19 +6,20 @@ on is told by fingerprints (`BaseReference.compare`).
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from haori.bases.pipeline import read_base_folder
-from haori.core.errors import FileFormatError, MismatchError
+from haori.core.errors import MismatchError
+from haori.library.update_shapes import weight_shape
 
 if TYPE_CHECKING:
     from haori.bases.base import Base
     from haori.bases.folder import ModelFolder
-    from haori.library.updates import AdapterUpdates, ModuleUpdate
+    from haori.library.updates import AdapterUpdates
 
-__all__ = ["BaseWeight", "Fit", "Misfit", "base_weights", "component_weights", "delta_shape", "match"]
+__all__ = ["BaseWeight", "Fit", "Misfit", "base_weights", "component_weights", "match"]
 
 Shape = tuple[int, ...]
 
@@ -92,7 +93,7 @@ class Fit:
     @property
     def is_whole(self) -> bool:
         """Say whether everything the adapter changes has its place in the base."""
-        return not self.misfits and bool(self.weights)
+        return not self.misfits and bool(self.weights or self.biases)
 
     def require(self, adapter: str, base: str) -> None:
         """Refuse an adapter of which something does not fit.
@@ -110,7 +111,7 @@ class Fit:
             raise MismatchError(f"The adapter {adapter!r} changes no module, so there is nothing to fit to {base!r}.")
         # A module whose weight and bias are both amiss counts once.
         amiss = {misfit.module.removesuffix(".bias") for misfit in self.misfits}
-        total = len(amiss | set(self.weights))
+        total = len(amiss | set(self.weights) | set(self.biases))
         count = "None of its modules fits" if len(amiss) == total else f"{len(amiss)} of its {total} modules do not fit"
         named = "; ".join(str(misfit) for misfit in self.misfits[:_NAMED])
         more = f"; and {len(self.misfits) - _NAMED} more" if len(self.misfits) > _NAMED else ""
@@ -133,7 +134,9 @@ def match(updates: "AdapterUpdates", weights: Mapping[str, Mapping[str, BaseWeig
     for name, update in updates.modules.items():
         component, _, path = name.partition(".")
         of_base = weights.get(component, {})
-        parts = [("", "weight", delta_shape(update), found)]
+        parts = []
+        if (changed := weight_shape(update)) is not None:
+            parts.append(("", "weight", changed, found))
         if update.bias is not None:
             parts.append((".bias", "bias", tuple(update.bias.shape), biases))
         for end, parameter, shape, fitting in parts:
@@ -173,22 +176,6 @@ def component_weights(folder: "ModelFolder") -> dict[str, BaseWeight]:
     return found
 
 
-def delta_shape(update: "ModuleUpdate") -> Shape:
-    """Return the shape of an update's dW without computing it.
-
-    Raises:
-        FileFormatError: The factors do not go together.
-    """
-    if update.shape is not None:
-        return update.shape
-    shapes = {name: tuple(factor.shape) for name, factor in update.factors.items()}
-    try:
-        return _SHAPES[update.kind](shapes)
-    except (KeyError, IndexError, ValueError):
-        listed = ", ".join(f"{name} {_text(shape)}" for name, shape in sorted(shapes.items()))
-        raise FileFormatError(f"The factors of a {update.kind} update do not go together: {listed}.") from None
-
-
 def _canonical(architecture: str, name: str) -> str:
     if architecture == "CLIPTextModel" and not name.startswith("text_model."):
         return f"text_model.{name}"
@@ -226,53 +213,9 @@ def _without_ones(shape: Shape) -> Shape:
     return shape
 
 
-def _lora_shape(shapes: Mapping[str, Shape]) -> Shape:
-    a, b, mid = shapes["A"], shapes["B"], shapes.get("mid")
-    rank = a[0]
-    if b[1] != rank or (mid is not None and mid[:2] != (rank, rank)):
-        raise ValueError
-    return (b[0], *a[1:]) if mid is None else (b[0], a[1], *mid[2:])
-
-
-def _loha_shape(shapes: Mapping[str, Shape]) -> Shape:
-    halves = {_product_shape(shapes, which) for which in ("1", "2")}
-    if len(halves) != 1:
-        raise ValueError
-    return halves.pop()
-
-
-def _lokr_shape(shapes: Mapping[str, Shape]) -> Shape:
-    first = shapes["w1"] if "w1" in shapes else _product_shape(shapes, "1")
-    second = shapes["w2"] if "w2" in shapes else _product_shape(shapes, "2")
-    return (first[0] * second[0], first[1] * second[1], *second[2:])
-
-
-def _diff_shape(shapes: Mapping[str, Shape]) -> Shape:
-    return shapes["diff"]
-
-
-def _product_shape(shapes: Mapping[str, Shape], which: str) -> Shape:
-    a, b, core = shapes[f"w{which}_a"], shapes[f"w{which}_b"], shapes.get(f"t{which}")
-    if core is not None:  # a [r, out], b [r, in], core [r, r, k...]
-        if (a[0], b[0]) != core[:2]:
-            raise ValueError
-        return (a[1], b[1], *core[2:])
-    if a[1] != b[0]:
-        raise ValueError
-    return (a[0], *b[1:])
-
-
 def _text(shape: Shape) -> str:
     return " x ".join(str(size) for size in shape) or "a scalar"
 
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
-
-
-_SHAPES: Mapping[str, Callable[[Mapping[str, Shape]], Shape]] = {
-    "lora": _lora_shape,
-    "loha": _loha_shape,
-    "lokr": _lokr_shape,
-    "diff": _diff_shape,
-}

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from haori.core.errors import InputError
 from haori.library.families import family_of
 from haori.library.formats.format import Source
+from haori.library.formats.kohya_factors import kohya_tensors
+from haori.library.formats.kohya_flux import FORMAT as TRANSFORMERS
 from haori.library.formats.kohya_metadata import kohya_metadata
 from haori.library.formats.lycoris_scales import with_rank_stabilised_scales
 from haori.library.formats.safetensors_writing import write_hashed
@@ -24,11 +26,9 @@ from haori.library.update_shapes import weight_shape
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from haori.core.records import AdapterCard
 
-__all__ = ["FORMAT", "kohya_tensors"]
+__all__ = ["FORMAT"]
 
 _PREFIXES: Mapping[str, str] = {
     "lora_unet_": "unet",
@@ -91,6 +91,9 @@ class Kohya:
         Raises:
             InputError: The adapter changes something else than a UNet and CLIP.
         """
+        if "transformer" in updates.components:
+            TRANSFORMERS.write(updates, path, card)
+            return
         family = updates.family or family_of(updates)
         names = {name: _kohya_name(name, family) for name in updates.modules}
         if foreign := sorted(name for name, own in names.items() if own is None):
@@ -106,34 +109,6 @@ class Kohya:
         for name, update in updates.modules.items():
             tensors |= {f"{names[name]}.{end}": tensor for end, tensor in kohya_tensors(update).items()}
         write_hashed(path, tensors, kohya_metadata(updates, family, card, path.stem))
-
-
-def kohya_tensors(update: ModuleUpdate) -> "dict[str, Tensor]":
-    """Return the tensors of one update as kohya and LyCORIS name them behind the module's name.
-
-    The alpha is always there, in float32, and takes in what rsLoRA makes of the scale: these formats know alpha / rank
-    alone. Matrices of LoRA stand for 1 x 1 convolutions too.
-    """
-    import torch
-
-    shape = weight_shape(update) or ()
-    found: dict[str, Tensor] = {}
-    if update.kind == "lora":
-        ends = {"A": "lora_down.weight", "B": "lora_up.weight", "mid": "lora_mid.weight"}
-        found = {ends[name]: factor for name, factor in update.factors.items()}
-    elif update.kind == "diff":
-        found = {"w_norm" if len(shape) == 1 else "diff": factor for factor in update.factors.values()}
-    else:
-        prefix = "hada" if update.kind == "loha" else "lokr"
-        found = {f"{prefix}_{name}": factor for name, factor in update.factors.items()}
-    if update.kind != "diff":
-        found["alpha"] = torch.tensor(update.scale * update.rank if update.rank else update.alpha or 1.0)
-    if update.magnitude is not None:
-        magnitude = update.magnitude
-        found["dora_scale"] = magnitude.reshape(-1, *[1] * (len(shape) - 1)) if magnitude.dim() == 1 else magnitude
-    if update.bias is not None:
-        found["b_norm" if len(shape) == 1 else "diff_b"] = update.bias
-    return {end: tensor.contiguous() for end, tensor in found.items()}
 
 
 def _without_prefix(module: str) -> str:

@@ -16,8 +16,14 @@ __all__ = ["FORMATS", "format_named", "format_of", "read_updates"]
 FORMATS: dict[str, str] = {
     "gguf": "haori.library.formats.gguf",
     "peft": "haori.library.formats.peft",
+    "xlabs": "haori.library.formats.xlabs",
+    "kohya-flux": "haori.library.formats.kohya_flux",
+    "onetrainer": "haori.library.formats.onetrainer",
+    "omi": "haori.library.formats.omi",
     "diffusers": "haori.library.formats.diffusers",
     "kohya": "haori.library.formats.kohya",
+    "comfyui": "haori.library.formats.comfyui",
+    "fal": "haori.library.formats.fal",
 }
 """The module of each format; it gives `FORMAT`."""
 

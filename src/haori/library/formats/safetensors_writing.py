@@ -24,15 +24,13 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
     Args:
         path: What is there is replaced.
-        tensors: Contiguous tensors that share no memory.
+        tensors: Contiguous tensors; those that are one in memory are written each by itself.
         metadata: The header's strings.
 
     Raises:
         StorageError: It cannot be written.
     """
-    from safetensors.torch import save
-
-    _replace(path, save(dict(tensors), dict(metadata)))
+    _replace(path, _saved(tensors, metadata))
 
 
 def write_hashed(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
@@ -41,15 +39,25 @@ def write_hashed(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[
     `sshs_model_hash` and `modelspec.hash_sha256` are of the bytes after the header. `sshs_legacy_hash` is AutoV1 of the
     file as it is; that of sd-scripts is of the same bytes under a shorter header, and so agrees with no file.
     """
-    from safetensors.torch import save
-
-    plain = save(dict(tensors))
+    plain = _saved(tensors)
     length = int.from_bytes(plain[:8], "little")
     entries, data = json.loads(plain[8 : 8 + length]), plain[8 + length :]
     blank = {**metadata, **{key: "0" * digits for key, digits in _HASHES.items()}}
     whole, legacy = hash_weights(_header(entries, blank), data)
     hashes = {"sshs_model_hash": whole, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{whole}"}
     _replace(path, _header(entries, {**blank, **hashes}), data)
+
+
+def _saved(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes of a file. The library refuses tensors that are one in memory, as the A of fused modules is."""
+    from safetensors.torch import save
+
+    own: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return save(own, None if metadata is None else dict(metadata))
 
 
 def _header(entries: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
