@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from haori.cli import bases, classify, compare, data, import_config, keys, library, measure, serve, sweep, training, use
+from haori.cli import bases, blend, classify, compare, data, import_config, keys, library, measure, serve, sweep, training, use
 
 __all__ = ["app", "main"]
 
@@ -32,6 +32,8 @@ app.command("chat")(use.chat)
 app.command("generate-text")(use.generate_text)
 app.command("classify")(classify.classify)
 app.command("merge")(use.merge)
+app.command("blend")(blend.blend)
+app.command("resize")(blend.resize)
 app.command("serve")(serve.serve)
 app.add_typer(data.app, name="data")
 app.add_typer(bases.app, name="bases")

@@ -187,6 +187,22 @@ class Permissions(Record):
     different_licence: bool = Field(description="What is made of it may have other terms (allowDifferentLicense).")
 
 
+class Combination(Record):
+    """How an adapter was made from others, or from two checkpoints."""
+
+    kind: Literal["blend", "resize", "extract"]
+    method: str = Field(default="linear", description="How changes were blended: linear, ties, dare, knots-ties, ...")
+    weights: dict[str, float] = Field(default_factory=dict, description="Weight of each parent, by its id.")
+    rank: int | None = Field(default=None, description="Rank that was asked for; None where the result is exact.")
+    density: float | None = Field(default=None, description="Share of values that TIES or DARE kept.")
+    seed: int | None = Field(default=None, description="Seed of what DARE dropped.")
+    energy: float = Field(default=1.0, description="Share of the squared norm of all changes that was kept.")
+    energy_median: float = Field(default=1.0, description="Its median over modules.")
+    energy_least: float = Field(default=1.0, description="Its least over modules.")
+    tuned: str | None = Field(default=None, description="The checkpoint that it was extracted from.")
+    left_out: int = Field(default=0, description="Tensors that changed and that a LoRA cannot represent.")
+
+
 def _is_empty(value: Any) -> bool:
     return not value
 
@@ -203,7 +219,7 @@ class AdapterCard(Record):
     schema_version: Literal[1] = 1
     id: str = Field(description="Hash of the adapter's files.")
     names: tuple[str, ...] = Field(default=(), description="Names with versions, e.g. support@2.")
-    origin: Literal["trained", "added"]
+    origin: Literal["trained", "added", "combined"]
     created: str
     base: BaseReference
     components: tuple[str, ...] = Field(
@@ -230,6 +246,9 @@ class AdapterCard(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     seed: int | None = None
     parents: tuple[str, ...] = Field(default=(), description="Ids of the adapters this one was made from.")
+    combination: Combination | None = Field(
+        default=None, exclude_if=lambda made: made is None, description="How it was made from its parents."
+    )
     description: str | None = None
     tags: tuple[str, ...] = Field(default=(), description="Tags of the author's model card.")
     stated_bases: tuple[str, ...] = Field(default=(), description="Bases that the author's model card names.")

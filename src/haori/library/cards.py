@@ -66,13 +66,15 @@ def id_on_base(identity: str, base: BaseReference) -> str:
     return hash_data([identity, *([name, of[name].structure, of[name].weights] for name in sorted(of))])
 
 
-def draft_card(folder: Path, base: BaseReference, *, origin: Literal["trained", "added"], **fields: Any) -> AdapterCard:
+def draft_card(
+    folder: Path, base: BaseReference, *, origin: Literal["trained", "added", "combined"], **fields: Any
+) -> AdapterCard:
     """Build the card of the adapter in `folder`: what its files say, and the given fields.
 
     Args:
         folder: A PEFT folder.
         base: The base it belongs to.
-        origin: `trained` here, or `added` from elsewhere.
+        origin: `trained` here, `combined` from others here, or `added` from elsewhere.
         fields: Any other field of `AdapterCard` (data, recipe, run, verification, template_hash, seed, ...). Where no
             licence is given for a trained adapter, the effective licence of base, data and parents is entered.
 
@@ -80,7 +82,7 @@ def draft_card(folder: Path, base: BaseReference, *, origin: Literal["trained", 
         FileFormatError: The adapter's files are unusable.
     """
     files = inspect_adapter(folder)
-    fields.setdefault("versions", _versions() if origin == "trained" else _foreign_versions(files))
+    fields.setdefault("versions", _foreign_versions(files) if origin == "added" else _versions())
     fields.setdefault("created", now())
     fields.setdefault("head", files.head)
     fields.setdefault("task", "causal_lm" if files.head is None else "classification")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ancestors", "lineage_tree"]
 
 _IDENTITY = re.compile(r"sha256:[0-9a-f]{64}")
+_MADE = {"blend": "blended", "resize": "resized", "extract": "extracted"}
 
 
 def ancestors(stored: "StoredAdapter") -> tuple[AdapterCard, ...]:
@@ -82,7 +83,7 @@ def _grow(tree: "Tree", card: AdapterCard, known: dict[str, AdapterCard], above:
 
 def _title(card: AdapterCard, name: str) -> str:
     method = card.method + (f" rank {card.rank}" if card.rank is not None else "")
-    how = "trained" if card.origin == "trained" else "added"
+    how = card.origin if card.combination is None else _MADE[card.combination.kind]
     return f"{name}: {method}, {how} {card.created[:10]}, id {short(card.id)}"
 
 

@@ -62,7 +62,7 @@ def check_template(folder: Path, card: AdapterCard | None, of_base: str | None) 
     """
     template = stored_template(folder)
     used = of_base if template is None else hash_parts([template])
-    if card is None or card.origin != "trained" or None in (used, card.template_hash) or used == card.template_hash:
+    if card is None or card.origin == "added" or None in (used, card.template_hash) or used == card.template_hash:
         return
     label = card.names[-1] if card.names else folder.name
     raise MismatchError(

@@ -55,6 +55,7 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("folder", str(stored.path)),
         ("base", f"{card.base.name} ({card.base.source}), fingerprint {card.base.id}"),
         ("method", _method(card)),
+        ("made by", _combination(card)),
         ("file", f"{card.size_bytes / 1e6:.1f} MB, {card.trainable_parameters:,} parameters"),
         *(("data", _data(data)) for data in card.data),
         ("licence", card.licence or "unknown"),
@@ -73,6 +74,15 @@ def card_table(stored: StoredAdapter) -> "Table":
         if value:
             table.add_row(key, Text(value))
     return table
+
+
+def _combination(card: AdapterCard) -> str:
+    made = card.combination
+    if made is None:
+        return ""
+    of = " + ".join(f"{weight:g} {short(identity)}" for identity, weight in made.weights.items()) or made.tuned or ""
+    kept = "" if made.energy == 1 else f"; energy kept {made.energy:.2%}, least of a module {made.energy_least:.2%}"
+    return f"{made.kind}{'' if made.method == 'linear' else f' ({made.method})'} of {of}{kept}"
 
 
 def licence_table(name: str, verdict: LicenceVerdict) -> "Table":

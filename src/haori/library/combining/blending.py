@@ -114,7 +114,7 @@ def blend_updates(
     energies: dict[str, ModuleEnergy] = {}
     for name in dict.fromkeys(name for part in parts for name in part.updates.modules):
         own = [(part, part.updates.modules[name]) for part in parts if name in part.updates.modules]
-        modules[name], energy = _Module(name, own, options, weight_of).blended()
+        modules[name], energy = _Module(name, own, options, weight_of, len(parts) == 1).blended()
         if energy is not None:
             energies[name] = energy
         advance(1)
@@ -129,6 +129,7 @@ class _Module(NamedTuple):
     own: Sequence[tuple[Part, ModuleUpdate]]
     options: BlendOptions
     weight_of: WeightOf | None
+    all_alike: bool
 
     def blended(self) -> tuple[ModuleUpdate, ModuleEnergy | None]:
         update, energy = self._weight()
@@ -141,7 +142,7 @@ class _Module(NamedTuple):
         if self._is_vector():
             return self._sum_of_vectors(), None
         exact = options.method == "linear" and options.rank is None
-        if exact and len(own) == 1 and own[0][1].magnitude is None:
+        if exact and len(own) == 1 and self._keeps_kind(own[0][1]):
             return _scaled(own[0][1], own[0][0].weight), None
         factors = [self._factors(part, update) for part, update in own]
         total = self._total(factors)
@@ -153,6 +154,10 @@ class _Module(NamedTuple):
             return ModuleUpdate("diff", {"diff": total.product().reshape(total.shape).float()}), None
         rank = numerical_rank(total)
         return (total if rank == total.rank else truncated(total, rank)[0]).update(), None
+
+    def _keeps_kind(self, update: ModuleUpdate) -> bool:
+        """Say whether an update that stands alone stays as it is; beside LoRA others become LoRA, for formats' sake."""
+        return update.magnitude is None and (self.all_alike or update.kind in {"lora", "diff"})
 
     def _total(self, factors: Sequence[Factors]) -> Factors:
         options, weights = self.options, [part.weight for part, _ in self.own]

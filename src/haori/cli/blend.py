@@ -1,0 +1,63 @@
+"""`haori blend` and `haori resize`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from haori.library.combining.stored import Combined
+
+__all__ = ["blend", "resize"]
+
+_Base = Annotated[str | None, typer.Option(help="Base to use; by default the one on the card.")]
+
+
+def blend(
+    parts: Annotated[list[str], typer.Argument(help="Adapters with their weights, as in support:0.4 poet:0.6.")],
+    name: Annotated[str, typer.Option(help="Name of the blend in the library.")],
+    rank: Annotated[int | None, typer.Option(help="Most ranks of a module; without it the sum is exact.")] = None,
+    method: Annotated[
+        str, typer.Option(help="linear, ties, dare, dare-ties, knots-ties or knots-dare-ties.")
+    ] = "linear",
+    density: Annotated[float, typer.Option(help="Share of values that TIES and DARE keep.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of what DARE drops.")] = 0,
+    base: _Base = None,
+) -> None:
+    """Make one adapter of several: the weighted sum of what each changes, proved on the base."""
+    from haori.cli.console import results
+    from haori.library.combining.blending import BlendOptions
+    from haori.library.combining.stored import blend_stored
+    from haori.serve.adapters.blend import parse_blend
+
+    given = [(part.spec, part.strength) for part in parse_blend("+".join(parts))]
+    options = BlendOptions(method=method, rank=rank, density=density, seed=seed)
+    made = blend_stored(given, name, options, base_spec=base)
+    if made.stored.card.combination is None:
+        results().print(f"Alone and at weight 1 an adapter stays as it is: it is called {made.stored.name} too.")
+        return
+    _print(made)
+
+
+def resize(
+    name: Annotated[str, typer.Argument(help="Adapter in the library: name or name@version.")],
+    rank: Annotated[int, typer.Option(min=1, help="Most ranks of a module.")],
+    new: Annotated[str | None, typer.Option("--name", help="Name of the result; by default a new version.")] = None,
+    base: _Base = None,
+) -> None:
+    """Store an adapter at a lower rank: of every module the nearest change that has it."""
+    from haori.library.combining.stored import resize_stored
+
+    _print(resize_stored(name, rank, new, base_spec=base))
+
+
+def _print(made: "Combined") -> None:
+    from haori.cli.console import results
+    from haori.cli.library import print_meaning
+
+    card = made.stored.card
+    assert card.verification is not None
+    checks = len(card.verification.checks)
+    results().print(f"[bold green]{made.stored.name}[/] is in the library, rank {card.rank}: {checks} checks passed.")
+    results().print(made.energy.sentence(), markup=False)
+    results().print(f"Licence: {card.licence}.", markup=False)
+    print_meaning(made.stored.name)

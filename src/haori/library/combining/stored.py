@@ -1,0 +1,178 @@
+"""Adapters of the library, combined: read, blended or resized, proved, stored again."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from haori.core.errors import InputError, MismatchError
+from haori.core.progress_bar import progress_bar
+from haori.core.records import MODEL_COMPONENT, Combination
+from haori.library.checkpoints.tensors import BaseTensors
+from haori.library.combining.blending import BlendOptions, Part, blend_updates
+from haori.library.combining.energy import Energy
+from haori.library.combining.storing import check_same_base, store_combined, with_energy
+from haori.library.fit import match
+from haori.library.formats.format import open_source
+from haori.library.formats.registry import format_of
+from haori.library.opened import base_of
+from haori.library.store import Library, StoredAdapter, check_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from haori.bases import Base
+    from haori.library.updates import AdapterUpdates
+
+__all__ = ["Combined", "blend_stored", "read_parts", "resize_stored"]
+
+
+class Combined(NamedTuple):
+    """What was made and stored, and what truncation kept."""
+
+    stored: StoredAdapter
+    energy: Energy
+
+
+def blend_stored(
+    parts: Sequence[tuple[str, float]],
+    name: str,
+    options: BlendOptions | None = None,
+    *,
+    base_spec: str | None = None,
+    library: Library | None = None,
+) -> Combined:
+    """Blend adapters of the library into a new one.
+
+    A single adapter at weight 1 is not made anew: it gains the name.
+
+    Args:
+        parts: Names with weights.
+        name: Name of the blend.
+        options: How; the exact sum by default.
+        base_spec: Base to use instead of the one on the cards.
+        library: The library; by default that of this machine.
+
+    Raises:
+        LibraryError: There is no such adapter, or the name is not allowed.
+        MismatchError: The adapters were made for different bases, or cannot be blended.
+        VerificationError: The blend failed its proof; nothing is stored.
+    """
+    options = options or BlendOptions()
+    options.check()
+    check_name(name)
+    library = library or Library()
+    parents = [library.get(spec) for spec, _ in parts]
+    check_same_base(parents)
+    base = base_of(parents[0].card, base_spec)
+    read = read_parts(base, [(parent, weight) for parent, (_, weight) in zip(parents, parts, strict=True)])
+    used = [(parent, part) for parent, part in zip(parents, read, strict=True) if part.weight != 0]
+    modules = len({module for _, part in used for module in part.updates.modules})
+    with progress_bar("blending", modules, "modules") as advance:
+        blend = blend_updates(read, options, weight_of=_weight_of(base, read), advance=advance)
+    if len(used) == 1 and blend.updates is used[0][1].updates:
+        parent = used[0][0]
+        return Combined(library.add(parent.path, name, parent.card), blend.energy)
+    random = "dare" in options.method
+    sparse = options.method != "linear"
+    weights: dict[str, float] = {}
+    for parent, part in used:
+        weights[parent.card.id] = weights.get(parent.card.id, 0.0) + part.weight
+    made = Combination(
+        kind="blend", method=options.method, weights=weights, rank=options.rank,
+        density=options.density if sparse else None, seed=options.seed if random else None,
+    )  # fmt: skip
+    kept = {parent.card.id: parent for parent, _ in used}
+    stored = store_combined(
+        blend.updates, base, name, with_energy(made, blend.energy), parents=list(kept.values()), library=library
+    )
+    return Combined(stored, blend.energy)
+
+
+def resize_stored(
+    spec: str, rank: int, name: str | None = None, *, base_spec: str | None = None, library: Library | None = None
+) -> Combined:
+    """Store an adapter at another rank: of each module the nearest change that has it.
+
+    Args:
+        spec: The adapter.
+        rank: Most ranks of a module; modules of fewer keep theirs.
+        name: Name of the result; by default the next version of its own.
+        base_spec: Base to use instead of the one on the card.
+        library: The library; by default that of this machine.
+
+    Raises:
+        InputError: It has no more than this rank anywhere.
+        MismatchError: It cannot be represented as a LoRA.
+        VerificationError: The result failed its proof; nothing is stored.
+    """
+    library = library or Library()
+    parent = library.get(spec)
+    name = check_name(name or parent.name.partition("@")[0])
+    base = base_of(parent.card, base_spec)
+    read = read_parts(base, [(parent, 1.0)])
+    updates = read[0].updates
+    plain = all(update.kind == "lora" and update.magnitude is None for update in updates.modules.values())
+    if plain and max(updates.ranks, default=0) <= rank:
+        raise InputError(
+            f"{parent.name!r} has the rank {max(updates.ranks, default=0)} at most already; ask for a lower one than that."
+        )
+    with progress_bar("resizing", len(updates.modules), "modules") as advance:
+        found = blend_updates(read, BlendOptions(rank=rank), weight_of=_weight_of(base, read), advance=advance)
+    made = Combination(kind="resize", weights={parent.card.id: 1.0}, rank=rank)
+    fields = {field: getattr(parent.card, field) for field in ("description", "trigger_words", "tags")}
+    stored = store_combined(
+        found.updates, base, name, with_energy(made, found.energy), parents=[parent], library=library, **fields
+    )
+    return Combined(stored, found.energy)
+
+
+def read_parts(base: "Base", parents: Sequence[tuple[StoredAdapter, float]]) -> list[Part]:
+    """Read adapters with their weights, without copies of the base's own tensors that PEFT keeps beside updates."""
+    tensors = BaseTensors(base)
+    return [
+        Part(parent.name, without_copies(read_stored(parent.path, base), tensors), weight) for parent, weight in parents
+    ]
+
+
+def read_stored(folder: Path, base: "Base") -> "AdapterUpdates":
+    """Read a stored adapter into the neutral form, knowing its base."""
+    import json
+
+    source = open_source(folder)
+    model = base.components.get(MODEL_COMPONENT)
+    if model is not None:
+        config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+        source = replace(source, base_config=config)
+    return format_of(source).read(source)
+
+
+def without_copies(updates: "AdapterUpdates", tensors: BaseTensors) -> "AdapterUpdates":
+    """Return an adapter without those of its whole tensors that are the base's own, value by value."""
+    import torch
+
+    def is_copy(key: str, tensor: "Tensor") -> bool:
+        component, _, path = key.partition(".")
+        weight = tensors.weights.get(component, {}).get(path.replace(".base_layer.", "."))
+        if weight is None or weight.shape != tuple(tensor.shape):
+            return False
+        return torch.equal(tensors.read(component, weight).to(tensor.dtype), tensor)
+
+    kept = {key: tensor for key, tensor in updates.extra.items() if not is_copy(key, tensor)}
+    return updates if len(kept) == len(updates.extra) else replace(updates, extra=kept)
+
+
+def _weight_of(base: "Base", parts: Sequence[Part]) -> "Callable[[str], Tensor]":
+    """Return what reads the base's weight of a module, for adapters whose change depends on it."""
+    tensors = BaseTensors(base)
+    found = {}
+    for part in parts:
+        fit = match(part.updates, tensors.weights)
+        fit.require(part.name, base.name)
+        found.update(fit.weights)
+        if fit.unchecked and any(update.magnitude is not None for update in part.updates.modules.values()):
+            raise MismatchError(
+                f"{part.name!r} is a DoRA, whose change depends on the base's weights, and {base.name!r} is quantised; "
+                "give the 16-bit model it was made from with --base."
+            )
+    return lambda module: tensors.read(module.partition(".")[0], found[module])

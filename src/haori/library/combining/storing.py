@@ -1,0 +1,124 @@
+"""Proves what was combined on its base and stores it, with its parents, its licence and how it was made on the card."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import MismatchError
+from haori.core.records import MODEL_COMPONENT, Combination
+from haori.library.attaching import check_base
+from haori.library.cards import draft_card
+from haori.library.combining.energy import Energy
+from haori.library.formats.registry import format_named
+from haori.library.licences import effective_licence
+from haori.library.lineage import ancestors
+from haori.library.logits import default_probes
+from haori.library.prompt_formats import joint_format, prompt_format
+from haori.library.store import Library, StoredAdapter
+from haori.library.verify import require_passed, verify_adapter
+
+if TYPE_CHECKING:
+    from haori.bases import Base
+    from haori.data import PromptFormat
+    from haori.library.updates import AdapterUpdates
+
+__all__ = ["check_same_base", "store_combined", "with_energy"]
+
+
+def check_same_base(parents: Sequence[StoredAdapter]) -> None:
+    """Refuse adapters that were made for different bases, by the content of the components that they change.
+
+    Raises:
+        MismatchError: They were.
+    """
+    first = parents[0]
+    for other in parents[1:]:
+        names = sorted({*first.card.components, *other.card.components})
+        found = first.card.base.compare(other.card.base, names)
+        how = next((f" ({name}: {how})" for name, how in found.items() if how != "same"), None)
+        if how is not None or first.card.base.family != other.card.base.family:
+            mine, its = first.card.base, other.card.base
+            raise MismatchError(
+                f"{first.name!r} was made for the base {mine.name!r} ({mine.id}) and {other.name!r} for "
+                f"{its.name!r} ({its.id}){how or ''}; what one adds to a weight means nothing on another, so only "
+                "adapters of one base can be combined."
+            )
+
+
+def with_energy(made: Combination, energy: Energy) -> Combination:
+    """Return how something was made with what truncation kept of it."""
+    return made.with_fields(energy=energy.share, energy_median=energy.median, energy_least=energy.worst[1])
+
+
+def store_combined(
+    updates: "AdapterUpdates",
+    base: "Base",
+    name: str,
+    made: Combination,
+    *,
+    parents: Sequence[StoredAdapter] = (),
+    library: Library | None = None,
+    **fields: Any,
+) -> StoredAdapter:
+    """Prove an adapter that was made of others, or of two checkpoints, and store it.
+
+    It is spoken to as its parents are: it keeps their chat template, and the system message and the reading of control
+    tokens that all of them were trained with.
+
+    Args:
+        updates: What it changes.
+        base: Its base.
+        name: Its name in the library.
+        made: How it was made.
+        parents: The adapters it was made of.
+        library: Where to; by default the library of this machine.
+        fields: Any other field of the card.
+
+    Raises:
+        InputError: The parents were trained with different templates, or it cannot be represented as an adapter.
+        VerificationError: It failed its proof; nothing is stored.
+    """
+    from haori.bases import load_tokenizer
+    from haori.data import template_hash, template_of
+
+    for parent in parents:
+        check_base(parent.card, base.reference())
+    tokenizer = load_tokenizer(base)
+    formats = [prompt_format(tokenizer, parent.path, parent.card) for parent in parents]
+    spoken = joint_format(formats).tokenizer if formats else tokenizer
+    with tempfile.TemporaryDirectory(prefix="haori-") as place:
+        folder = Path(place) / "adapter"
+        config = json.loads((base.components[MODEL_COMPONENT].path / "config.json").read_text(encoding="utf-8"))
+        format_named("peft").write(updates, folder, base_config=config)
+        template = template_of(spoken)
+        if template is not None and template != template_of(tokenizer):
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        verification = verify_adapter(base, folder, probes=default_probes(tokenizer))
+        require_passed(verification)
+        card = draft_card(
+            folder,
+            base.reference(),
+            origin="combined",
+            verification=verification,
+            parents=tuple(parent.card.id for parent in parents),
+            combination=made,
+            template_hash=template_hash(spoken),
+            recipe=_prompting(formats),
+            **fields,
+        )
+        known = [card for parent in parents for card in (parent.card, *ancestors(parent))]
+        card = card.with_fields(licence=effective_licence(card, known).expression)
+        return (library or Library()).add(folder, name, card)
+
+
+def _prompting(formats: "Sequence[PromptFormat]") -> dict[str, Any] | None:
+    """Return what all parents' recipes say alike of prompts, as the part of a recipe that a card is asked for."""
+    systems = {one.systems for one in formats}
+    data: dict[str, Any] = {}
+    if len(systems) == 1 and len(system := systems.pop()) == 1:
+        data["system"] = system[0]
+    if formats and all(one.control_tokens == "allow" for one in formats):
+        data["control_tokens"] = "allow"
+    return {"data": data} if data else None
