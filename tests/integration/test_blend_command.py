@@ -139,9 +139,7 @@ def test_different_bases_are_refused_by_name(two: Path, tmp_path: Path, capsys: 
     (["a:0.4", "b:0.6", "--name", "x", "--method", "tie"], "did you mean 'ties'"),
     (["a:0", "b:0", "--name", "x"], "All weights are zero"),
 ])  # fmt: skip
-def test_mistakes_are_sentences(
-    two: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
+def test_mistakes_are_sentences(two: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     done = haori(capsys, "blend", *arguments)
     assert done.code == 2
     assert said in done.err
@@ -174,4 +172,3 @@ def test_a_copied_embedding_is_no_obstacle(two: Path, tmp_path: Path, capsys: py
     done = haori(capsys, "blend", "a:0.5", "e:0.25", "--name", "ae")
     assert done.code == 0, done.err
     assert_sum(two, {tmp_path / "a": 0.5, tmp_path / "e": 0.25}, Library().get("ae").path)
-

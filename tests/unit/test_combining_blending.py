@@ -71,7 +71,11 @@ def test_a_blend_is_the_weighted_sum_of_any_two_kinds(first: int, second: int) -
 
 
 def test_three_ranks_and_scales_and_a_negative_weight() -> None:
-    parts = [(lora(2, seed=1, alpha=16.0), 0.2), (lora(8, seed=2, alpha=8.0, rslora=True), 0.5), (lora(3, seed=3), -0.3)]
+    parts = [
+        (lora(2, seed=1, alpha=16.0), 0.2),
+        (lora(8, seed=2, alpha=8.0, rslora=True), 0.5),
+        (lora(3, seed=3), -0.3),
+    ]
     scales = [16 / 2, 8 / math.sqrt(8), 1.0]
     expected = sum(
         w * s * product(update.factors["A"], update.factors["B"]) for (update, w), s in zip(parts, scales, strict=True)
@@ -132,16 +136,27 @@ def test_convolutions(mid: bool) -> None:
     plain = ModuleUpdate("lora", kernel, alpha=2.0)
     expected = 0.5 * torch.einsum("or,rikl->oikl", kernel["B"][:, :, 0, 0].double(), kernel["A"].double())
     if mid:
-        tucker = {"A": random(4, 10, 1, 1, seed=3), "B": random(OUT, 4, 1, 1, seed=4), "mid": random(4, 4, 3, 3, seed=5)}
+        tucker = {
+            "A": random(4, 10, 1, 1, seed=3),
+            "B": random(OUT, 4, 1, 1, seed=4),
+            "mid": random(4, 4, 3, 3, seed=5),
+        }
         other = ModuleUpdate("lora", tucker, alpha=4.0)
         second = torch.einsum(
             "ijkl,oi,jq->oqkl", tucker["mid"].double(), tucker["B"][..., 0, 0].double(), tucker["A"][..., 0, 0].double()
         )
     else:
         flat = random(OUT, 90, seed=6)  # a LoHa of a convolution does not say its kernel
-        halves = {"w1_a": flat[:, :2], "w1_b": random(2, 90, seed=7), "w2_a": flat[:, 2:4], "w2_b": random(2, 90, seed=8)}
+        halves = {
+            "w1_a": flat[:, :2],
+            "w1_b": random(2, 90, seed=7),
+            "w2_a": flat[:, 2:4],
+            "w2_b": random(2, 90, seed=8),
+        }
         other = ModuleUpdate("loha", halves)
-        second = (product(halves["w1_b"], halves["w1_a"]) * product(halves["w2_b"], halves["w2_a"])).reshape(OUT, 10, 3, 3)
+        second = (product(halves["w1_b"], halves["w1_a"]) * product(halves["w2_b"], halves["w2_a"])).reshape(
+            OUT, 10, 3, 3
+        )
     found = blended((plain, 0.25), (other, 2.0))
     assert found.kind == "lora"
     assert found.delta().shape == (OUT, 10, 3, 3)
@@ -252,7 +267,10 @@ def test_a_blend_by_ties_is_the_svd_of_the_merged_matrix() -> None:
     updates = [lora(4, seed=seed, alpha=8.0) for seed in (1, 4)]
     merged = ties([update.delta() for update in updates], torch.tensor([1.0, 1.0]), 0.4)
     u, s, vh = torch.linalg.svd(merged, full_matrices=False)
-    assert error(blended((updates[0], 1.0), (updates[1], 1.0), method="ties", density=0.4, rank=OUT).delta(), merged) < 1e-6
+    assert (
+        error(blended((updates[0], 1.0), (updates[1], 1.0), method="ties", density=0.4, rank=OUT).delta(), merged)
+        < 1e-6
+    )
     found = blended((updates[0], 1.0), (updates[1], 1.0), method="ties", density=0.4)
     assert found.rank == 8, "the sum of the ranks, where none is given"
     assert error(found.delta(), (u[:, :8] * s[:8]) @ vh[:8]) < 1e-6
@@ -297,7 +315,8 @@ def test_stock_peft_blends_alike(tiny_base_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"method": "tie"}, "did you mean 'ties'"), ({"density": 0.0}, "above 0 and at most 1"), ({"rank": 0}, "at least 1"),
+    ({"method": "tie"}, "did you mean 'ties'"), ({"density": 0.0}, "above 0 and at most 1"),
+    ({"rank": 0}, "at least 1"),
 ])  # fmt: skip
 def test_options_out_of_range_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):

@@ -9,7 +9,21 @@ import sys
 
 import typer
 
-from haori.cli import bases, blend, classify, compare, data, import_config, keys, library, measure, serve, sweep, training, use
+from haori.cli import (
+    bases,
+    blend,
+    classify,
+    compare,
+    data,
+    import_config,
+    keys,
+    library,
+    measure,
+    serve,
+    sweep,
+    training,
+    use,
+)
 
 __all__ = ["app", "main"]
 

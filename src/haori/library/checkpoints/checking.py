@@ -1,8 +1,8 @@
 """Checks a merged checkpoint against base and adapter, both read again from disk.
 
 What each weight should be is computed in float64 from the factors as the adapter stores them, scale · B A, or by
-`ModuleUpdate.change`, not by the code that wrote it. A written value passes if it is the nearest one of its dtype; what the adapter does not change must
-be the base's bytes.
+`ModuleUpdate.change`, not by the code that wrote it. A written value passes if no neighbour of its dtype is nearer;
+what the adapter does not change must be the base's bytes.
 """
 
 import math
@@ -21,7 +21,7 @@ from haori.core.safetensors_header import TensorEntry, read_safetensors_header
 from haori.library.checkpoints.plan import Change, FilePlan
 from haori.library.checkpoints.rounding import nearest_of
 from haori.library.checkpoints.tensors import read_tensor
-from haori.library.checkpoints.writing import Advance
+from haori.library.checkpoints.writing import Advance, results_of
 from haori.library.checks import failed, passed
 
 __all__ = ["Checked", "check_file", "checks_of"]
@@ -73,7 +73,7 @@ def check_file(plan: FilePlan, target: Path, pool: ThreadPoolExecutor, advance: 
                 name, source.fileno(), held.data_start, held.tensors[like], out.fileno(), written.data_start, entry
             )
             jobs.append(pool.submit(_check, pair, change, advance))
-        return [job.result() for job in jobs]
+        return results_of(jobs)
 
 
 def checks_of(found: Sequence[Checked]) -> list[Check]:
@@ -93,10 +93,14 @@ def checks_of(found: Sequence[Checked]) -> list[Check]:
     changed = [checked for checked in found if checked.is_changed]
     lost = [checked for checked in changed if not checked.moved]
     if changed and len(lost) == len(changed):
-        checks.append(failed("rounding", "rounded to the base's dtype, all weights are the base's own: the effect is too small"))
+        checks.append(
+            failed("rounding", "rounded to the base's dtype, all weights are the base's own: the effect is too small")
+        )
     elif lost:
         checks.append(
-            passed("rounding", f"{len(lost)} of {len(changed)} merged tensors round to the base's, first {lost[0].name!r}")
+            passed(
+                "rounding", f"{len(lost)} of {len(changed)} merged tensors round to the base's, first {lost[0].name!r}"
+            )
         )
     else:
         checks.append(passed("rounding", f"all {len(changed)} merged tensors differ from the base's"))
@@ -119,8 +123,10 @@ class _Pair(NamedTuple):
         total = self.written.shape[0]
         for first in range(0, total, rows):
             last = min(total, first + rows)
-            yield first, self._rows(self.source, self.source_data, self.of_base, first, last), self._rows(
-                self.target, self.target_data, self.written, first, last
+            yield (
+                first,
+                self._rows(self.source, self.source_data, self.of_base, first, last),
+                self._rows(self.target, self.target_data, self.written, first, last),
             )
 
     def _rows(self, descriptor: int, data: int, entry: TensorEntry, first: int, last: int) -> Tensor:

@@ -16,7 +16,7 @@ from haori.core.progress_bar import progress_bar
 from haori.core.records import AdapterCard, Verification
 from haori.core.storage import staged_folder
 from haori.library.checkpoints.checking import check_file, checks_of
-from haori.library.checkpoints.plan import FilePlan, MergePlan, new_index, plan_merge, untie
+from haori.library.checkpoints.plan import MergePlan, new_index, plan_merge, untie
 from haori.library.checkpoints.tensors import BaseTensors
 from haori.library.checkpoints.writing import Advance, threads, write_file
 from haori.library.checks import verification_of
@@ -31,7 +31,7 @@ __all__ = ["merge_checkpoint", "write_checkpoint"]
 
 # Other weights than those that the base is read from, and what programs cache beside them.
 _WEIGHTS = {
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".tflite",
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf",
 }  # fmt: skip
 
 

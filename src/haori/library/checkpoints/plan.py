@@ -63,7 +63,11 @@ class FilePlan:
             return raw
         document = json.loads(raw[8:])
         for name, entry in self.entries_added().items():
-            document[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.start, entry.end]}
+            document[name] = {
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "data_offsets": [entry.start, entry.end],
+            }
         text = json.dumps(document, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text

@@ -44,7 +44,9 @@ def nearest_of(values: Tensor, exact: Tensor, *, slack: float = 0.0) -> Tensor:
     bits = values.view(kind)
     for step in (1, -1):
         # One further from zero, or nearer to it; beyond zero lies the smallest number of the other sign.
-        stepped = torch.where((bits & torch.iinfo(kind).max) + step < 0, (bits ^ torch.iinfo(kind).min) + 1, bits + step)
+        stepped = torch.where(
+            (bits & torch.iinfo(kind).max) + step < 0, (bits ^ torch.iinfo(kind).min) + 1, bits + step
+        )
         found &= error <= (stepped.view(values.dtype).double() - exact).abs().nan_to_num(torch.inf) * (1 + slack)
     return found
 

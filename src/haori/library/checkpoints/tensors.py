@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -63,7 +63,8 @@ def read_tensor(descriptor: int, data_start: int, entry: TensorEntry, name: str)
             "in 16 or 32 bits."
         )
     data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
-    view = memoryview(data.numpy())
+    array: Any = data.numpy()
+    view = memoryview(array)
     done = 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], data_start + entry.start + done)

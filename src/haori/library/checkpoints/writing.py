@@ -5,11 +5,11 @@ that is no product of thin matrices (DoRA, full-rank LyCORIS) is computed for it
 """
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from haori.library.checkpoints.rounding import round_once
 from haori.library.checkpoints.tensors import read_tensor
 from haori.library.combining.factors import Factors, factors_of
 
-__all__ = ["threads", "write_file"]
+__all__ = ["Advance", "results_of", "threads", "write_file"]
+
+T = TypeVar("T")
 
 _PIECE = 1 << 19  # values, in float64: a few megabytes
 _READ_BYTES = 4 << 20
@@ -58,8 +60,8 @@ def write_file(plan: FilePlan, target: Path, pool: ThreadPoolExecutor, advance: 
         out.flush()
         entries = {name: (entry, plan.changes.get(name), entry) for name, entry in held.tensors.items()}
         for name, new in plan.entries_added().items():
-            like, change = plan.added[name]
-            entries[name] = (held.tensors[like], change, new)
+            like, added = plan.added[name]
+            entries[name] = (held.tensors[like], added, new)
         out.truncate(len(header) + max((new.end for _, _, new in entries.values()), default=0))
         jobs = []
         for name, (entry, change, new) in sorted(entries.items(), key=lambda item: item[1][0].start - item[1][0].end):
@@ -67,8 +69,17 @@ def write_file(plan: FilePlan, target: Path, pool: ThreadPoolExecutor, advance: 
                 name, source.fileno(), held.data_start + entry.start, out.fileno(), len(header) + new.start, entry
             )
             jobs.append(pool.submit(_write, place, change, advance))
+        results_of(jobs)
+
+
+def results_of(jobs: "Sequence[Future[T]]") -> list[T]:
+    """Return what jobs give, or raise what one of them raised; none is at work any more then, on files that close."""
+    try:
+        return [job.result() for job in jobs]
+    finally:
         for job in jobs:
-            job.result()
+            job.cancel()
+        wait(jobs)
 
 
 class _Place(NamedTuple):
@@ -90,10 +101,13 @@ class _Place(NamedTuple):
         row = self.size // max(1, self.entry.shape[0] if self.entry.shape else 1)
         shape = (rows, *self.entry.shape[1:]) if self.entry.shape else ()
         start = self.source_start + first * row
-        return read_tensor(self.source, 0, self.entry._replace(shape=shape, start=start, end=start + rows * row), self.name)
+        return read_tensor(
+            self.source, 0, self.entry._replace(shape=shape, start=start, end=start + rows * row), self.name
+        )
 
     def write(self, tensor: Tensor, offset: int) -> None:
-        view = memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        data: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+        view = memoryview(data)
         done = 0
         while done < len(view):
             done += os.pwrite(self.target, view[done:], self.target_start + offset + done)

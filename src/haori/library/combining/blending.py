@@ -67,7 +67,9 @@ class BlendOptions:
         """
         merge_of(self.method)
         if not 0 < self.density <= 1:
-            raise InputError(f"The density is the share of values that stay, above 0 and at most 1, not {self.density:g}.")
+            raise InputError(
+                f"The density is the share of values that stay, above 0 and at most 1, not {self.density:g}."
+            )
         if self.rank is not None and self.rank < 1:
             raise InputError(f"The rank of a blend is at least 1, not {self.rank}.")
 

@@ -12,7 +12,7 @@ from haori.library.checkpoints.tensors import BaseTensors
 from haori.library.combining.blending import BlendOptions, Part, blend_updates
 from haori.library.combining.energy import Energy
 from haori.library.combining.storing import check_same_base, store_combined, with_energy
-from haori.library.fit import match
+from haori.library.fit import BaseWeight, match
 from haori.library.formats.format import open_source
 from haori.library.formats.registry import format_of
 from haori.library.opened import base_of
@@ -113,10 +113,9 @@ def resize_stored(
     read = read_parts(base, [(parent, 1.0)])
     updates = read[0].updates
     plain = all(update.kind == "lora" and update.magnitude is None for update in updates.modules.values())
-    if plain and max(updates.ranks, default=0) <= rank:
-        raise InputError(
-            f"{parent.name!r} has the rank {max(updates.ranks, default=0)} at most already; ask for a lower one than that."
-        )
+    highest = max(updates.ranks, default=0)
+    if plain and highest <= rank:
+        raise InputError(f"{parent.name!r} has the rank {highest} at most already; ask for a lower one than that.")
     with progress_bar("resizing", len(updates.modules), "modules") as advance:
         found = blend_updates(read, BlendOptions(rank=rank), weight_of=_weight_of(base, read), advance=advance)
     made = Combination(kind="resize", weights={parent.card.id: 1.0}, rank=rank)
@@ -165,7 +164,7 @@ def without_copies(updates: "AdapterUpdates", tensors: BaseTensors) -> "AdapterU
 def _weight_of(base: "Base", parts: Sequence[Part]) -> "Callable[[str], Tensor]":
     """Return what reads the base's weight of a module, for adapters whose change depends on it."""
     tensors = BaseTensors(base)
-    found = {}
+    found: dict[str, BaseWeight] = {}
     for part in parts:
         fit = match(part.updates, tensors.weights)
         fit.require(part.name, base.name)
