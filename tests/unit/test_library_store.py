@@ -108,7 +108,27 @@ def test_a_change_reads_no_other_card(library, tmp_path, monkeypatch):
     assert not library.mark.exists()
 
 
-@pytest.mark.parametrize("name", ["", "a@1", "../up", "a/b", ".hidden", "x" * 101, "a b", "Ünicode"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a@1",
+        "../up",
+        "a/b",
+        ".hidden",
+        "x" * 101,
+        "a b",
+        "Ünicode",
+        "..",
+        "a.",
+        "CON",
+        "nul.v2",
+        "com7",
+        "a\x00b",
+        "a\n",
+        "\u202eevil",
+    ],
+)
 def test_bad_names(library, tmp_path, name):
     with pytest.raises(LibraryError, match="cannot be called"):
         put(library, tmp_path, name, 1)

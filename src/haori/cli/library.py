@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from haori.cli import compatibility, provenance
+from haori.cli import compatibility, mounts, provenance
 
 __all__ = ["app", "print_meaning"]
 
@@ -16,6 +16,8 @@ app = typer.Typer(
 app.command("licence")(provenance.licence)
 app.command("lineage")(provenance.lineage)
 app.command("check")(compatibility.check)
+for command in (mounts.mount, mounts.unmount, mounts.mounts):
+    app.command()(command)
 _Name = Annotated[str, typer.Argument(help="Name, name@version, or the first digits of an id.")]
 
 

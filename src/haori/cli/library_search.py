@@ -8,9 +8,13 @@ def print_search(query: str) -> None:
     from haori.cli.console import results
     from haori.library import Library, list_table
 
-    found = Library().search(query)
+    library = Library()
+    scans = library.mounts.rescan()
+    found = library.search(query)
     for word, near in found.close.items():
         results().print(
             f"No adapter has the word {word!r}; shown are those with {', '.join(map(repr, near))}.", markup=False
         )
     results().print(list_table(found.listed))
+    for problem in (problem for scan in scans for problem in scan.problems):
+        results().print(problem, style="yellow", markup=False)

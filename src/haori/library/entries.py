@@ -25,6 +25,7 @@ __all__ = [
     "Entry",
     "Found",
     "entries_of",
+    "entry_of",
     "find_entries",
     "insert_entries",
     "measured_figures",
@@ -105,31 +106,36 @@ CREATE_ENTRIES = (
     f"CREATE TABLE IF NOT EXISTS {ENTRIES} ({_COLUMNS}, PRIMARY KEY (name, version))",
     f"CREATE INDEX IF NOT EXISTS {ENTRIES}_adapter ON {ENTRIES} (adapter)",
 )
-_INSERT = f"INSERT INTO {ENTRIES} ({_COLUMNS}) VALUES ({', '.join('?' * len(Entry._fields))})"  # noqa: S608
+_INSERT = f"INSERT OR REPLACE INTO {ENTRIES} ({_COLUMNS}) VALUES ({', '.join('?' * len(Entry._fields))})"  # noqa: S608
 
 
 def entries_of(card: AdapterCard) -> list[Entry]:
     """Return the entries of a stored adapter: one for each of its names."""
+    entries = []
+    for full in card.names:
+        name, _, version = full.rpartition("@")
+        entries.append(entry_of(card, name, int(version), card.id))
+    return entries
+
+
+def entry_of(card: AdapterCard, name: str, version: int, adapter: str, mount: str | None = None) -> Entry:
+    """Return the entry of an adapter under one of its names."""
     sources = [f"{data.source} {data.licence or ''}" for data in card.data]
     text = (
-        *card.names, card.base.name, card.base.source, card.base.id, card.base.family, card.method, card.licence,
+        name, *card.names, card.base.name, card.base.source, card.base.id, card.base.family, card.method, card.licence,
         card.base.licence, card.description, card.id, card.downloaded_from, card.format, card.task, *card.tags,
         *card.trigger_words, *card.stated_bases, *card.file_hashes.values(), *sources,
     )  # fmt: skip
     metrics = {name: metric.value for of in card.evaluations for name, metric in of.metrics.items()}
-    entries = []
-    for full in card.names:
-        name, _, version = full.rpartition("@")
-        entries.append(Entry(
-            name=name, version=int(version), adapter=card.id, base=card.base.name, base_id=card.base.id,
-            family=card.base.family, method=card.method, format=card.format, task=card.task, rank=card.rank,
-            size_bytes=card.size_bytes, licence=card.licence, proved=proved(card.verification), created=card.created,
-            triggers="\n".join(card.trigger_words), tags="\n".join(folded(tag) for tag in card.tags),
-            metrics=json.dumps({name: value for name, value in metrics.items() if math.isfinite(value)}),
-            mount=None, problem=None, words=words_of(name, *card.trigger_words, *card.tags),
-            text=folded("\n".join(part for part in text if part)), commercial=commercial_use(card),
-        ))  # fmt: skip
-    return entries
+    return Entry(
+        name=name, version=version, adapter=adapter, base=card.base.name, base_id=card.base.id,
+        family=card.base.family, method=card.method, format=card.format, task=card.task, rank=card.rank,
+        size_bytes=card.size_bytes, licence=card.licence, proved=proved(card.verification), created=card.created,
+        triggers="\n".join(card.trigger_words), tags="\n".join(folded(tag) for tag in card.tags),
+        metrics=json.dumps({name: value for name, value in metrics.items() if math.isfinite(value)}),
+        mount=mount, problem=None, words=words_of(name, *card.trigger_words, *card.tags),
+        text=folded("\n".join(part for part in text if part)), commercial=commercial_use(card),
+    )  # fmt: skip
 
 
 def proved(verification: Verification | None) -> str:

@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 from haori.core.errors import InputError, nearest
-from haori.library.entries import FIGURES, Entry
+from haori.library.entries import FIGURES, Entry, merge_found
 from haori.library.index import Index
+from haori.library.mounts.mounts import Mounts
 from haori.library.promotion import History
 from haori.library.query import Query, parse_query
 from haori.library.specs import Names
@@ -26,14 +27,14 @@ class Search(NamedTuple):
     close: dict[str, tuple[str, ...]]
 
 
-def search(index: Index, history: History, text: str) -> Search:
+def search(index: Index, mounts: Mounts, history: History, text: str) -> Search:
     """Return the adapters that `text` describes, see `Library.search`.
 
     Raises:
         InputError: It has a filter or a figure that there is not.
     """
     query = parse_query(text)
-    found = index.find(query)
+    found = merge_found([index.find(query), mounts.find(query)], query)
     if not found.entries:
         _check_figures(index, query)
     promoted: dict[str, int] = {}

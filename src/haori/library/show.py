@@ -52,7 +52,7 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("names", ", ".join(card.names)),
         ("promoted", _promoted(stored)),
         ("id", short(card.id)),
-        ("folder", str(stored.path)),
+        ("file" if stored.mounted else "folder", str(stored.path)),
         ("base", f"{card.base.name} ({card.base.source}), fingerprint {card.base.id}"),
         ("method", _method(card)),
         ("made by", _combination(card)),
@@ -68,6 +68,8 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("made with", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
         ("description", card.description or ""),
         ("author's base", ", ".join(card.stated_bases)),
+        ("trigger words", ", ".join(card.trigger_words)),
+        *_sidecars(stored),
         ("tags", ", ".join(card.tags)),
     ]  # fmt: skip
     for key, value in rows:
@@ -127,6 +129,20 @@ def verification_table(verification: Verification) -> "Table":
 
 def _promoted(stored: StoredAdapter) -> str:
     return f"{stored.name.partition('@')[0]} means this version since {stored.promoted}" if stored.promoted else ""
+
+
+def _sidecars(stored: StoredAdapter) -> list[tuple[str, str]]:
+    if stored.mounted is None:
+        return []
+    said = stored.mounted.sidecars
+    return [
+        ("mounted", f"{stored.mounted.mount}: read in place, not proved"),
+        ("strength", "" if said.strength is None else f"{said.strength:g}"),
+        ("negative prompt", said.negative_prompt),
+        ("notes", said.notes),
+        ("picture", said.preview or ""),
+        ("beside it", " ".join(said.problems)),
+    ]
 
 
 def _method(card: AdapterCard) -> str:

@@ -12,7 +12,7 @@ from haori.core.errors import LibraryError, nearest
 from haori.library.index import IndexRow
 from haori.library.promotion import History, Promotion, promoted_row
 
-__all__ = ["Names", "id_digits"]
+__all__ = ["Names", "id_digits", "likely"]
 
 _MOST_COMPARED = 32
 _ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
@@ -79,11 +79,11 @@ class Names:
             raise LibraryError(
                 f"The library has no adapter {spec!r}: it is empty. Train one, or add one that you have."
             )
-        hint = nearest(name, _likely(name, self.bare)) or "`haori library list` shows what it holds."
+        hint = nearest(name, likely(name, self.bare)) or "`haori library list` shows what it holds."
         raise LibraryError(f"The library has no adapter {spec!r}; {hint}")
 
 
-def _likely(name: str, others: Sequence[str]) -> Sequence[str]:
+def likely(name: str, others: Sequence[str]) -> Sequence[str]:
     """Return the names with most characters in the same places: comparing it with thousands in full takes long."""
     if len(others) <= _MOST_COMPARED:
         return others

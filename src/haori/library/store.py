@@ -30,6 +30,7 @@ from haori.library.adapter_names import check_no_base_name, refuse_base_name
 from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, read_card
 from haori.library.formats.peft import copy_adapter, export_peft
 from haori.library.index import Index, IndexRow, Rebuilt
+from haori.library.mounts.mounts import MountedFile, Mounts
 from haori.library.promotion import PROMOTIONS_NAME, History, PromotionFile, promote, roll_back
 from haori.library.searching import Search, search
 from haori.library.specs import Names, id_digits
@@ -38,6 +39,8 @@ from haori.library.stored_cards import stored_folder
 __all__ = ["Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# What Windows takes for a device, whatever follows behind a dot.
+_DEVICES = frozenset({"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))})
 _FIXED = frozenset({"id", "names", "base", "schema_version"})
 
 
@@ -46,16 +49,18 @@ class StoredAdapter:
     """An adapter in the library.
 
     Attributes:
-        path: Its folder: stock PEFT files and the card.
+        path: Its folder: stock PEFT files and the card. Of a mounted adapter, the file.
         card: What is known about it.
         name: The name with version that it was found or stored under, e.g. `support@2`.
         promoted: Since when the bare name means this version because it was promoted, as ISO 8601; else None.
+        mounted: What is known of it as a file of a mounted tree; None for a stored one.
     """
 
     path: Path
     card: AdapterCard
     name: str
     promoted: str | None = None
+    mounted: MountedFile | None = None
 
 
 def check_name(name: str) -> str:
@@ -64,10 +69,11 @@ def check_name(name: str) -> str:
     Raises:
         LibraryError: It may not.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name.endswith(".") or name.partition(".")[0].upper() in _DEVICES:
         raise LibraryError(
             f"An adapter cannot be called {name[:120]!r}: use letters, digits, '.', '_' and '-' (at most 100, a letter "
-            "or digit first); the version is added by the library."
+            "or digit first, no '.' at the end, no device of Windows such as CON or NUL); the version is added by the "
+            "library."
         )
     return name
 
@@ -76,11 +82,13 @@ class Library:
     """The adapters under `root` (by default the library of this machine).
 
     An adapter is asked for by a spec: `support` (its promoted version, or else its newest), `support@1`, or 6 or more
-    digits of its id.
+    digits of its id. What lies in a mounted tree is asked for by `mount/folder/name`; or by the file's own name, the
+    name its trainer gave it, or a hash, where nothing stored is called so.
 
     Attributes:
         root: Its folder.
         mark: There while something is changed, and after a change that was killed.
+        mounts: Trees of LoRA files that are listed and found in place.
         watched: Files of which one changes whenever `names` does; the index is the first.
     """
 
@@ -88,6 +96,7 @@ class Library:
         self.root = settings().library if root is None else root
         self._index = Index(self.root)
         self.mark = self._index.mark
+        self.mounts = Mounts(self.root)
         self._promotions = PromotionFile(self.root / PROMOTIONS_NAME)
         self.watched = (self._index.path, self.root / "index.sqlite-wal", self._promotions.path)
 
@@ -131,10 +140,14 @@ class Library:
         """Find one adapter.
 
         Raises:
-            LibraryError: There is none, or the id digits fit several; near names are given. Or the bare name is that
-                of the base too.
+            LibraryError: There is none, or several fit; near names are given. Or the bare name is that of the base
+                too, or the mounted file cannot be used.
         """
         names = self._names_for(spec)
+        if not names.rows:
+            if (file := self.mounts.get(spec, id_digits(spec.lower()))) is not None:
+                return StoredAdapter(file.path, file.card, file.name, mounted=file)
+            names = self.names()
         stored = self._stored(names.find(spec), names)
         refuse_base_name(spec, stored.card.base.name, stored.name)
         return stored
@@ -154,7 +167,7 @@ class Library:
         Raises:
             InputError: A filter or metric that there is not.
         """
-        return search(self._index, self._promotions.read(), query)
+        return search(self._index, self.mounts, self._promotions.read(), query)
 
     def names(self, *, wait: bool = True) -> Names:
         """Return every name and what was promoted, without reading a card.
@@ -199,6 +212,7 @@ class Library:
         Raises:
             LibraryError: There is no such adapter, or the bare name is that of its base too.
         """
+        self._refuse_mounted(spec)
         with self._change() as names:
             row = names.find(spec)
             stored = self._stored(row, names)
@@ -220,6 +234,7 @@ class Library:
         Raises:
             LibraryError: There is no such adapter, or a field is part of its identity.
         """
+        self._refuse_mounted(spec)
         if fixed := _FIXED & set(fields):
             raise LibraryError(f"The card's {min(fixed)!r} cannot be changed.")
         with self._change() as names:
@@ -290,10 +305,17 @@ class Library:
         promoted = names.promoted(row.name)
         return StoredAdapter(folder, card, name, promoted[1].time if promoted and promoted[0] == row else None)
 
+    def _refuse_mounted(self, spec: str) -> None:
+        if self.mounts.is_mounted(spec):
+            raise LibraryError(
+                f"{spec!r} lies in a mounted folder, which is only read: change or delete the file itself, or run "
+                f"`haori library unmount {spec.partition('/')[0]}`."
+            )
+
     def _names_for(self, spec: str) -> Names:
-        """Return the names among which a spec is looked up: those that fit it, or all where none does."""
+        """Return the names that fit a spec, if any does."""
         rows = self._index.rows_of(spec.partition("@")[0], id_digits(spec))
-        return Names(rows, self._promotions.read()) if rows else self.names()
+        return Names(rows, self._promotions.read())
 
     @contextmanager
     def _change(self) -> Iterator[Names]:
