@@ -145,7 +145,7 @@ def _by_double_blocks(updates: "AdapterUpdates") -> str | None:
         return None
     if max(int(found[1]) for found in blocks.values()) >= _FLUX1_DOUBLE_BLOCKS:
         return "qwen_image"
-    widths = {(weight_shape(updates.modules[name]) or (0, 0))[1] for name in blocks}
+    widths = {(weight_shape(updates.modules[name]) or (0,))[-1] for name in blocks}
     return next((_HIDDEN[width] for width in sorted(widths) if width in _HIDDEN), None)
 
 
@@ -161,7 +161,7 @@ def _by_unet_blocks(updates: "AdapterUpdates") -> str | None:
 def _by_clip_width(updates: "AdapterUpdates") -> str | None:
     for name, update in updates.modules.items():
         if re.fullmatch(r"text_encoder\.text_model\..*\.(q_proj|k_proj|v_proj|fc1)", name):
-            return _CLIP_WIDTHS.get((weight_shape(update) or (0, 0))[1])
+            return _CLIP_WIDTHS.get((weight_shape(update) or (0,))[-1])
     return None
 
 

@@ -212,7 +212,9 @@ def _plain_factors(name: str, update: ModuleUpdate, family: str | None) -> "tupl
     if update.scale != 1:
         scaled = b.double() * update.scale
         b = scaled.to(b.dtype) if torch.equal(scaled.to(b.dtype).double(), scaled) else scaled.float()
-    if _PROJECTION.match(name) and family in {"sd15", "sdxl", "sd2"}:  # 1 x 1 convolutions in SD 1, linear since
+    narrow = all(size == 1 for size in a.shape[2:])
+    if narrow and _PROJECTION.match(name) and family in {"sd15", "sd2", "sdxl"}:
+        # A 1 x 1 convolution in Stable Diffusion 1, a linear layer since; trainers write either as the other.
         shape = (1, 1) if family == "sd15" else ()
         a, b = a.reshape(*a.shape[:2], *shape), b.reshape(*b.shape[:2], *shape)
     return a.contiguous(), b.contiguous()

@@ -24,13 +24,15 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
     Args:
         path: What is there is replaced.
-        tensors: Contiguous tensors; those that are one in memory are written each by itself.
+        tensors: Of any layout; those that share memory, as parts of one fused layer do, are written in full each.
         metadata: The header's strings.
 
     Raises:
         StorageError: It cannot be written.
     """
-    _replace(path, _saved(tensors, metadata))
+    from safetensors.torch import save
+
+    _replace(path, save(_apart(tensors), dict(metadata)))
 
 
 def write_hashed(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
@@ -39,7 +41,9 @@ def write_hashed(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[
     `sshs_model_hash` and `modelspec.hash_sha256` are of the bytes after the header. `sshs_legacy_hash` is AutoV1 of the
     file as it is; that of sd-scripts is of the same bytes under a shorter header, and so agrees with no file.
     """
-    plain = _saved(tensors)
+    from safetensors.torch import save
+
+    plain = save(_apart(tensors))
     length = int.from_bytes(plain[:8], "little")
     entries, data = json.loads(plain[8 : 8 + length]), plain[8 + length :]
     blank = {**metadata, **{key: "0" * digits for key, digits in _HASHES.items()}}
@@ -48,16 +52,14 @@ def write_hashed(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[
     _replace(path, _header(entries, {**blank, **hashes}), data)
 
 
-def _saved(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the bytes of a file. The library refuses tensors that are one in memory, as the A of fused modules is."""
-    from safetensors.torch import save
-
-    own: dict[str, Tensor] = {}
+def _apart(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     seen: set[int] = set()
+    found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return save(own, None if metadata is None else dict(metadata))
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.detach().contiguous() if place not in seen else tensor.detach().clone().contiguous()
+        seen.add(place)
+    return found
 
 
 def _header(entries: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
