@@ -152,9 +152,8 @@ def plain(update: ModuleUpdate) -> ModuleUpdate:
 def test_a_file_says_its_strength_to_those_who_do_not_read_its_header_too(tmp_path: Path) -> None:
     q, k = f"{UNET}.attn1.to_q", f"{UNET}.attn1.to_k"
     half = {"A": torch.randn(4, 8).half(), "B": torch.randn(8, 4).half()}
-    updates = AdapterUpdates({
-        q: ModuleUpdate("lora", half, alpha=8.0), k: ModuleUpdate("lora", {"A": half["A"][:2], "B": half["B"][:, :2]}, 3.0)
-    })  # fmt: skip
+    quarter = {"A": half["A"][:2], "B": half["B"][:, :2]}
+    updates = AdapterUpdates({q: ModuleUpdate("lora", half, alpha=8.0), k: ModuleUpdate("lora", quarter, alpha=3.0)})
     DIFFUSERS.write(updates, tmp_path / "a.safetensors")
     tensors = load_file(tmp_path / "a.safetensors")
     for name in (q, k):

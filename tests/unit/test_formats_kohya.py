@@ -246,9 +246,9 @@ def test_metadata_of_plain_lora_for_sdxl(tmp_path: Path) -> None:
 
 
 def test_what_the_format_cannot_name_is_refused(tmp_path: Path) -> None:
-    transformer = AdapterUpdates({"transformer.transformer_blocks.0.attn.to_q": sample()})
-    with pytest.raises(InputError, match=r"transformer_blocks.0.attn.to_q.*peft or diffusers"):
-        KOHYA.write(transformer, tmp_path / "a.safetensors")
+    language_model = AdapterUpdates({"model.model.layers.0.mlp.up_proj": sample()})
+    with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.up_proj.*peft or diffusers"):
+        KOHYA.write(language_model, tmp_path / "a.safetensors")
     head = AdapterUpdates({"unet.conv_in": sample()}, extra={"score.weight": torch.ones(2)})
     with pytest.raises(InputError, match=r"score\.weight"):
         KOHYA.write(head, tmp_path / "a.safetensors")
