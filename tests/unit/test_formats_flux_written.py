@@ -160,6 +160,30 @@ def test_kohya_writes_flux_with_its_metadata(tmp_path: Path) -> None:
     assert_equal(read_updates(tmp_path / "a.safetensors"), updates)
 
 
+def test_comfyui_holds_stable_diffusion_xl_too(tmp_path: Path) -> None:
+    from haori.core.safetensors_header import read_safetensors_header
+
+    names = {
+        "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k":
+            "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+        "diffusion_model.label_emb.0.2": "unet.add_embedding.linear_2",
+        "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1":
+            "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+        "text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc1":
+            "text_encoder_2.text_model.encoder.layers.0.mlp.fc1",
+    }  # fmt: skip
+    modules = {
+        name: ModuleUpdate("lora", {"A": noise(2, 2048, seed=at), "B": noise(8, 2, seed=at)}, alpha=1.0 + at)
+        for at, name in enumerate(names.values())
+    }
+    format_named("comfyui").write(AdapterUpdates(modules), tmp_path / "a.safetensors")
+    header = read_safetensors_header(tmp_path / "a.safetensors")
+    assert {key.removesuffix(".alpha") for key in header.tensors if key.endswith(".alpha")} == set(names)
+    again = read_updates(tmp_path / "a.safetensors")
+    assert (again.format, again.family) == ("comfyui", "sdxl")
+    assert_equal(again, AdapterUpdates(modules))
+
+
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     import torch
 

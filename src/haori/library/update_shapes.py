@@ -27,7 +27,8 @@ def fault_of(update: "ModuleUpdate") -> str | None:
     for name, factor in factors.items():
         if not factor.dtype.is_floating_point:
             return f"{name} is of dtype {str(factor.dtype).removeprefix('torch.')}, not of floating-point numbers"
-        if kind != "diff" and (factor.dim() < 2 or not factor.numel()):
+        is_matrix = kind in {"loha", "lokr"} and name not in {"w2", "t1", "t2"}
+        if kind != "diff" and (factor.dim() < 2 or not factor.numel() or (is_matrix and factor.dim() > 2)):
             return f"{name} has the shape {list(factor.shape)}"
     if pair := _unfit_pair(kind, factors):
         first, second = pair
@@ -127,6 +128,6 @@ def _unfit_rest(update: "ModuleUpdate") -> str | None:
     sizes = {shape[0], shape[1] if len(shape) > 1 else shape[0]}
     flattened = update.kind in {"loha", "lokr"} and len(shape) == 2  # a kernel may be hidden in its inputs
     count = update.magnitude.numel()
-    if count in sizes or (flattened and math.prod(shape[1:]) % count == 0):
+    if count in sizes or (flattened and count and math.prod(shape[1:]) % count == 0):
         return None
     return f"the magnitude of shape {list(update.magnitude.shape)} does not fit a weight of shape {list(shape)}"

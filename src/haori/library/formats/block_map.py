@@ -98,6 +98,11 @@ class BlockMap:
         return BlockMap(blocks, {**other.others, **self.others})
 
     @cached_property
+    def first_words(self) -> frozenset[str]:
+        """Return what its names begin with, as far as the first dot."""
+        return frozenset(name.partition(".")[0] for name in (*(own for own, _ in self.blocks), *self.others))
+
+    @cached_property
     def _joined(self) -> dict[str, tuple[Blocks, Mapping[str, Place]]]:
         flat = {
             (own.replace(".", "_"), theirs): {name.replace(".", "_"): place for name, place in table.items()}

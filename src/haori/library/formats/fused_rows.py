@@ -115,6 +115,8 @@ def _rows(update: ModuleUpdate, spans: Sequence[Span]) -> ModuleUpdate:
                 "its DoRA magnitude is one of input columns, over all rows of the fused module at once, and cannot be "
                 "divided; merge it into its base with the tool that made it, and extract a LoRA from the difference."
             )
+        if magnitude.shape[:1] != (_row_count(update),):
+            raise InputError(f"its magnitude of shape {list(magnitude.shape)} is not one of {_row_count(update)} rows.")
         magnitude = _cut(magnitude, spans)
     bias = None if update.bias is None else _cut(update.bias, spans)
     return replace(update, factors=factors, magnitude=magnitude, bias=bias, shape=None)

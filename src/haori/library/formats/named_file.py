@@ -7,6 +7,7 @@ name, and whose names the modules have. `NamedFile` is such a format.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["NamedFile", "Slot"]
 
 _IMAGE = {"transformer", "image"}
-_UNET = re.compile(r"(input_blocks|middle_block|output_blocks|down_blocks|mid_block|up_blocks)[._]")
+_UNET = re.compile(
+    r"(input_blocks|middle_block|output_blocks|down_blocks|mid_block|up_blocks|time_embed|label_emb|out|conv_in)\."
+)
 
 
 class Slot(NamedTuple):
@@ -74,7 +77,8 @@ class NamedFile:
 
         CLIP's modules behind a prefix of kohya's tell nothing: they are in files of several formats.
         """
-        found = {split[0] for key in source.tensors if (split := split_key(self.respell(key))) is not None}
+        keys = (self.respell(key) for key in source.tensors if key.startswith(self._starts))
+        found = {split[0] for key in keys if (split := split_key(key)) is not None}
         return any(self._is_telling(module) for module in found)
 
     def read(self, source: Source) -> AdapterUpdates:
@@ -120,6 +124,16 @@ class NamedFile:
         for own, update in self._own_modules(updates, family).items():
             tensors |= {f"{own}.{end}": tensor for end, tensor in kohya_tensors(update).items()}
         write_hashed(path, tensors, kohya_metadata(updates, family, card, path.stem))
+
+    @cached_property
+    def _starts(self) -> tuple[str, ...]:
+        """Return what keys that could tell the format begin with: most files are told from others by that alone."""
+        words = {word for names in self.maps.values() for word in names.first_words}
+        found: set[str] = set()
+        for prefix, slot in self.prefixes.items():
+            found |= {prefix + word for word in words} if slot.naming in _IMAGE else {prefix}
+            found |= {prefix} if slot.naming == "image" and prefix else set()
+        return tuple(sorted(found))
 
     def _split(self, module: str) -> tuple[Slot, str] | None:
         for prefix in sorted(self.prefixes, key=len, reverse=True):

@@ -15,6 +15,7 @@ __all__ = ["FORMATS", "format_named", "format_of", "read_updates"]
 
 FORMATS: dict[str, str] = {
     "gguf": "haori.library.formats.gguf",
+    "fal": "haori.library.formats.fal",
     "peft": "haori.library.formats.peft",
     "xlabs": "haori.library.formats.xlabs",
     "kohya-flux": "haori.library.formats.kohya_flux",
@@ -23,7 +24,6 @@ FORMATS: dict[str, str] = {
     "diffusers": "haori.library.formats.diffusers",
     "kohya": "haori.library.formats.kohya",
     "comfyui": "haori.library.formats.comfyui",
-    "fal": "haori.library.formats.fal",
 }
 """The module of each format; it gives `FORMAT`."""
 
