@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from haori.cli import compatibility, mounts, provenance
+from haori.cli import compatibility, mounts, provenance, signing
 
 __all__ = ["app", "print_meaning"]
 
@@ -16,6 +16,8 @@ app = typer.Typer(
 app.command("licence")(provenance.licence)
 app.command("lineage")(provenance.lineage)
 app.command("check")(compatibility.check)
+app.command("sign")(signing.sign)
+app.command("verify-signature")(signing.verify_signature)
 for command in (mounts.mount, mounts.unmount, mounts.mounts):
     app.command()(command)
 _Name = Annotated[str, typer.Argument(help="Name, name@version, or the first digits of an id.")]

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
     from haori.library.prompt_formats import joint_format, prompt_format, stored_template
     from haori.library.show import card_table, licence_line, licence_table, list_table, verification_table
+    from haori.library.signing import (
+        is_key_encrypted,
+        sign_stored,
+        signed_with,
+        verify_signed_folder,
+        verify_stored_signature,
+    )
     from haori.library.specs import Names
     from haori.library.store import Library, Rebuilt, StoredAdapter, adapter_id, check_name, draft_card
     from haori.library.verify import require_passed, verify_adapter
@@ -66,6 +73,7 @@ __all__ = [
     "export_stored",
     "import_adapter",
     "inspect_adapter",
+    "is_key_encrypted",
     "joint_format",
     "licence_line",
     "licence_table",
@@ -78,11 +86,15 @@ __all__ = [
     "open_adapter",
     "prompt_format",
     "require_passed",
+    "sign_stored",
+    "signed_with",
     "stored_template",
     "verification_table",
     "verify_adapter",
     "verify_model",
+    "verify_signed_folder",
     "verify_stored",
+    "verify_stored_signature",
 ]
 
 __getattr__ = lazy_exports(
@@ -104,6 +116,13 @@ __getattr__ = lazy_exports(
         "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
         "prompt_formats": ("joint_format", "prompt_format", "stored_template"),
         "show": ("card_table", "licence_line", "licence_table", "list_table", "verification_table"),
+        "signing": (
+            "is_key_encrypted",
+            "sign_stored",
+            "signed_with",
+            "verify_signed_folder",
+            "verify_stored_signature",
+        ),
         "specs": ("Names",),
         "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
         "verify": ("require_passed", "verify_adapter"),

@@ -184,7 +184,8 @@ def _brief(component: Json) -> Json:
 
 
 def _files(folder: Path) -> Iterator[Json]:
-    for path in sorted(folder.iterdir()):
+    """Yield the files of an adapter; one in a mounted tree is a single file."""
+    for path in [folder] if folder.is_file() else sorted(folder.iterdir()):
         if path.is_file() and path.name != CARD_NAME and not path.name.startswith("."):
             digest = hash_file(path).removeprefix("sha256:")
             yield {"type": "file", "name": path.name, "hashes": [{"alg": "SHA-256", "content": digest}]}

@@ -17,6 +17,7 @@ from haori.library.classifiers import wearing_head
 from haori.library.formats.peft import check_new_folder, export_peft
 from haori.library.model_card_text import write_model_card
 from haori.library.opened import base_of
+from haori.library.signing import carry_signature
 from haori.library.store import Library, StoredAdapter
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def export_stored(
     def finish(written: Path) -> None:
         _prove(on, stored, written)
         write_model_card(stored, written)
+        carry_signature(stored, written)
 
     return export_peft(stored.path, stored.card, out, prove=finish)
 

@@ -105,18 +105,18 @@ def _of(card: AdapterCard, known: dict[str, AdapterCard], via: str | None, seen:
 
 
 def _author(card: AdapterCard, via: str | None, made_of: list[Ingredient]) -> Iterator[Ingredient]:
-    """Yield the terms of whoever made the adapter; where it was trained here, what they add to those it is made of."""
+    """Yield the terms of whoever made the adapter; where it was made here, what they add to those it is made of."""
     own = Ingredient("author" if via is None else "parent", _name(card), None, card.licence)
     if card.permissions is not None:
         yield own._replace(licence=None, permissions=card.permissions)
     if card.origin == "added" and (card.licence is not None or card.permissions is None):
         yield own
-    if card.origin == "trained" and card.licence is not None and _adds(card.licence, made_of):
+    if card.origin != "added" and card.licence is not None and _adds(card.licence, made_of):
         yield own
 
 
 def _adds(own: str, made_of: Iterable[Ingredient]) -> bool:
-    """Say whether a trained adapter's licence names terms that what it was made from does not bring."""
+    """Say whether the licence of an adapter made here names terms that what it was made from does not bring."""
     brought = {
         str(symbol)
         for one in made_of

@@ -9,6 +9,7 @@ from haori.library.entries import proved
 from haori.library.licences import LicenceVerdict, Question, effective_licence
 from haori.library.lineage import ancestors
 from haori.library.searching import Listed
+from haori.library.signing import signed_with
 from haori.library.store import StoredAdapter
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("commercial use", f"{verdict.commercial}: {' '.join(verdict.because('commercial'))}"),
         ("sharing", f"{verdict.redistribution}: {' '.join(verdict.because('redistribution'))} {_NOT_ADVICE}"),
         ("proved", proved(card.verification)),
+        ("signed", _signed(stored)),
         *_run(card),
         *((f"measured {evaluation.time[:10]}", _evaluation(evaluation.metrics, evaluation.data))
           for evaluation in card.evaluations),
@@ -143,6 +145,11 @@ def _sidecars(stored: StoredAdapter) -> list[tuple[str, str]]:
         ("picture", said.preview or ""),
         ("beside it", " ".join(said.problems)),
     ]
+
+
+def _signed(stored: StoredAdapter) -> str:
+    key = signed_with(stored.path)
+    return "" if key is None else f"with the key {key}, not checked here; see `haori library verify-signature`"
 
 
 def _method(card: AdapterCard) -> str:
