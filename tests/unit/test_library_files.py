@@ -154,7 +154,7 @@ def _config(text: str):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (_pickle_only, "adapter_model.bin, a Python pickle.*save_file"),
+        (_pickle_only, "adapter_model.bin, a Python pickle.*haori library convert-pickle"),
         (_pickle_renamed, "it is a Python pickle"),
         (_zip_renamed, "zip archive"),
         (_truncated, "truncated"),

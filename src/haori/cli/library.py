@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from haori.cli import compatibility, mounts, provenance, signing
+from haori.cli import compatibility, convert_pickle, mounts, provenance, signing
 
 __all__ = ["app", "print_meaning"]
 
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command("licence")(provenance.licence)
 app.command("lineage")(provenance.lineage)
 app.command("check")(compatibility.check)
+app.command("convert-pickle")(convert_pickle.convert_pickle)
 app.command("sign")(signing.sign)
 app.command("verify-signature")(signing.verify_signature)
 for command in (mounts.mount, mounts.unmount, mounts.mounts):

@@ -8,6 +8,7 @@ anything else reads the file.
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ __all__ = ["HEADER_LIMIT_BYTES", "SafetensorsHeader", "TensorEntry", "read_safet
 
 HEADER_LIMIT_BYTES = 16 << 20
 _TENSOR_LIMIT = 200_000
+_MARK_LIMITS = {b"{": 2 * _TENSOR_LIMIT, b"[": 4 * _TENSOR_LIMIT, b'":': 6 * _TENSOR_LIMIT, b",": 12 * _TENSOR_LIMIT}
 _RANK_LIMIT = 16
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -62,8 +64,13 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
         raw = file.read(length)
     if len(raw) < length:
         raise _bad(path, f"it ends after {size:,} bytes, inside its header: the file is truncated")
+    for mark, limit in _MARK_LIMITS.items():  # counted first: JSON of 16 MB can become objects of 400 MB
+        if raw.count(mark) > limit:
+            raise _bad(path, f"its header has more than {limit:,} times {mark.decode()!r}")
     try:
-        document = json.loads(raw)
+        document = json.loads(raw, object_pairs_hook=_without_repeats)
+    except _RepeatedKeyError as error:
+        raise _bad(path, f"its header has the key {str(error)[:80]!r} twice, so it says two things") from None
     except (ValueError, RecursionError):
         raise _bad(path, "its header is not JSON") from None
     if not isinstance(document, dict):
@@ -76,6 +83,18 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     tensors = {name: _entry(path, name, value) for name, value in document.items()}
     _check_layout(path, tensors, size - 8 - length)
     return SafetensorsHeader(tensors, metadata, 8 + length)
+
+
+class _RepeatedKeyError(Exception):
+    pass
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        raise _RepeatedKeyError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return found
 
 
 def _refuse_other_formats(path: Path, first: bytes) -> None:
@@ -94,8 +113,9 @@ def _refuse_other_formats(path: Path, first: bytes) -> None:
     if kind:
         raise _bad(
             path,
-            f"it is {kind}; pickles can run code, so only safetensors is read. Convert it on a machine you trust "
-            "with `safetensors.torch.save_file(torch.load(path, weights_only=True), 'new.safetensors')`",
+            f"it is {kind}; pickles can run code, so only safetensors is read. Convert it with `haori library "
+            f"convert-pickle {shlex.quote(str(path))} --out NEW.safetensors`, which reads nothing but tensors, in a "
+            "process of its own",
         )
 
 

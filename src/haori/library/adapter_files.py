@@ -7,6 +7,7 @@ the safetensors header, the method. Says nothing about any base: that is `attach
 import json
 import math
 import re
+import shlex
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -224,8 +225,9 @@ def _no_weights(folder: Path) -> str:
     if (folder / PICKLE_NAME).is_file():
         return (
             f"{str(folder)!r} holds {PICKLE_NAME}, a Python pickle, which can run code when it is read. Convert it "
-            "on a machine you trust with `safetensors.torch.save_file(torch.load('adapter_model.bin', "
-            f"weights_only=True), '{WEIGHTS_NAME}')` and remove {PICKLE_NAME}."
+            f"with `haori library convert-pickle {shlex.quote(str(folder / PICKLE_NAME))} --out "
+            f"{shlex.quote(str(folder / WEIGHTS_NAME))}`, which reads nothing but tensors, in a process of its own, "
+            f"and remove {PICKLE_NAME}."
         )
     return f"{str(folder)!r} holds no {WEIGHTS_NAME}, the file with the adapter's weights."
 
