@@ -57,7 +57,9 @@ def test_one_bad_value_is_found_wherever_it_is(tmp_path, dtype, value, message):
 
 def test_an_absurd_norm_is_refused_and_a_large_one_is_not(tmp_path):
     path = tmp_path / "a.safetensors"
-    with pytest.raises(FileFormatError, match=r"have a root mean square of 1,0.*; trained tensors have less than 1,000"):
+    with pytest.raises(
+        FileFormatError, match=r"have a root mean square of 1,0.*; trained tensors have less than 1,000"
+    ):
         validate_tensors(saved(path, a=torch.full((4, 40), 1_050.0)))
     validate_tensors(saved(path, a=torch.full((4, 40), 950.0)))
     with pytest.raises(FileFormatError, match="root mean square"):

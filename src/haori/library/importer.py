@@ -12,6 +12,7 @@ from haori.library.logits import default_probes
 from haori.library.model_card import read_model_card
 from haori.library.prompt_formats import prompt_format
 from haori.library.store import Library, StoredAdapter, check_name
+from haori.library.validation import validate_tensors
 from haori.library.verify import require_passed, verify_adapter
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def import_adapter(
     from haori.data import template_hash
 
     check_no_base_name(check_name(name), base.name)
-    inspect_adapter(folder)
+    validate_tensors(inspect_adapter(folder).weights)
     card: AdapterCard | None = read_card(folder)
     if card is not None:
         check_base(card, base.reference())

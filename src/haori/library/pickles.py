@@ -11,7 +11,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from haori.core.errors import FileFormatError, InputError
 from haori.core.safetensors_header import read_safetensors_header
@@ -70,7 +70,7 @@ def convert_pickle(path: Path, out: Path, *, timeout_s: float = _TIMEOUT_S) -> C
     return Converted(out, int(answer["tensors"]), tuple(str(name) for name in answer["left_out"]))
 
 
-def _answer(path: Path, stage: Path, timeout_s: float, *, memory: int, output: int) -> dict[str, object]:
+def _answer(path: Path, stage: Path, timeout_s: float, *, memory: int, output: int) -> dict[str, Any]:
     limits = [str(number) for number in (math.ceil(timeout_s), memory, output)]
     reader = Path(__file__).with_name("pickle_reading.py")
     command = [sys.executable, "-I", "-B", str(reader), str(path.resolve()), str(stage.resolve()), *limits]
