@@ -61,7 +61,7 @@ def test_it_is_kept_and_counts_as_the_authors_terms(tiny_base_folder: Path, tmp_
     assert (card.licence, card.tags) == ("CC-BY-NC-4.0", ("lora", "customer support"))
     assert card.stated_bases == ("HuggingFaceTB/SmolLM2-135M-Instruct",)
     assert effective_licence(card).commercial == "no"
-    assert [found.name for found in Library().search("customer SmolLM2")] == ["stated@1"]
+    assert [found.entry.full_name for found in Library().search("customer SmolLM2").listed] == ["stated@1"]
     other = stock_lora(tiny_base_folder, tmp_path / "b", seed=2)
     (other / "README.md").write_text(CARD)
     assert import_adapter(other, base, name="given", licence="MIT").card.licence == "MIT"
