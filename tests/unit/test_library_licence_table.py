@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from haori.core.records import AdapterCard, BaseReference, DataReference, Permissions
+from haori.core.records import AdapterCard, BaseReference, Combination, DataReference, Permissions
 from haori.library.licences import effective_licence
 from tests.library_samples import base_reference
 
@@ -180,3 +180,25 @@ def test_of_a_family_without_a_base_nothing_is_known():
     family = BaseReference(name="sd15", source="family:sd15", components={}, family="sd15")
     bare = card("MIT").with_fields(base=family, origin="added", licence="MIT")
     assert effective_licence(bare).commercial == "unknown"
+
+
+@pytest.mark.parametrize(("of_tuned", "commercial", "sharing"), [
+    ("MIT", "yes", "yes"), ("CC-BY-NC-4.0", "no", "conditions"), ("CC-BY-ND-4.0", "conditions", "no"),
+    (None, "unknown", "unknown"),
+])  # fmt: skip
+def test_what_was_extracted_is_bound_by_the_checkpoint(of_tuned, commercial, sharing):
+    made = Combination(kind="extract", tuned="/home/me/tuned")
+    verdict = effective_licence(card("MIT", origin="added", licence=of_tuned, combination=made))
+    assert (verdict.commercial, verdict.redistribution) == (commercial, sharing)
+    assert verdict.reasons[1].startswith("checkpoint /home/me/tuned: ")
+
+
+def test_a_blend_is_bound_by_the_strictest_of_its_parts():
+    free = card("MIT", id="sha256:" + "1" * 64, names=("free@1",))
+    bound = card("MIT", "CC-BY-NC-4.0", id="sha256:" + "2" * 64, names=("bound@1",))
+    made = Combination(kind="blend", weights={free.id: 0.5, bound.id: 0.5})
+    blend = card("MIT", id="sha256:" + "3" * 64, origin="combined", parents=(free.id, bound.id), combination=made)
+    assert effective_licence(blend, [free, bound]).commercial == "no"
+    assert effective_licence(blend, [free]).commercial == "unknown"
+    stored = blend.with_fields(licence=effective_licence(blend, [free, bound]).expression)
+    assert len(effective_licence(stored, [free, bound]).sources) == 2  # base, and the data of one part

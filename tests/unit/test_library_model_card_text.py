@@ -10,6 +10,7 @@ from haori.core.records import (
     AdapterCard,
     BaseReference,
     Check,
+    Combination,
     DataReference,
     Evaluation,
     Fingerprint,
@@ -178,3 +179,14 @@ def test_an_export_has_a_card_whose_code_runs(capsys, haori_home, tiny_base_fold
     scope: dict = {}
     exec(code, scope)
     assert scope["model"].peft_config["default"].r == 4
+
+
+def test_an_adapter_made_of_others_says_how():
+    one, other = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    made = Combination(kind="blend", weights={one: 0.4, other: 0.6}, energy=0.9876)
+    text = model_card("ab@1", record(origin="combined", parents=(one, other), combination=made))
+    assert "made by blend of 0.4 x 111111111111 + 0.6 x 222222222222; 98.76% of" in text
+    extracted = Combination(kind="extract", tuned="/home/me/tuned")
+    text = model_card("x@1", record(origin="added", licence="MIT", combination=extracted))
+    assert "made by extract of tuned;" in text
+    assert "/home/me" not in text

@@ -16,6 +16,7 @@ __all__ = ["attribution_text", "licence_address", "public_card", "public_name", 
 _TITLES = {
     "base": "Base model",
     "data": "Training data",
+    "checkpoint": "Checkpoint it was extracted from",
     "parent": "Adapter it was made from",
     "author": "This adapter",
 }
@@ -46,11 +47,12 @@ def attribution_text(name: str, card: AdapterCard, ancestors: Iterable[AdapterCa
 
 def public_card(card: AdapterCard) -> AdapterCard:
     """Return a card in whose names no folder of this machine occurs: of data, of the base, of measurements."""
-    base, source = card.base, card.base.source
+    base, source, made = card.base, card.base.source, card.combination
     if source.partition(":")[0] in {"folder", "gguf"}:
         source = f"{source.partition(':')[0]}:{public_name(source)}"
     return card.with_fields(
         base=base.with_fields(name=public_name(base.name), source=source),
+        combination=made.with_fields(tuned=public_name(made.tuned)) if made is not None and made.tuned else made,
         data=tuple(one.with_fields(source=public_name(one.source)) for one in card.data),
         evaluations=tuple(
             one.with_fields(data=one.data.with_fields(source=public_name(one.data.source))) for one in card.evaluations
@@ -111,6 +113,7 @@ def _changes(one: Ingredient) -> str:
     made = {
         "base": "The adapter changes its weights when it is attached; the model itself is not part of it",
         "data": "An adapter was trained on it; the data are not part of it",
+        "checkpoint": "The adapter holds part of what it changed in the base",
         "parent": "The adapter was made from it and differs from it",
     }
     return f" {made[one.role]}."

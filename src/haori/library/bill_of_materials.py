@@ -126,6 +126,10 @@ def _properties(card: AdapterCard) -> Iterator[Json]:
         facts["recipe"] = hash_data(card.recipe_data)
     if card.run is not None:
         facts |= {"run:started": card.run.started, "run:steps": card.run.steps, "run:seconds": card.run.seconds}
+    if (made := card.combination) is not None:
+        of = " + ".join(f"{weight:g} {short(identity)}" for identity, weight in made.weights.items())
+        facts |= {"combination": f"{made.kind} {made.method}", "combination:of": of or public_name(made.tuned or "")}
+        facts["combination:energy-kept"] = repr(made.energy)
     if card.verification is not None:
         facts["proof"] = f"{'passed' if card.verification.passed else 'failed'} {card.verification.time}"
     facts |= {f"made-with:{name}": number for name, number in card.versions.items()}

@@ -21,7 +21,7 @@ class Ingredient(NamedTuple):
     """One thing that an adapter was made from.
 
     Attributes:
-        role: What it was to the adapter; `author` is the adapter itself.
+        role: What it was to the adapter; `checkpoint` is what it was extracted from, `author` the adapter itself.
         name: Its name or path.
         via: Name of the parent that it comes through, if it does.
         licence: The licence as stated; None where nothing was.
@@ -30,7 +30,7 @@ class Ingredient(NamedTuple):
         source: Where it came from, for a base.
     """
 
-    role: Literal["base", "data", "parent", "author"]
+    role: Literal["base", "data", "checkpoint", "parent", "author"]
     name: str
     via: str | None
     licence: str | None
@@ -107,6 +107,9 @@ def _of(card: AdapterCard, known: dict[str, AdapterCard], via: str | None, seen:
 def _author(card: AdapterCard, via: str | None, made_of: list[Ingredient]) -> Iterator[Ingredient]:
     """Yield the terms of whoever made the adapter; where it was made here, what they add to those it is made of."""
     own = Ingredient("author" if via is None else "parent", _name(card), None, card.licence)
+    if card.combination is not None and card.combination.kind == "extract":
+        yield Ingredient("checkpoint", card.combination.tuned or "unnamed", via, card.licence)
+        return
     if card.permissions is not None:
         yield own._replace(licence=None, permissions=card.permissions)
     if card.origin == "added" and (card.licence is not None or card.permissions is None):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from haori.core.hashing import short
 from haori.core.records import AdapterCard, DataReference, Evaluation, Metric, Verification
 from haori.core.storage import write_text
 from haori.library.attribution import attribution_text, public_card, public_verdict
@@ -83,6 +84,14 @@ def _below(lines: Sequence[str]) -> tuple[str, ...]:
 def _what(card: AdapterCard) -> str:
     size = ", ".join(f"{what} {value:g}" for what, value in (("rank", card.rank), ("alpha", card.alpha)) if value)
     method = (card.method_kind or card.method).replace("_", " ")
+    made = card.combination
+    if made is not None:
+        of = " + ".join(f"{weight:g} x {short(identity)}" for identity, weight in made.weights.items())
+        how = "" if made.method == "linear" else f" by {made.method}"
+        return (
+            f"An adapter ({method}{', ' + size if size else ''}) for {card.base.name}, made by {made.kind}{how} of "
+            f"{of or made.tuned}; {made.energy:.2%} of the squared norm of the changes is kept."
+        )
     trained = f", trained on {', '.join(data.source for data in card.data)}" if card.data else ""
     labels = f" It answers with one of the labels {', '.join(card.head.labels)}." if card.head is not None else ""
     return f"An adapter ({method}{', ' + size if size else ''}) for {card.base.name}{trained}.{labels}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from haori.core.hashing import short
 from haori.core.records import AdapterCard, DataReference, Metric, Verification
 from haori.library.entries import proved
+from haori.library.licence_terms import permission_terms
 from haori.library.licences import LicenceVerdict, Question, effective_licence
 from haori.library.lineage import ancestors
 from haori.library.searching import Listed
@@ -47,7 +48,7 @@ def card_table(stored: StoredAdapter) -> "Table":
     from rich.text import Text
 
     card = stored.card
-    verdict = effective_licence(card, ancestors(stored))
+    verdict = effective_licence(card, before := ancestors(stored))
     table = Table("", Column(overflow="fold"), title=stored.name, show_header=False, title_justify="left")
     rows = [
         ("names", ", ".join(card.names)),
@@ -59,7 +60,10 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("made by", _combination(card)),
         ("file", f"{card.size_bytes / 1e6:.1f} MB, {card.trainable_parameters:,} parameters"),
         *(("data", _data(data)) for data in card.data),
+        ("made from", _parents(card, before)),
+        ("downloaded from", card.downloaded_from or ""),
         ("licence", card.licence or "unknown"),
+        ("permissions", permission_terms(card.permissions).reason if card.permissions is not None else ""),
         ("commercial use", f"{verdict.commercial}: {' '.join(verdict.because('commercial'))}"),
         ("sharing", f"{verdict.redistribution}: {' '.join(verdict.because('redistribution'))} {_NOT_ADVICE}"),
         ("proved", proved(card.verification)),
@@ -78,6 +82,11 @@ def card_table(stored: StoredAdapter) -> "Table":
         if value:
             table.add_row(key, Text(value))
     return table
+
+
+def _parents(card: AdapterCard, ancestors: Iterable[AdapterCard]) -> str:
+    names = {each.id: each.names[-1] for each in ancestors if each.names}
+    return ", ".join(names.get(identity, f"{short(identity)} (not in the library)") for identity in card.parents)
 
 
 def _combination(card: AdapterCard) -> str:
