@@ -1,16 +1,24 @@
-"""Takes an adapter made elsewhere into the library: inspected, proved on its base, and only then stored."""
+"""Takes an adapter made elsewhere into the library: inspected, proved on its base, and only then stored.
 
+PEFT folders are kept as they are, and so is the one file of an adapter for images. An adapter of a language model in
+another format, such as GGUF, is converted into a PEFT folder, which is what everything that runs text adapters reads.
+"""
+
+import json
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from haori.core.errors import FileFormatError, InputError
 from haori.core.records import AdapterCard
-from haori.library.adapter_files import inspect_adapter
+from haori.library.adapter_files import CONFIG_NAME, PICKLE_NAME, inspect_adapter
 from haori.library.adapter_names import check_no_base_name
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card, read_card
 from haori.library.logits import default_probes
 from haori.library.model_card import read_model_card
 from haori.library.prompt_formats import prompt_format
+from haori.library.stated import Stated
 from haori.library.store import Library, StoredAdapter, check_name
 from haori.library.validation import validate_tensors
 from haori.library.verify import require_passed, verify_adapter
@@ -22,36 +30,63 @@ __all__ = ["import_adapter"]
 
 
 def import_adapter(
-    folder: Path,
-    base: "Base",
+    path: Path,
+    base: "Base | None" = None,
     *,
     name: str,
     library: Library | None = None,
-    licence: str | None = None,
-    description: str | None = None,
     dtype: str = "auto",
+    stated: Stated | None = None,
 ) -> StoredAdapter:
-    """Prove the PEFT adapter in `folder` on `base` and store it with the origin `added`.
+    """Prove the adapter at `path` and store it with the origin `added`.
 
     Args:
-        folder: A folder as PEFT's save_pretrained writes it, of any PEFT method.
-        base: The base it was made for.
+        path: A folder as PEFT's save_pretrained writes it, of any PEFT method; or one file of another format, or a
+            folder that holds one such file.
+        base: The base it was made for. An adapter for images may be added without: the family of its base, told by its
+            shapes, goes on record then, and nothing is compared with the base.
         name: Name in the library, without version.
         library: The library to add to; by default that of this machine.
-        licence: The terms its author gives it (SPDX id or expression); by default those of its model card.
-        description: What it is for.
-        dtype: Dtype to prove it in.
+        dtype: Dtype to prove a text adapter in.
+        stated: What is said of it elsewhere, such as its licence; it goes before what its folder and its header say.
 
     Raises:
         FileFormatError: A file is missing, unsafe or damaged.
-        MismatchError: The folder holds a card that names another base.
-        VerificationError: It failed its proof on this base; nothing is stored.
+        MismatchError: It does not fit the base, or the folder holds a card that names another.
+        VerificationError: It failed its proof; nothing is stored.
+        InputError: It needs its base to be proved, and none is given.
         LibraryError: The name is not allowed.
     """
+    from haori.library.formats.format import open_source
+    from haori.library.formats.registry import format_named, format_of
+    from haori.library.single_file import import_file
+
+    check_name(name)
+    stated = stated or Stated()
+    if path.is_dir():
+        said = read_model_card(path)
+        stated = stated.before(Stated(licence=said.licence, tags=said.tags, stated_bases=said.bases))
+    if path.is_dir() and ((path / CONFIG_NAME).is_file() or (path / PICKLE_NAME).is_file()):
+        return _import_peft(path, _needed(base, path), name=name, library=library, dtype=dtype, stated=stated)
+    file = _only_file(path) if path.is_dir() else path
+    source = open_source(file, _configuration(base))
+    updates = format_of(source).read(source)
+    if updates.components != ("model",):
+        return import_file(file, name=name, base=base, library=library, stated=stated)
+    of_text = _needed(base, path)
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "adapter"
+        format_named("peft").write(updates, converted, base_config=_configuration(base))
+        return _import_peft(converted, of_text, name=name, library=library, dtype=dtype, stated=stated)
+
+
+def _import_peft(
+    folder: Path, base: "Base", *, name: str, library: Library | None, dtype: str, stated: Stated
+) -> StoredAdapter:
     from haori.bases import load_tokenizer
     from haori.data import template_hash
 
-    check_no_base_name(check_name(name), base.name)
+    check_no_base_name(name, base.name)
     validate_tensors(inspect_adapter(folder).weights)
     card: AdapterCard | None = read_card(folder)
     if card is not None:
@@ -59,16 +94,39 @@ def import_adapter(
     tokenizer = load_tokenizer(base)
     verification = verify_adapter(base, folder, probes=default_probes(tokenizer), dtype=dtype)
     require_passed(verification)
-    said = read_model_card(folder)
     drafted = draft_card(
         folder,
         base.reference(),
         origin="added",
         verification=verification,
         template_hash=template_hash(prompt_format(tokenizer, folder, None).tokenizer),
-        licence=licence or said.licence,
-        tags=said.tags,
-        stated_bases=said.bases,
-        description=description,
+        **stated.card_fields(),
     )
     return (library or Library()).add(folder, name, drafted)
+
+
+def _needed(base: "Base | None", path: Path) -> "Base":
+    if base is None:
+        raise InputError(f"The adapter in {str(path)!r} is proved on the base it was made for: name that with --base.")
+    return base
+
+
+def _only_file(folder: Path) -> Path:
+    """Return the one weight file in a folder that is no PEFT folder, such as that of a diffusers adapter."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".gguf"} and path.is_file())
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        inspect_adapter(folder)  # says what is missing
+    raise FileFormatError(
+        f"{str(folder)!r} holds {len(found)} weight files ({', '.join(repr(path.name) for path in found[:5])}); give one "
+        "of them."
+    )
+
+
+def _configuration(base: "Base | None") -> dict[str, Any] | None:
+    """Return the config.json of a base of one model."""
+    if base is None or not (base.path / "config.json").is_file():
+        return None
+    found: dict[str, Any] = json.loads((base.path / "config.json").read_bytes())
+    return found

@@ -136,6 +136,11 @@ def base_of(card: AdapterCard, spec: str | None = None) -> "Base":
     if spec is not None:
         return find_base(spec)
     wanted = card.base
+    if not wanted.components:
+        raise BaseError(
+            f"The adapter was added without a base: only the family of its base, {wanted.name}, is known. Give the base "
+            "itself with --base."
+        )
     kind, _, location = wanted.source.partition(":")
     found: Base | None = None
     problem: HaoriError | None = None

@@ -25,10 +25,10 @@ from haori.core.records import AdapterCard
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, staged_folder, sweep, write_text
 from haori.data.seen import SEEN_NAME
-from haori.library.adapter_files import inspect_adapter
 from haori.library.adapter_names import check_no_base_name, refuse_base_name
 from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, read_card
-from haori.library.formats.peft import copy_adapter, export_peft
+from haori.library.contents import content_id, copy_contents
+from haori.library.formats.peft import export_peft
 from haori.library.index import Index, IndexRow, Rebuilt
 from haori.library.mounts.mounts import MountedFile, Mounts
 from haori.library.promotion import PROMOTIONS_NAME, History, PromotionFile, promote, roll_back
@@ -107,7 +107,7 @@ class Library:
         stays as it is. Made for another base it is another adapter, with an id of its own.
 
         Args:
-            folder: A PEFT folder.
+            folder: A PEFT folder, or one safetensors file of another format.
             name: Name without version.
             card: From `draft_card`, with the verification that it passed.
 
@@ -120,7 +120,7 @@ class Library:
             raise LibraryError(
                 f"The adapter for {name!r} was not stored: the library takes only what passed its proof."
             )
-        if adapter_id(inspect_adapter(folder)) != card.id:
+        if content_id(folder) != card.id:
             raise LibraryError(f"The card given for {name!r} does not describe the files in {str(folder)!r}.")
         with self._change() as names:
             if (held := self._held(card)) is not None:
@@ -129,7 +129,7 @@ class Library:
             card = card.with_fields(id=identity, names=(_next_name(name, names),))
             kept = self.folder(card.id)
             with staged_folder(kept) as stage:
-                copy_adapter(folder, stage)
+                copy_contents(folder, stage)
                 if card.origin == "trained" and (folder / SEEN_NAME).is_file():
                     shutil.copyfile(folder / SEEN_NAME, stage / SEEN_NAME)
                 (stage / CARD_NAME).write_text(_card_text(card), encoding="utf-8")

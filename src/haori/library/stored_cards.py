@@ -5,8 +5,8 @@ from pathlib import Path
 
 from haori.core.errors import HaoriError
 from haori.core.records import AdapterCard
-from haori.library.adapter_files import inspect_adapter
-from haori.library.cards import CARD_NAME, is_id_of, read_card
+from haori.library.cards import CARD_NAME, read_card
+from haori.library.contents import describes
 
 __all__ = ["checked_cards", "stored_folder"]
 
@@ -25,14 +25,14 @@ def checked_cards(root: Path) -> tuple[Sequence[AdapterCard], Sequence[str]]:
     for folder in _folders(root):
         try:
             card = read_card(folder)
-            files = inspect_adapter(folder)
+            is_of_files = card is not None and describes(card, folder)
         except (HaoriError, OSError) as error:
             problems.append(str(error))
             continue
         clash = next((full for full in card.names if full in taken), None) if card is not None else None
         if card is None:
             problems.append(f"{str(folder)!r} holds no {CARD_NAME}.")
-        elif not is_id_of(card.id, files, card.base) or folder != stored_folder(root, card.id):
+        elif not is_of_files or folder != stored_folder(root, card.id):
             problems.append(f"The files in {str(folder)!r} are not those its card describes: they were changed.")
         elif clash is not None:
             problems.append(f"{str(folder)!r} is called {clash!r}, as is {taken[clash]!r}; remove one of them.")
