@@ -62,24 +62,34 @@ def show(name: _Name, json: Annotated[bool, typer.Option("--json", help="Print t
 
 @app.command()
 def add(
-    folder: Annotated[Path, typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors.")],
-    base: Annotated[str, typer.Option(help="The base it was trained on.")],
-    name: Annotated[str, typer.Option(help="Name in the library.")],
+    path: Annotated[
+        Path, typer.Argument(help="A PEFT folder, or a file: kohya, diffusers, LyCORIS, ComfyUI, GGUF and others.")
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="The base it was trained on; image adapters can be added without.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the library; by default that of the file.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the adapter (SPDX id).")] = None,
 ) -> None:
-    """Add an adapter that PEFT saved, after proving that it works on its base."""
+    """Add an adapter made elsewhere, after proving it: on its base, or for pictures from the file alone."""
     from haori.bases import find_base
     from haori.cli.console import results
-    from haori.library import import_adapter
+    from haori.library import card_table, import_adapter, name_for
     from haori.library.adapter_files import adapters_below
+    from haori.library.stated import Stated
 
-    stored = import_adapter(folder, find_base(base), name=name, licence=licence)
-    assert stored.card.verification is not None
-    checks = len(stored.card.verification.checks)
-    results().print(f"[bold green]{stored.name}[/] is in the library: {checks} checks passed.")
-    if licence is None and stored.card.licence is not None:
-        results().print(f"Licence, as the adapter's folder states it: {stored.card.licence}.", markup=False)
-    if below := adapters_below(folder):
+    found = find_base(base) if base is not None else None
+    stored = import_adapter(path, found, name=name or name_for(path), stated=Stated(licence=licence))
+    card = stored.card
+    assert card.verification is not None
+    results().print(f"[bold green]{stored.name}[/] is in the library: {len(card.verification.checks)} checks passed.")
+    if card.format != "peft":
+        results().print(card_table(stored))
+        for check in card.verification.checks:
+            results().print(f"{check.name}: {check.detail}.", markup=False)
+    elif licence is None and card.licence is not None:
+        results().print(f"Licence, as the adapter's folder states it: {card.licence}.", markup=False)
+    if below := adapters_below(path):
         names = ", ".join(repr(path.name) for path in below[:20])
         results().print(
             f"Not added: the adapters in its sub-folders, {names}. Add each by its own folder and name.", markup=False
@@ -127,15 +137,24 @@ def rollback(name: Annotated[str, typer.Argument(help="Name without version.")])
 @app.command()
 def export(
     name: _Name,
-    out: Annotated[Path, typer.Option(help="New folder to write to.")],
+    out: Annotated[Path, typer.Option(help="New folder or file to write to.")],
+    to: Annotated[
+        str | None,
+        typer.Option("--format", help="peft, diffusers, kohya or gguf; by default the one that it is kept in."),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Base to prove it on; by default the one on the card.")] = None,
 ) -> None:
-    """Write an adapter as a stock PEFT folder with its model card, after proving that stock PEFT loads the same."""
+    """Write an adapter for other tools, after proving that what is written does what is stored."""
     from haori.cli.console import results
-    from haori.library import Library, ancestors, effective_licence, export_stored, licence_line
+    from haori.library import Library, ancestors, convert_stored, effective_licence, export_stored, licence_line
 
     stored = Library().get(name)
-    results().print(f"Written to {export_stored(name, out, base_spec=base)}.", soft_wrap=True)
+    wanted = to or stored.card.format
+    if wanted == "peft":
+        written = export_stored(name, out, base_spec=base)
+    else:
+        written = convert_stored(name, out, wanted, base_spec=base)
+    results().print(f"Written to {written}.", soft_wrap=True)
     verdict = effective_licence(stored.card, ancestors(stored))
     results().print(licence_line(verdict), markup=False, soft_wrap=True)
 

@@ -131,7 +131,9 @@ class BaseReference(Record):
         return found
 
     def is_same(self, other: "BaseReference", names: Iterable[str]) -> bool:
-        """Say whether these components of `other` are the same by content."""
+        """Say whether these components of `other` are the same by content; without any, whether the family is."""
+        if not self.components and not other.components:
+            return self.family == other.family
         return set(self.compare(other, names).values()) <= {"same"}
 
 

@@ -10,10 +10,12 @@ from haori.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from haori.library.adapter_files import AdapterFiles, inspect_adapter
+    from haori.library.adapter_names import name_for
     from haori.library.attaching import attach, attach_files, check_base
     from haori.library.attribution import attribution_text
     from haori.library.bill_of_materials import model_bom
     from haori.library.compatibility import Compatibility, check_compatibility, compatibility_table
+    from haori.library.converting import convert_adapter, convert_stored
     from haori.library.exporting import export_stored
     from haori.library.formats.peft import export_peft
     from haori.library.importer import import_adapter
@@ -66,6 +68,8 @@ __all__ = [
     "check_name",
     "compare_logits",
     "compatibility_table",
+    "convert_adapter",
+    "convert_stored",
     "default_probes",
     "draft_card",
     "effective_licence",
@@ -83,6 +87,7 @@ __all__ = [
     "merge_adapter",
     "merge_stored",
     "model_bom",
+    "name_for",
     "open_adapter",
     "prompt_format",
     "require_passed",
@@ -101,10 +106,12 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "adapter_files": ("AdapterFiles", "inspect_adapter"),
+        "adapter_names": ("name_for",),
         "attribution": ("attribution_text",),
         "attaching": ("attach", "attach_files", "check_base"),
         "bill_of_materials": ("model_bom",),
         "compatibility": ("Compatibility", "check_compatibility", "compatibility_table"),
+        "converting": ("convert_adapter", "convert_stored"),
         "exporting": ("export_stored",),
         "formats.peft": ("export_peft",),
         "importer": ("import_adapter",),

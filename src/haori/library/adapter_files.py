@@ -212,6 +212,11 @@ def adapters_below(folder: Path) -> tuple[Path, ...]:
 
 
 def _no_config(folder: Path) -> str:
+    if (folder / "adapter.safetensors").is_file():
+        return (
+            f"The adapter in {str(folder)!r} is for an image model and kept as one file; what was asked for works with "
+            "adapters of language models only."
+        )
     if below := adapters_below(folder):
         names = ", ".join(repr(path.name) for path in below[:20])
         return (

@@ -4,9 +4,30 @@ A server answers the name of its base with the bare base. An adapter of that nam
 in the terminal, so none is stored or served under it; one that is there already is asked for with its version.
 """
 
+import re
+import unicodedata
+from pathlib import Path
+
 from haori.core.errors import LibraryError
 
-__all__ = ["check_no_base_name", "refuse_base_name"]
+__all__ = ["check_no_base_name", "name_for", "refuse_base_name"]
+
+_NOT_ALLOWED = re.compile(r"[^A-Za-z0-9._-]+")
+_LONGEST = 100
+
+
+def name_for(path: Path) -> str:
+    """Return the name that an adapter gets where none is given: that of its file or folder, in allowed characters.
+
+    Raises:
+        LibraryError: Nothing of the name can be used.
+    """
+    stem = path.resolve().stem if path.is_file() else path.resolve().name
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    found = _NOT_ALLOWED.sub("-", plain).strip("-._")[:_LONGEST].rstrip("-._")
+    if not found:
+        raise LibraryError(f"No name can be made of {stem[:80]!r}: give one with --name, of letters, digits and '-'.")
+    return found
 
 
 def check_no_base_name(name: str, base_name: str) -> None:

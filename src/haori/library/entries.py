@@ -144,6 +144,8 @@ def proved(verification: Verification | None) -> str:
         return "no"
     if not verification.passed:
         return f"FAILED: {', '.join(check.name for check in verification.failures)}"
+    if any(check.name == "base" and check.detail.startswith("skipped") for check in verification.checks):
+        return "the file alone"
     return f"yes, in {verification.dtype}"
 
 

@@ -35,6 +35,8 @@ def import_adapter(
     *,
     name: str,
     library: Library | None = None,
+    licence: str | None = None,
+    description: str | None = None,
     dtype: str = "auto",
     stated: Stated | None = None,
 ) -> StoredAdapter:
@@ -47,8 +49,10 @@ def import_adapter(
             shapes, goes on record then, and nothing is compared with the base.
         name: Name in the library, without version.
         library: The library to add to; by default that of this machine.
+        licence: The terms its author gives it (SPDX id or expression); by default those of its model card.
+        description: What it is for.
         dtype: Dtype to prove a text adapter in.
-        stated: What is said of it elsewhere, such as its licence; it goes before what its folder and its header say.
+        stated: What else is said of it, such as where it came from; it goes before what its folder and header say.
 
     Raises:
         FileFormatError: A file is missing, unsafe or damaged.
@@ -62,7 +66,7 @@ def import_adapter(
     from haori.library.single_file import import_file
 
     check_name(name)
-    stated = stated or Stated()
+    stated = Stated(licence=licence, description=description).before(stated or Stated())
     if path.is_dir():
         said = read_model_card(path)
         stated = stated.before(Stated(licence=said.licence, tags=said.tags, stated_bases=said.bases))
@@ -119,8 +123,8 @@ def _only_file(folder: Path) -> Path:
     if not found:
         inspect_adapter(folder)  # says what is missing
     raise FileFormatError(
-        f"{str(folder)!r} holds {len(found)} weight files ({', '.join(repr(path.name) for path in found[:5])}); give one "
-        "of them."
+        f"{str(folder)!r} holds {len(found)} weight files ({', '.join(repr(path.name) for path in found[:5])}); give "
+        "one of them."
     )
 
 

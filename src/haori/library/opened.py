@@ -15,6 +15,7 @@ from haori.core.hashing import hash_parts
 from haori.core.methods import QloraMethod
 from haori.core.records import AdapterCard, Check, Verification
 from haori.library.adapter_names import refuse_base_name
+from haori.library.contents import describes, is_single_file
 from haori.library.prompt_formats import prompt_format, stored_template
 from haori.library.store import Library, StoredAdapter
 
@@ -138,8 +139,8 @@ def base_of(card: AdapterCard, spec: str | None = None) -> "Base":
     wanted = card.base
     if not wanted.components:
         raise BaseError(
-            f"The adapter was added without a base: only the family of its base, {wanted.name}, is known. Give the base "
-            "itself with --base."
+            f"The adapter was added without a base: only the family of its base, {wanted.name}, is known. Give the "
+            "base itself with --base."
         )
     kind, _, location = wanted.source.partition(":")
     found: Base | None = None
@@ -174,6 +175,10 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
     from haori.library.verify import verify_adapter
 
     stored = library.get(name)
+    if is_single_file(stored.path):
+        found = _verify_file(stored, base_spec)
+        library.update(stored.name, verification=found)
+        return found
     base = base_of(stored.card, base_spec)
     check_base(stored.card, base.reference())
     tokenizer = load_tokenizer(base)
@@ -194,6 +199,26 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
     found = _with_earlier(found, stored.card.verification)
     library.update(stored.name, verification=found)
     return found
+
+
+def _verify_file(stored: StoredAdapter, base_spec: str | None) -> Verification:
+    """Prove an adapter of one file again: from the file, and on its base where that is known or given."""
+    from haori.library.attaching import check_base
+    from haori.library.checks import failed, verification_of
+    from haori.library.families import tell_family
+    from haori.library.formats.format import open_source
+    from haori.library.formats.registry import format_of
+    from haori.library.single_file import verify_file
+
+    base = base_of(stored.card, base_spec) if base_spec is not None or stored.card.base.components else None
+    if base is not None and stored.card.base.components:
+        check_base(stored.card, base.reference())
+    if not describes(stored.card, stored.path):
+        said = "they are not those that the card describes: they were changed"
+        return verification_of([failed("files", said)], "fp32")
+    source = open_source(stored.path)
+    updates = format_of(source).read(source)
+    return verify_file(updates, len(source.tensors), base, tell_family(updates), label=stored.name)
 
 
 def _quantization(card: AdapterCard) -> "Quantization | None":

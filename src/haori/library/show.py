@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from haori.core.hashing import short
 from haori.core.records import AdapterCard, DataReference, Metric, Verification
 from haori.library.entries import proved
+from haori.library.file_facts import file_facts
 from haori.library.licence_terms import permission_terms
 from haori.library.licences import LicenceVerdict, Question, effective_licence
 from haori.library.lineage import ancestors
@@ -55,10 +56,11 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("promoted", _promoted(stored)),
         ("id", short(card.id)),
         ("file" if stored.mounted else "folder", str(stored.path)),
-        ("base", f"{card.base.name} ({card.base.source}), fingerprint {card.base.id}"),
+        ("base", _base(card)),
         ("method", _method(card)),
         ("made by", _combination(card)),
         ("file", f"{card.size_bytes / 1e6:.1f} MB, {card.trainable_parameters:,} parameters"),
+        *file_facts(card),
         *(("data", _data(data)) for data in card.data),
         ("made from", _parents(card, before)),
         ("downloaded from", card.downloaded_from or ""),
@@ -136,6 +138,12 @@ def verification_table(verification: Verification) -> "Table":
         mark = "[green]passed[/]" if check.passed else "[bold red]failed[/]"
         table.add_row(Text(check.name), mark, Text(check.detail))
     return table
+
+
+def _base(card: AdapterCard) -> str:
+    if not card.base.components:
+        return f"{card.base.name}, by its family; added without the base itself"
+    return f"{card.base.name} ({card.base.source}), fingerprint {card.base.id}"
 
 
 def _promoted(stored: StoredAdapter) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["import_file", "verify_file"]
 
 _UNKNOWN = "unknown"
+_DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 def import_file(
@@ -64,7 +65,7 @@ def import_file(
     family = tell_family(updates)
     reference = _reference(base, family)
     check_no_base_name(name, reference.name)
-    verification = verify_file(updates, len(source.tensors), base, family)
+    verification = verify_file(updates, len(source.tensors), base, family, label=path.name)
     if not verification.passed:
         worst = "; ".join(f"{check.name}: {check.detail}" for check in verification.failures)
         raise VerificationError(f"The adapter in {str(path)!r} was not stored, for it failed its proof ({worst}).")
@@ -73,7 +74,9 @@ def import_file(
     return (library or Library()).add(path, name, card)
 
 
-def verify_file(updates: "AdapterUpdates", tensors: int, base: "Base | None", family: Family) -> Verification:
+def verify_file(
+    updates: "AdapterUpdates", tensors: int, base: "Base | None", family: Family, *, label: str
+) -> Verification:
     """Check an adapter that was read from one file.
 
     Args:
@@ -81,6 +84,7 @@ def verify_file(updates: "AdapterUpdates", tensors: int, base: "Base | None", fa
         tensors: How many tensors the file holds.
         base: Its base, if it is at hand.
         family: How the family of its base was told.
+        label: What messages call the adapter.
 
     Raises:
         MismatchError: It has no place in the base.
@@ -93,9 +97,10 @@ def verify_file(updates: "AdapterUpdates", tensors: int, base: "Base | None", fa
         checks.append(passed("base", "skipped: it was added without its base, so nothing was compared with that"))
     else:
         fit = match(updates, base_weights(base))
-        fit.require("the file's", base.name)
+        fit.require(label, base.name)
         checks.append(passed("base", f"all {len(fit.weights)} modules have their place and shape in {base.name}"))
-    return verification_of(checks, "the file's")
+    stored = Counter(str(factor.dtype) for update in updates.modules.values() for factor in update.factors.values())
+    return verification_of(checks, _DTYPES.get(stored.most_common(1)[0][0], "fp32") if stored else "fp32")
 
 
 def _check_values(updates: "AdapterUpdates") -> list[Check]:
@@ -111,7 +116,10 @@ def _check_values(updates: "AdapterUpdates") -> list[Check]:
         return [failed("finite", f"{len(broken)} modules hold NaN or infinity, first {broken[0]!r}")]
     checks = [passed("finite", "no NaN and no infinity")]
     if len(still) == len(updates.modules):
-        return [*checks, failed("delta", f"none of its {len(still)} modules changes anything: a factor of each is zero")]
+        return [
+            *checks,
+            failed("delta", f"none of its {len(still)} modules changes anything: a factor of each is zero"),
+        ]
     rest = f"; not changed at all: {len(still)}, first {still[0]!r}" if still else ""
     return [*checks, passed("delta", f"{len(updates.modules) - len(still)} modules are changed{rest}")]
 
