@@ -1,4 +1,4 @@
-"""Adapters of one file in the library: read, proved without or with a base, kept to the byte, written for other tools."""
+"""Adapters of one file in the library: read, proved without or with a base, kept to the byte, written anew."""
 
 import hashlib
 import json
@@ -178,7 +178,7 @@ def test_a_writer_that_is_off_by_a_thousandth_is_caught(file, tmp_path, monkeypa
         write(self, dataclasses.replace(updates, modules={**updates.modules, name: other}), path, card, **settings)
 
     monkeypatch.setattr(type(diffusers.FORMAT), "write", wrong)
-    with pytest.raises(VerificationError, match="changes its weight otherwise, by 0.001"):
+    with pytest.raises(VerificationError, match=r"changes its weight otherwise, by 0\.001"):
         convert_stored("zkz", tmp_path / "d.safetensors", "diffusers")
     assert not list(tmp_path.glob("*d.safetensors*"))
 

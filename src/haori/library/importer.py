@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import FileFormatError, InputError
 from haori.core.records import AdapterCard
-from haori.library.adapter_files import CONFIG_NAME, PICKLE_NAME, inspect_adapter
+from haori.library.adapter_files import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, inspect_adapter
 from haori.library.adapter_names import check_no_base_name
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card, read_card
@@ -70,13 +70,18 @@ def import_adapter(
     if path.is_dir():
         said = read_model_card(path)
         stated = stated.before(Stated(licence=said.licence, tags=said.tags, stated_bases=said.bases))
-    if path.is_dir() and ((path / CONFIG_NAME).is_file() or (path / PICKLE_NAME).is_file()):
+    if path.is_dir() and any((path / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME)):
         return _import_peft(path, _needed(base, path), name=name, library=library, dtype=dtype, stated=stated)
     file = _only_file(path) if path.is_dir() else path
     source = open_source(file, _configuration(base))
     updates = format_of(source).read(source)
     if updates.components != ("model",):
         return import_file(file, name=name, base=base, library=library, stated=stated)
+    if updates.format == "peft":
+        raise InputError(
+            f"{str(path)!r} holds the tensors of a PEFT adapter alone; its scale is in {CONFIG_NAME}. Give the folder with "
+            "both files."
+        )
     of_text = _needed(base, path)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "adapter"
