@@ -73,6 +73,7 @@ def import_adapter(
     if path.is_dir() and any((path / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME)):
         return _import_peft(path, _needed(base, path), name=name, library=library, dtype=dtype, stated=stated)
     file = _only_file(path) if path.is_dir() else path
+    validate_tensors(file)
     source = open_source(file, _configuration(base))
     updates = format_of(source).read(source)
     if updates.components != ("model",):
