@@ -80,8 +80,8 @@ def import_adapter(
         return import_file(file, name=name, base=base, library=library, stated=stated)
     if updates.format == "peft":
         raise InputError(
-            f"{str(path)!r} holds the tensors of a PEFT adapter alone; its scale is in {CONFIG_NAME}. Give the folder with "
-            "both files."
+            f"{str(path)!r} holds the tensors of a PEFT adapter alone; its scale is in {CONFIG_NAME}. Give the folder "
+            "with both files."
         )
     of_text = _needed(base, path)
     with tempfile.TemporaryDirectory() as folder:
