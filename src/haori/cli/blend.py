@@ -1,14 +1,19 @@
-"""`haori blend` and `haori resize`."""
+"""`haori blend`, `haori resize` and `haori extract`: adapters made of adapters and checkpoints."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from haori.library.combining.energy import Energy
     from haori.library.combining.stored import Combined
 
-__all__ = ["blend", "resize"]
+__all__ = ["blend", "extract", "resize"]
 
+_LESS = 0.999  # of a module's energy: then a table says where the rest was
+_ROWS = 10
 _Base = Annotated[str | None, typer.Option(help="Base to use; by default the one on the card.")]
 
 
@@ -50,6 +55,18 @@ def resize(
     _print(resize_stored(name, rank, new, base_spec=base))
 
 
+def extract(
+    base: Annotated[str, typer.Option(help="The base.")],
+    tuned: Annotated[str, typer.Option(help="The same model trained further: its folder.")],
+    rank: Annotated[int, typer.Option(min=1, help="Most ranks of a module.")],
+    name: Annotated[str, typer.Option(help="Name of the adapter in the library.")],
+) -> None:
+    """Make an adapter of what a full fine-tune did to its base."""
+    from haori.library.combining.stored import extract_stored
+
+    _print(extract_stored(base, tuned, rank, name))
+
+
 def _print(made: "Combined") -> None:
     from haori.cli.console import results
     from haori.cli.library import print_meaning
@@ -59,5 +76,24 @@ def _print(made: "Combined") -> None:
     checks = len(card.verification.checks)
     results().print(f"[bold green]{made.stored.name}[/] is in the library, rank {card.rank}: {checks} checks passed.")
     results().print(made.energy.sentence(), markup=False)
-    results().print(f"Licence: {card.licence}.", markup=False)
+    if made.left_out:
+        results().print(made.left_out, markup=False)
+    if any(module.share < _LESS for module in made.energy.modules.values()):
+        results().print(_table(made.energy))
+    results().print(f"Licence: {card.licence or 'unknown'}.", markup=False)
     print_meaning(made.stored.name)
+
+
+def _table(energy: "Energy") -> "Table":
+    """Return the modules of which least was kept."""
+    from rich.table import Table
+    from rich.text import Text
+
+    modules = sorted(energy.modules, key=lambda name: energy.modules[name].share)
+    table = Table(
+        "module", "energy kept", "norm of what is lost", title=f"{min(_ROWS, len(modules))} of {len(modules)} modules"
+    )
+    for name in modules[:_ROWS]:
+        kept, total = energy.modules[name]
+        table.add_row(Text(name), f"{energy.modules[name].share:.2%}", f"{max(0.0, total - kept) ** 0.5:.3g}")
+    return table

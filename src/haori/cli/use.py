@@ -93,15 +93,26 @@ def merge(
     name: _Name,
     out: Annotated[Path, typer.Option(help="New folder for the merged model.")],
     base: _Base = None,
-    dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
+    dtype: Annotated[str | None, typer.Option(help="bf16 (the default) or fp16, for a model merged in memory.")] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Merge tensor by tensor on disk, as for images and models larger than memory."),
+    ] = False,
     allow_different_weights: _Other = False,
 ) -> None:
-    """Write base and adapter as one 16-bit model, and prove that it answers as they do."""
-    from haori.cli.console import notes, results
-    from haori.library import merge_stored
+    """Write base and adapter as one model, and prove that it is what they are together."""
+    from contextlib import nullcontext
 
-    with notes().status("merging and checking"):
-        merged = merge_stored(name, out, base_spec=base, dtype=dtype, allow_different_weights=allow_different_weights)
+    from haori.cli.console import notes, results
+    from haori.library import Library, base_of, merge_stored
+    from haori.library.checkpoints.stored import needs_disk
+
+    stream = stream or needs_disk(base_of(Library().get(name).card, base))
+    # On disk there are bars instead, which say how far it is.
+    with nullcontext() if stream else notes().status("merging and checking"):
+        merged = merge_stored(
+            name, out, base_spec=base, dtype=dtype, stream=stream, allow_different_weights=allow_different_weights
+        )
     results().print(f"Written to {merged}.", soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haori.core.errors import BaseError, HaoriError, LibraryError
+from haori.core.errors import BaseError, HaoriError, InputError, LibraryError
 from haori.core.hashing import hash_parts
 from haori.core.methods import QloraMethod
 from haori.core.records import AdapterCard, Check, Verification
@@ -246,22 +246,43 @@ def merge_stored(
     out: Path,
     *,
     base_spec: str | None = None,
-    dtype: str = "bf16",
+    dtype: str | None = None,
+    stream: bool = False,
     allow_different_weights: bool = False,
     library: Library | None = None,
 ) -> Path:
     """Merge a stored adapter into its base and write the result to a new folder.
 
+    A base of images is merged tensor by tensor on disk, and so is a text model that does not fit in memory three times;
+    any other text model is loaded, and proved by what it computes.
+
+    Args:
+        name: The adapter.
+        out: The new folder.
+        base_spec: Base to use instead of the one on the card.
+        dtype: `bf16` or `fp16`, bf16 by default; on disk every tensor keeps its own.
+        stream: Merge on disk in any case.
+        allow_different_weights: Accept a base of the same structure with other weights.
+        library: The library; by default the one of this machine.
+
     Raises:
+        InputError: A dtype was given where every tensor keeps its own.
         BaseError: The base is quantised: merging would change the result.
         MismatchError: The base is another one.
         VerificationError: The merged model does not answer as base and adapter do.
     """
+    from haori.library.checkpoints.stored import merge_on_disk, needs_disk
     from haori.library.merge import merge_adapter
 
     stored = (library or Library()).get(name)
     base = base_of(stored.card, base_spec)
+    if stream or needs_disk(base):
+        if dtype is not None:
+            raise InputError(f"{base.name!r} is merged tensor by tensor, and each keeps its dtype; leave --dtype out.")
+        merge_on_disk(stored, base, out, allow_different_weights=allow_different_weights)
+        return out
     merge_adapter(
-        base, stored.path, out, dtype=dtype, card=stored.card, allow_different_weights=allow_different_weights
-    )
+        base, stored.path, out, dtype=dtype or "bf16", card=stored.card,
+        allow_different_weights=allow_different_weights,
+    )  # fmt: skip
     return out

@@ -1,37 +1,35 @@
-"""Adapters of the library, combined: read, blended or resized, proved, stored again."""
+"""Adapters of the library, combined: read, blended or resized, proved, stored again; and extracted from checkpoints."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import InputError, MismatchError
 from haori.core.progress_bar import progress_bar
-from haori.core.records import MODEL_COMPONENT, Combination
+from haori.core.records import Combination
 from haori.library.checkpoints.tensors import BaseTensors
 from haori.library.combining.blending import BlendOptions, Part, blend_updates
 from haori.library.combining.energy import Energy
+from haori.library.combining.extracting import extract_updates
 from haori.library.combining.storing import check_same_base, store_combined, with_energy
 from haori.library.fit import BaseWeight, match
-from haori.library.formats.format import open_source
-from haori.library.formats.registry import format_of
 from haori.library.opened import base_of
 from haori.library.store import Library, StoredAdapter, check_name
+from haori.library.stored_updates import read_stored, without_copies
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from haori.bases import Base
-    from haori.library.updates import AdapterUpdates
 
-__all__ = ["Combined", "blend_stored", "read_parts", "resize_stored"]
+__all__ = ["Combined", "blend_stored", "extract_stored", "read_parts", "resize_stored"]
 
 
 class Combined(NamedTuple):
-    """What was made and stored, and what truncation kept."""
+    """What was made and stored, what truncation kept, and a sentence on what could not be represented."""
 
     stored: StoredAdapter
     energy: Energy
+    left_out: str = ""
 
 
 def blend_stored(
@@ -126,39 +124,46 @@ def resize_stored(
     return Combined(stored, found.energy)
 
 
+def extract_stored(
+    base_spec: str, tuned_spec: str, rank: int, name: str, *, library: Library | None = None
+) -> Combined:
+    """Store what a full fine-tune did to its base as a LoRA.
+
+    The adapter has the licence and the chat template of the tuned checkpoint.
+
+    Args:
+        base_spec: The base.
+        tuned_spec: The same model, trained further: a folder, or anything else that `find_base` finds.
+        rank: Most ranks of a module.
+        name: Name of the adapter.
+        library: The library; by default that of this machine.
+
+    Raises:
+        BaseError: One of the two is not here, or is quantised.
+        MismatchError: They are different architectures, or differ in nothing that a LoRA can represent.
+        VerificationError: The adapter failed its proof; nothing is stored.
+    """
+    from haori.bases import find_base
+
+    check_name(name)
+    base, tuned = find_base(base_spec), find_base(tuned_spec)
+    with progress_bar("comparing", base.parameters, "weights") as advance:
+        found = extract_updates(base, tuned, rank, advance=advance)
+    made = Combination(
+        kind="extract", rank=rank, tuned=f"{tuned.name} ({tuned.id})", left_out=len(found.left_out)
+    )  # fmt: skip
+    stored = store_combined(
+        found.updates, base, name, with_energy(made, found.energy), tuned=tuned, library=library or Library()
+    )
+    return Combined(stored, found.energy, found.sentence())
+
+
 def read_parts(base: "Base", parents: Sequence[tuple[StoredAdapter, float]]) -> list[Part]:
     """Read adapters with their weights, without copies of the base's own tensors that PEFT keeps beside updates."""
     tensors = BaseTensors(base)
     return [
         Part(parent.name, without_copies(read_stored(parent.path, base), tensors), weight) for parent, weight in parents
     ]
-
-
-def read_stored(folder: Path, base: "Base") -> "AdapterUpdates":
-    """Read a stored adapter into the neutral form, knowing its base."""
-    import json
-
-    source = open_source(folder)
-    model = base.components.get(MODEL_COMPONENT)
-    if model is not None:
-        config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
-        source = replace(source, base_config=config)
-    return format_of(source).read(source)
-
-
-def without_copies(updates: "AdapterUpdates", tensors: BaseTensors) -> "AdapterUpdates":
-    """Return an adapter without those of its whole tensors that are the base's own, value by value."""
-    import torch
-
-    def is_copy(key: str, tensor: "Tensor") -> bool:
-        component, _, path = key.partition(".")
-        weight = tensors.weights.get(component, {}).get(path.replace(".base_layer.", "."))
-        if weight is None or weight.shape != tuple(tensor.shape):
-            return False
-        return torch.equal(tensors.read(component, weight).to(tensor.dtype), tensor)
-
-    kept = {key: tensor for key, tensor in updates.extra.items() if not is_copy(key, tensor)}
-    return updates if len(kept) == len(updates.extra) else replace(updates, extra=kept)
 
 
 def _weight_of(base: "Base", parts: Sequence[Part]) -> "Callable[[str], Tensor]":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import MismatchError
-from haori.core.records import MODEL_COMPONENT, Combination
+from haori.core.records import MODEL_COMPONENT, AdapterCard, Combination
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card
 from haori.library.combining.energy import Energy
@@ -59,13 +59,13 @@ def store_combined(
     made: Combination,
     *,
     parents: Sequence[StoredAdapter] = (),
+    tuned: "Base | None" = None,
     library: Library | None = None,
     **fields: Any,
 ) -> StoredAdapter:
     """Prove an adapter that was made of others, or of two checkpoints, and store it.
 
-    It is spoken to as its parents are: it keeps their chat template, and the system message and the reading of control
-    tokens that all of them were trained with.
+    It is spoken to as its parents are: it keeps their chat template, and what all of them were trained with besides.
 
     Args:
         updates: What it changes.
@@ -73,6 +73,7 @@ def store_combined(
         name: Its name in the library.
         made: How it was made.
         parents: The adapters it was made of.
+        tuned: The checkpoint it was extracted from, whose chat template and licence it has.
         library: Where to; by default the library of this machine.
         fields: Any other field of the card.
 
@@ -86,8 +87,9 @@ def store_combined(
     for parent in parents:
         check_base(parent.card, base.reference())
     tokenizer = load_tokenizer(base)
+    spoken = tokenizer if tuned is None else load_tokenizer(tuned)
     formats = [prompt_format(tokenizer, parent.path, parent.card) for parent in parents]
-    spoken = joint_format(formats).tokenizer if formats else tokenizer
+    spoken = joint_format(formats).tokenizer if formats else spoken
     with tempfile.TemporaryDirectory(prefix="haori-") as place:
         folder = Path(place) / "adapter"
         config = json.loads((base.components[MODEL_COMPONENT].path / "config.json").read_text(encoding="utf-8"))
@@ -100,7 +102,8 @@ def store_combined(
         card = draft_card(
             folder,
             base.reference(),
-            origin="combined",
+            origin="combined" if tuned is None else "added",
+            licence=None if tuned is None else tuned.licence,
             verification=verification,
             parents=tuple(parent.card.id for parent in parents),
             combination=made,
@@ -108,9 +111,14 @@ def store_combined(
             recipe=_prompting(formats),
             **fields,
         )
-        known = [card for parent in parents for card in (parent.card, *ancestors(parent))]
-        card = card.with_fields(licence=effective_licence(card, known).expression)
+        if tuned is None:
+            card = card.with_fields(licence=_licence(card, parents))
         return (library or Library()).add(folder, name, card)
+
+
+def _licence(card: AdapterCard, parents: Sequence[StoredAdapter]) -> str:
+    known = [each for parent in parents for each in (parent.card, *ancestors(parent))]
+    return effective_licence(card, known).expression
 
 
 def _prompting(formats: "Sequence[PromptFormat]") -> dict[str, Any] | None:
