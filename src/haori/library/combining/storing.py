@@ -88,15 +88,14 @@ def store_combined(
         check_base(parent.card, base.reference())
     tokenizer = load_tokenizer(base)
     spoken = tokenizer if tuned is None else load_tokenizer(tuned)
-    formats = [prompt_format(tokenizer, parent.path, parent.card) for parent in parents]
-    spoken = joint_format(formats).tokenizer if formats else spoken
+    if formats := [prompt_format(tokenizer, parent.path, parent.card) for parent in parents]:
+        spoken = joint_format(formats).tokenizer
     with tempfile.TemporaryDirectory(prefix="haori-") as place:
         folder = Path(place) / "adapter"
         config = json.loads((base.components[MODEL_COMPONENT].path / "config.json").read_text(encoding="utf-8"))
         format_named("peft").write(updates, folder, base_config=config)
-        template = template_of(spoken)
-        if template is not None and template != template_of(tokenizer):
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        if (template := template_of(spoken)) not in {None, template_of(tokenizer)}:
+            (folder / "chat_template.jinja").write_text(str(template), encoding="utf-8")
         verification = verify_adapter(base, folder, probes=default_probes(tokenizer))
         require_passed(verification)
         card = draft_card(
@@ -111,8 +110,7 @@ def store_combined(
             recipe=_prompting(formats),
             **fields,
         )
-        if tuned is None:
-            card = card.with_fields(licence=_licence(card, parents))
+        card = card if tuned else card.with_fields(licence=_licence(card, parents))
         return (library or Library()).add(folder, name, card)
 
 
