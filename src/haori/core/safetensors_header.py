@@ -68,11 +68,11 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
         if raw.count(mark) > limit:
             raise _bad(path, f"its header has more than {limit:,} times {mark.decode()!r}")
     try:
-        document = json.loads(raw, object_pairs_hook=_without_repeats)
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
     except _RepeatedKeyError as error:
         raise _bad(path, f"its header has the key {str(error)[:80]!r} twice, so it says two things") from None
     except (ValueError, RecursionError):
-        raise _bad(path, "its header is not JSON") from None
+        raise _bad(path, "its header is not JSON in UTF-8") from None
     if not isinstance(document, dict):
         raise _bad(path, "its header is not a JSON object")
     metadata = document.pop("__metadata__", {})

@@ -122,9 +122,7 @@ def read_modules(source: Source, respell: Callable[[str], str] = lambda key: key
         FileFormatError: A key has an end that is not known, is of a method that no sum of weights expresses, or is
             one of several that contradict each other or do not fit together.
     """
-    from safetensors.torch import load_file
-
-    tensors = load_file(source.path)
+    tensors = source.load()
     extra = {key: tensors.pop(key) for key in sorted(tensors) if key.startswith(_EXTRA)}
     groups = _grouped(source, tensors, respell)
     modules: dict[str, ModuleUpdate] = {}
