@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from haori.core.records import AdapterCard
     from haori.library.updates import AdapterUpdates, ModuleUpdate
 
-__all__ = ["convert_adapter", "convert_stored"]
+__all__ = ["convert_adapter", "convert_stored", "require_alike"]
 
 _LIMIT = 1e-6
 """Largest difference of a module's dW as a share of its norm: factors are rewritten in the dtype they had."""
@@ -74,7 +74,7 @@ def convert_adapter(
     with _staged(out) as stage:
         target.write(updates, stage, card, base_config=config)
         written = open_source(stage, config)  # of a format's own variant for a family, such as kohya's for Flux
-        _compare(updates, format_of(written).read(written), out)
+        require_alike(updates, format_of(written).read(written), str(out))
     return out
 
 
@@ -90,18 +90,23 @@ def _staged(out: Path) -> Iterator[Path]:
             stage.replace(out)  # an empty folder gives way
 
 
-def _compare(before: "AdapterUpdates", after: "AdapterUpdates", out: Path) -> None:
+def require_alike(before: "AdapterUpdates", after: "AdapterUpdates", out: str) -> None:
+    """Refuse an adapter that, written to `out` and read again, changes some weight otherwise than it did.
+
+    Raises:
+        VerificationError: It does.
+    """
     missing = sorted(before.modules.keys() ^ after.modules.keys())
     if missing:
         raise VerificationError(
-            f"{str(out)!r} was not kept: it holds {len(after.modules)} modules and the adapter {len(before.modules)}; "
+            f"{out!r} was not kept: it holds {len(after.modules)} modules and the adapter {len(before.modules)}; "
             f"{missing[0]!r} is in one of them only."
         )
     for name, update in before.modules.items():
         error = _difference(update, after.modules[name])
         if not error <= _limit(update):
             raise VerificationError(
-                f"{str(out)!r} was not kept: read again, the module {name!r} changes its weight otherwise, by "
+                f"{out!r} was not kept: read again, the module {name!r} changes its weight otherwise, by "
                 f"{error:.2g} of the norm of what it should (limit {_limit(update):.0e})."
             )
 

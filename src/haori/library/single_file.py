@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from haori.bases import Base
     from haori.library.updates import AdapterUpdates
 
-__all__ = ["import_file", "verify_file"]
+__all__ = ["draft_file_card", "import_file", "verify_file"]
 
 _UNKNOWN = "unknown"
 _DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
@@ -70,7 +70,7 @@ def import_file(
         worst = "; ".join(f"{check.name}: {check.detail}" for check in verification.failures)
         raise VerificationError(f"The adapter in {str(path)!r} was not stored, for it failed its proof ({worst}).")
     said = (stated or Stated()).before(_said_by_header(updates.metadata))
-    card = _draft(path, updates, reference, verification, said)
+    card = draft_file_card(path, updates, reference, verification, said)
     return (library or Library()).add(path, name, card)
 
 
@@ -139,9 +139,10 @@ def _title(family: str | None) -> str:
     return FAMILY_TITLES.get(family or "", family or _UNKNOWN)
 
 
-def _draft(
+def draft_file_card(
     path: Path, updates: "AdapterUpdates", base: BaseReference, verification: Verification, stated: Stated
 ) -> AdapterCard:
+    """Build the card of an adapter in one file: what the file says, and what is said of it elsewhere."""
     tensors = [
         tensor
         for update in updates.modules.values()

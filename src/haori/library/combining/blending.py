@@ -175,7 +175,12 @@ class _Module(NamedTuple):
     def _factors(self, part: Part, update: ModuleUpdate) -> Factors:
         if update.magnitude is None:
             return factors_of(update)
-        if self.options.rank is None or self.weight_of is None:
+        if self.weight_of is None:
+            raise MismatchError(
+                f"The adapter {part.name!r} is a DoRA: what it does to {self.name!r} depends on the base's weight, and "
+                "of its base only the family is known; give the base with --base."
+            )
+        if self.options.rank is None:
             raise MismatchError(
                 f"The adapter {part.name!r} is a DoRA: what it does to {self.name!r} depends on the base's weight and "
                 "has no low rank, so no exact blend of it can be written. Give --rank to take the nearest change of "

@@ -12,6 +12,7 @@ from haori.library.combining.energy import Energy
 from haori.library.combining.extracting import extract_updates
 from haori.library.combining.storing import check_same_base, store_combined, with_energy
 from haori.library.fit import BaseWeight, match
+from haori.library.formats.registry import read_updates
 from haori.library.opened import base_of
 from haori.library.store import Library, StoredAdapter, check_name
 from haori.library.stored_updates import read_stored, without_copies
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from haori.bases import Base
 
-__all__ = ["Combined", "blend_stored", "extract_stored", "read_parts", "resize_stored"]
+__all__ = ["Combined", "blend_stored", "extract_stored", "known_base", "read_parts", "resize_stored"]
 
 
 class Combined(NamedTuple):
@@ -62,7 +63,7 @@ def blend_stored(
     library = library or Library()
     parents = [library.get(spec) for spec, _ in parts]
     check_same_base(parents)
-    base = base_of(parents[0].card, base_spec)
+    base = known_base(parents, base_spec)
     read = read_parts(base, [(parent, weight) for parent, (_, weight) in zip(parents, parts, strict=True)])
     used = [(parent, part) for parent, part in zip(parents, read, strict=True) if part.weight != 0]
     modules = len({module for _, part in used for module in part.updates.modules})
@@ -107,7 +108,7 @@ def resize_stored(
     library = library or Library()
     parent = library.get(spec)
     name = check_name(name or parent.name.partition("@")[0])
-    base = base_of(parent.card, base_spec)
+    base = known_base([parent], base_spec)
     read = read_parts(base, [(parent, 1.0)])
     updates = read[0].updates
     plain = all(update.kind == "lora" and update.magnitude is None for update in updates.modules.values())
@@ -158,16 +159,30 @@ def extract_stored(
     return Combined(stored, found.energy, found.sentence())
 
 
-def read_parts(base: "Base", parents: Sequence[tuple[StoredAdapter, float]]) -> list[Part]:
+def known_base(parents: Sequence[StoredAdapter], spec: str | None) -> "Base | None":
+    """Find the base of adapters; None where nothing but its family is known and none is given.
+
+    Raises:
+        BaseError: It is not on this machine.
+    """
+    named = next((parent.card for parent in parents if parent.card.base.components), None)
+    return base_of(named or parents[0].card, spec) if named is not None or spec is not None else None
+
+
+def read_parts(base: "Base | None", parents: Sequence[tuple[StoredAdapter, float]]) -> list[Part]:
     """Read adapters with their weights, without copies of the base's own tensors that PEFT keeps beside updates."""
+    if base is None:
+        return [Part(parent.name, read_updates(parent.path), weight) for parent, weight in parents]
     tensors = BaseTensors(base)
     return [
         Part(parent.name, without_copies(read_stored(parent.path, base), tensors), weight) for parent, weight in parents
     ]
 
 
-def _weight_of(base: "Base", parts: Sequence[Part]) -> "Callable[[str], Tensor]":
+def _weight_of(base: "Base | None", parts: Sequence[Part]) -> "Callable[[str], Tensor] | None":
     """Return what reads the base's weight of a module, for adapters whose change depends on it."""
+    if base is None:
+        return None
     tensors = BaseTensors(base)
     found: dict[str, BaseWeight] = {}
     for part in parts:

@@ -2,20 +2,25 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haori.core.errors import MismatchError
+from haori.core.errors import InputError, MismatchError
 from haori.core.records import MODEL_COMPONENT, AdapterCard, Combination
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card
 from haori.library.combining.energy import Energy
-from haori.library.formats.registry import format_named
+from haori.library.converting import require_alike
+from haori.library.families import tell_family
+from haori.library.formats.format import SINGLE_FILE, open_source
+from haori.library.formats.registry import format_named, format_of
 from haori.library.licences import effective_licence
 from haori.library.lineage import ancestors
 from haori.library.logits import default_probes
 from haori.library.prompt_formats import joint_format, prompt_format
+from haori.library.single_file import draft_file_card, verify_file
+from haori.library.stated import Stated
 from haori.library.store import Library, StoredAdapter
 from haori.library.verify import require_passed, verify_adapter
 
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_same_base", "store_combined", "with_energy"]
 
+_FOR_IMAGES = ("kohya", "diffusers")
+
 
 def check_same_base(parents: Sequence[StoredAdapter]) -> None:
     """Refuse adapters that were made for different bases, by the content of the components that they change.
@@ -35,16 +42,24 @@ def check_same_base(parents: Sequence[StoredAdapter]) -> None:
     """
     first = parents[0]
     for other in parents[1:]:
+        if _is_same_family(first, other):
+            continue  # of one of the two nothing else is known; shapes are compared module by module
         names = sorted({*first.card.components, *other.card.components})
         found = first.card.base.compare(other.card.base, names)
         how = next((f" ({name}: {how})" for name, how in found.items() if how != "same"), None)
-        if how is not None or first.card.base.family != other.card.base.family:
+        if how is not None:
             mine, its = first.card.base, other.card.base
             raise MismatchError(
                 f"{first.name!r} was made for the base {mine.name!r} ({mine.id}) and {other.name!r} for "
                 f"{its.name!r} ({its.id}){how or ''}; what one adds to a weight means nothing on another, so only "
                 "adapters of one base can be combined."
             )
+
+
+def _is_same_family(one: StoredAdapter, other: StoredAdapter) -> bool:
+    first, second = one.card.base, other.card.base
+    known = first.components and second.components
+    return not known and first.family == second.family not in {None, "unknown"}
 
 
 def with_energy(made: Combination, energy: Energy) -> Combination:
@@ -54,7 +69,7 @@ def with_energy(made: Combination, energy: Energy) -> Combination:
 
 def store_combined(
     updates: "AdapterUpdates",
-    base: "Base",
+    base: "Base | None",
     name: str,
     made: Combination,
     *,
@@ -69,7 +84,7 @@ def store_combined(
 
     Args:
         updates: What it changes.
-        base: Its base.
+        base: Its base; None for an adapter for images of whose base only the family is known.
         name: Its name in the library.
         made: How it was made.
         parents: The adapters it was made of.
@@ -81,37 +96,85 @@ def store_combined(
         InputError: The parents were trained with different templates, or it cannot be represented as an adapter.
         VerificationError: It failed its proof; nothing is stored.
     """
+    library = library or Library()
+    for parent in parents:
+        if base is not None and parent.card.base.components:
+            check_base(parent.card, base.reference())
+    with tempfile.TemporaryDirectory(prefix="haori-") as place:
+        if base is None or updates.components != (MODEL_COMPONENT,):
+            path, card = _written_file(Path(place), updates, base, parents, Stated(**fields))
+        else:
+            path, card = _written_folder(Path(place), updates, base, parents, tuned, fields)
+        card = card.with_fields(
+            origin="combined" if tuned is None else "added",
+            parents=tuple(parent.card.id for parent in parents),
+            combination=made,
+        )
+        card = card.with_fields(licence=_licence(card, parents) if tuned is None else tuned.licence)
+        return library.add(path, name, card)
+
+
+def _written_folder(
+    place: Path,
+    updates: "AdapterUpdates",
+    base: "Base",
+    parents: Sequence[StoredAdapter],
+    tuned: "Base | None",
+    fields: Mapping[str, Any],
+) -> tuple[Path, AdapterCard]:
+    """Write an adapter of a language model as a PEFT folder, prove it there and draft its card."""
     from haori.bases import load_tokenizer
     from haori.data import template_hash, template_of
 
-    for parent in parents:
-        check_base(parent.card, base.reference())
     tokenizer = load_tokenizer(base)
     spoken = tokenizer if tuned is None else load_tokenizer(tuned)
     if formats := [prompt_format(tokenizer, parent.path, parent.card) for parent in parents]:
         spoken = joint_format(formats).tokenizer
-    with tempfile.TemporaryDirectory(prefix="haori-") as place:
-        folder = Path(place) / "adapter"
-        config = json.loads((base.components[MODEL_COMPONENT].path / "config.json").read_text(encoding="utf-8"))
-        format_named("peft").write(updates, folder, base_config=config)
-        if (template := template_of(spoken)) not in {None, template_of(tokenizer)}:
-            (folder / "chat_template.jinja").write_text(str(template), encoding="utf-8")
-        verification = verify_adapter(base, folder, probes=default_probes(tokenizer))
-        require_passed(verification)
-        card = draft_card(
-            folder,
-            base.reference(),
-            origin="combined" if tuned is None else "added",
-            licence=None if tuned is None else tuned.licence,
-            verification=verification,
-            parents=tuple(parent.card.id for parent in parents),
-            combination=made,
-            template_hash=template_hash(spoken),
-            recipe=_prompting(formats),
-            **fields,
-        )
-        card = card if tuned else card.with_fields(licence=_licence(card, parents))
-        return (library or Library()).add(folder, name, card)
+    folder = place / "adapter"
+    config = json.loads((base.components[MODEL_COMPONENT].path / "config.json").read_text(encoding="utf-8"))
+    format_named("peft").write(updates, folder, base_config=config)
+    if (template := template_of(spoken)) not in {None, template_of(tokenizer)}:
+        (folder / "chat_template.jinja").write_text(str(template), encoding="utf-8")
+    verification = verify_adapter(base, folder, probes=default_probes(tokenizer))
+    require_passed(verification)
+    card = draft_card(
+        folder,
+        base.reference(),
+        origin="combined",
+        verification=verification,
+        template_hash=template_hash(spoken),
+        recipe=_prompting(formats),
+        **fields,
+    )
+    return folder, card
+
+
+def _written_file(
+    place: Path, updates: "AdapterUpdates", base: "Base | None", parents: Sequence[StoredAdapter], stated: Stated
+) -> tuple[Path, AdapterCard]:
+    """Write an adapter for images as one file, read it again, compare and check it, and draft its card.
+
+    It has the format of its first parent if that can hold it, and otherwise kohya's or that of diffusers.
+    """
+    path = place / SINGLE_FILE
+    names = dict.fromkeys([*(parent.card.format for parent in parents if parent.card.format != "peft"), *_FOR_IMAGES])
+    for name in names:
+        try:
+            format_named(name).write(updates, path)
+            break
+        except InputError as error:
+            reason = error
+    else:
+        raise InputError(f"No file format for images can hold the result: {reason}")
+    source = open_source(path)
+    read = format_of(source).read(source)
+    require_alike(updates, read, SINGLE_FILE)
+    family = tell_family(read)
+    verification = verify_file(read, len(source.tensors), base, family, label="result")
+    require_passed(verification)
+    known = [parent.card.base for parent in parents if parent.card.base.components] or [p.card.base for p in parents]
+    reference = known[0] if base is None else base.reference().with_fields(family=family.name)
+    return path, draft_file_card(path, read, reference, verification, stated)
 
 
 def _licence(card: AdapterCard, parents: Sequence[StoredAdapter]) -> str:
