@@ -184,6 +184,23 @@ def test_comfyui_holds_stable_diffusion_xl_too(tmp_path: Path) -> None:
     assert_equal(again, AdapterUpdates(modules))
 
 
+def test_parts_that_were_not_there_are_not_there_again(tmp_path: Path) -> None:
+    import torch
+
+    for kind, make in {**OTHER_KINDS, "lora": lambda out, inner, _: {"A": noise(2, inner), "B": noise(out, 2)}}.items():
+        names = ("transformer_blocks.0.attn.to_k", "single_transformer_blocks.0.attn.to_v")
+        modules: dict[str, ModuleUpdate] = {
+            f"transformer.{name}": ModuleUpdate(kind, make(8, 8, 0))
+            for name in names  # type: ignore[arg-type]
+        }
+        format_named("kohya").write(AdapterUpdates(modules, family="flux1"), tmp_path / "a.safetensors")
+        assert set(read_updates(tmp_path / "a.safetensors").modules) == set(modules), kind
+    fresh = {"A": noise(2, 8), "B": torch.zeros(8, 2)}  # before its first step, every module is still named
+    modules = {f"transformer.transformer_blocks.0.attn.to_{part}": ModuleUpdate("lora", fresh) for part in "qkv"}
+    format_named("kohya").write(AdapterUpdates(modules, family="flux1"), tmp_path / "a.safetensors")
+    assert set(read_updates(tmp_path / "a.safetensors").modules) == set(modules)
+
+
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     import torch
 

@@ -140,7 +140,10 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder or file to write to.")],
     to: Annotated[
         str | None,
-        typer.Option("--format", help="peft, diffusers, kohya or gguf; by default the one that it is kept in."),
+        typer.Option(
+            "--format",
+            help="peft, diffusers, kohya, comfyui, onetrainer or gguf; by default the one that it is kept in.",
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base to prove it on; by default the one on the card.")] = None,
 ) -> None:

@@ -8,13 +8,13 @@ The other way round, updates that share A stack their B; those that do not becom
 """
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import InputError
+from haori.library.formats.lokr_as_lora import lokr_as_lora
 from haori.library.update_shapes import weight_shape
 from haori.library.updates import Kind, ModuleUpdate
 
@@ -41,11 +41,11 @@ class Part(NamedTuple):
     update: ModuleUpdate | None
 
 
-def split_rows(update: ModuleUpdate, sizes: Sequence[int]) -> list[ModuleUpdate]:
+def split_rows(update: ModuleUpdate, sizes: Sequence[int]) -> list[ModuleUpdate | None]:
     """Return the updates of modules whose weights lie one below the other in a fused one.
 
     Each keeps the whole of A. Where no rank serves two of them, as in a file that was itself put together from separate
-    modules, each keeps its own ranks alone.
+    modules, each keeps its own ranks alone; and where some change something, those whose rows are zero have none.
 
     Args:
         update: Of the fused module, which is linear.
@@ -56,7 +56,10 @@ def split_rows(update: ModuleUpdate, sizes: Sequence[int]) -> list[ModuleUpdate]
     """
     spans = list(pairwise(accumulate(sizes, initial=0)))
     parts = [_rows(update, [span]) for span in spans]
-    return _with_own_ranks(parts) if update.kind == "lora" else parts
+    changing = [_changes(part) for part in parts]
+    if update.kind == "lora":
+        parts = _with_own_ranks(parts)
+    return [part if changes or not any(changing) else None for part, changes in zip(parts, changing, strict=True)]
 
 
 def swap_halves(update: ModuleUpdate) -> ModuleUpdate:
@@ -103,7 +106,7 @@ def _row_count(update: ModuleUpdate) -> int:
 def _rows(update: ModuleUpdate, spans: Sequence[Span]) -> ModuleUpdate:
     """Return the update of the rows in `spans`, in that order."""
     if update.kind == "lokr" and not _are_rows_of_w1(update, spans):
-        update = _unkroneckered(update)
+        update = lokr_as_lora(update)
     factors = {
         name: _cut(factor, _scaled_down(update, spans)) if name in _ROW_FACTORS[update.kind] else factor
         for name, factor in update.factors.items()
@@ -119,7 +122,15 @@ def _rows(update: ModuleUpdate, spans: Sequence[Span]) -> ModuleUpdate:
             raise InputError(f"its magnitude of shape {list(magnitude.shape)} is not one of {_row_count(update)} rows.")
         magnitude = _cut(magnitude, spans)
     bias = None if update.bias is None else _cut(update.bias, spans)
+    if bias is not None and update.bias is not None and not bias.any() and update.bias.any():
+        bias = None  # of a module without one that was put together with others
     return replace(update, factors=factors, magnitude=magnitude, bias=bias, shape=None)
+
+
+def _changes(update: ModuleUpdate) -> bool:
+    rows = [update.factors[name] for name in _ROW_FACTORS[update.kind] if name in update.factors]
+    has_bias = update.bias is not None and bool(update.bias.any())
+    return update.magnitude is not None or has_bias or (bool(rows) and all(bool(factor.any()) for factor in rows))
 
 
 def _cut(tensor: "Tensor", spans: Sequence[Span]) -> "Tensor":
@@ -171,41 +182,8 @@ def _scaled_down(update: ModuleUpdate, spans: Sequence[Span]) -> Sequence[Span]:
     return [(start // step, end // step) for start, end in spans]
 
 
-def _unkroneckered(update: ModuleUpdate) -> ModuleUpdate:
-    """Return a LoKr as the LoRA that it equals, or as dW itself where that is smaller; others as they are.
-
-    kron(P Q, R S) = kron(P, R) kron(Q, S), with w1 = P Q and w2 = R S; what is not factored is its own product with 1.
-    """
-    import torch
-
-    if update.kind != "lokr":
-        return update
-    factors = {name: factor.float() for name, factor in update.factors.items()}
-    shape = weight_shape(update)
-    assert shape is not None
-    p, q = _factored(factors, "w1")
-    r, s = _factored(factors, "w2")
-    rank = q.shape[0] * s.shape[0]
-    if "t2" in factors or rank * (shape[0] + shape[1]) >= math.prod(shape):
-        return replace(update, kind="diff", factors={"diff": update.delta().float()}, alpha=None, rslora=False)
-    lora = {"A": torch.kron(q.contiguous(), s.contiguous()), "B": torch.kron(p.contiguous(), r.contiguous())}
-    alpha = None if update.scale == 1 else update.scale * rank
-    return replace(update, kind="lora", factors=lora, alpha=alpha, rslora=False)
-
-
 def _without_lokr(parts: Sequence[Part]) -> list[Part]:
-    return [part if part.update is None else Part(part.rows, _unkroneckered(part.update)) for part in parts]
-
-
-def _factored(factors: "Mapping[str, Tensor]", name: str) -> "tuple[Tensor, Tensor]":
-    import torch
-
-    if name not in factors:
-        return factors[f"{name}_a"], factors[f"{name}_b"]
-    whole = factors[name]
-    rows, columns = whole.shape[0], whole.shape[1]
-    one = torch.eye(min(rows, columns))
-    return (whole, one) if columns <= rows else (one, whole)
+    return [part if part.update is None else Part(part.rows, lokr_as_lora(part.update)) for part in parts]
 
 
 def _check_shapes(parts: Sequence[Part]) -> None:

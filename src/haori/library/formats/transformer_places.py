@@ -4,7 +4,7 @@ A file's transformer is of one family. Fused modules become those that diffusers
 in their place, each with its rows of the update.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from haori.core.errors import FileFormatError, InputError
@@ -75,6 +75,8 @@ def place_fused(
                 f"{str(source.path)!r} cannot be read as an adapter: {own[:120]!r} is fused, and {error}"
             ) from None
         for module, part in zip(place.modules, split, strict=True):
+            if part is None:
+                continue
             label = own if len(split) == 1 else f"{own} ({module.rpartition('.')[2]})"
             names[label], parts[label] = module, part
     return place_modules(source, parts, names.get)
@@ -123,7 +125,7 @@ def _split(
     place: Place,
     modules: "Mapping[str, ModuleUpdate]",
     place_of: Callable[[str], Place | None],
-) -> "list[ModuleUpdate]":
+) -> "Sequence[ModuleUpdate | None]":
     if place.rows == "swapped":
         return [swap_halves(update)]
     if place.rows == "whole":
