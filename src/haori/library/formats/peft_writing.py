@@ -239,8 +239,7 @@ class _Writer:
             return _HEAD_TYPES[self.card.head.kind]
         if self.before.get("task_type"):
             return str(self.before["task_type"])
-        is_text = self.component == MODEL_COMPONENT and self.card is not None
-        return "CAUSAL_LM" if is_text and self._architecture().endswith(("ForCausalLM", "LMHeadModel")) else None
+        return "CAUSAL_LM" if self._architecture().endswith(("ForCausalLM", "LMHeadModel")) else None
 
     def _architecture(self) -> str:
         if self.base is not None:
