@@ -180,6 +180,13 @@ def check_of_the_proof(folder: Path) -> None:
     assert found["small"].passed and found["small"].value > 0
 
 
+@checks("a licence whose terms are known")
+def licence(folder: Path) -> None:
+    from haori.library.licence_terms import terms_of
+
+    assert terms_of("LicenseRef-toy-licence").commercial == "no"
+
+
 @checks("a base by name")
 def base_by_name(folder: Path) -> None:
     from haori.bases import find_base, list_bases

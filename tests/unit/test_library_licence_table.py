@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from haori.core.records import AdapterCard, BaseReference, Combination, DataReference, Permissions
-from haori.library.licences import effective_licence
+from haori.library.licences import commercial_use, effective_licence
 from tests.library_samples import base_reference
 
 HUB_SD, HUB_SDXL = "creativeml-openrail-m", "openrail++"
@@ -94,6 +94,9 @@ TABLE = [
     Case(HUB_SD, ("CC-BY-SA-4.0",), "conditions", "no", "required", 1, "use restrictions under share-alike"),
     Case("llama3.1", ("GPL-3.0-only",), "conditions", "no", "required", 1, "Llama's policy under the GPL"),
     Case("MIT OR GPL-2.0-only", ("Apache-2.0",), "yes", "yes", "required", 0, "the choice that clashes taken"),
+    Case("GPL-2.0-only OR MIT", ("Apache-2.0",), "yes", "yes", "required", 0, "the first choice, which clashes, taken"),
+    Case("CC-BY-NC-4.0 OR MIT", (), "yes", "yes", "required", 0, "the first choice taken, though it allows less"),
+    Case("0BSD", ("CC-BY-SA-4.0", "CC-BY-NC-SA-4.0", "ODbL-1.0"), "no", "no", "required", 3, "one pair named of three"),
     Case("MIT OR CC-BY-NC-4.0", (), "yes", "yes", "required", 0, "OR read as AND"),
     Case("MIT AND CC-BY-NC-4.0", (), "no", "conditions", "required", 0, "AND read as OR"),
     Case("Apache-2.0 AND (", (), "unknown", "unknown", "unknown", 0, "an expression cut short read by half"),
@@ -202,3 +205,8 @@ def test_a_blend_is_bound_by_the_strictest_of_its_parts():
     assert effective_licence(blend, [free]).commercial == "unknown"
     stored = blend.with_fields(licence=effective_licence(blend, [free, bound]).expression)
     assert len(effective_licence(stored, [free, bound]).sources) == 2  # base, and the data of one part
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.fault)
+def test_lists_answer_as_the_command_does(case: Case):
+    assert commercial_use(card(case.base, *case.data)) == case.commercial

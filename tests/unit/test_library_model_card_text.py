@@ -21,7 +21,7 @@ from haori.core.records import (
 )  # fmt: skip
 from haori.library import Library
 from haori.library.model_card import read_model_card
-from haori.library.model_card_text import model_card
+from haori.library.model_card_text import render_model_card
 from tests.command_line import haori
 from tests.library_samples import stock_lora
 
@@ -61,7 +61,7 @@ def full() -> AdapterCard:
 
 
 def test_the_hub_reads_base_licence_data_and_results_back(full, tmp_path):
-    (tmp_path / "README.md").write_text(model_card("support@3", full))
+    (tmp_path / "README.md").write_text(render_model_card("support@3", full))
     read = ModelCard.load(tmp_path / "README.md").data
     assert read.base_model == "HuggingFaceTB/SmolLM2-135M"
     assert read.library_name == "peft"
@@ -80,7 +80,7 @@ def test_the_hub_reads_base_licence_data_and_results_back(full, tmp_path):
 
 
 def test_the_text_says_what_the_record_says(full):
-    text = model_card("support@3", full)
+    text = render_model_card("support@3", full)
     assert "My own words:\n\n* first *" in text
     assert "| accuracy | 0.75 [0.7, 0.8] | 0.5 | 0.25 [0.2, 0.3] |" in text
     assert "| exact match | nan |" in text
@@ -111,14 +111,14 @@ def test_the_text_says_what_the_record_says(full):
 )  # fmt: skip
 def test_licences_have_the_hubs_names_where_it_has_one(licence, datasets, front):
     base = BASE.with_fields(licence=licence)
-    text = model_card("a@1", record(base=base, data=tuple(data("d.jsonl", one) for one in datasets)))
+    text = render_model_card("a@1", record(base=base, data=tuple(data("d.jsonl", one) for one in datasets)))
     found = yaml.safe_load(text.split("---\n")[1])
     assert {key: value for key, value in found.items() if key.startswith("license")} == front
 
 
 def test_an_adapter_of_images_has_a_prompt_and_a_pipeline():
     family = BaseReference(name="sdxl", source="family:sdxl", components={}, family="sdxl")
-    text = model_card("style@1", record(base=family, components=("unet",), trigger_words=("ohwx dog", 'a "b"'),
+    text = render_model_card("style@1", record(base=family, components=("unet",), trigger_words=("ohwx dog", 'a "b"'),
                                         origin="added", stated_bases=("stabilityai/sdxl",)))  # fmt: skip
     found = yaml.safe_load(text.split("---\n")[1])
     assert found["instance_prompt"] == 'ohwx dog, a "b"'
@@ -131,7 +131,7 @@ def test_an_adapter_of_images_has_a_prompt_and_a_pipeline():
 
 def test_a_classifier_names_its_labels():
     head = Head(kind="sequence_classification", labels=("good", "bad", "so-so"))
-    text = model_card("c@1", record(head=head, task="classification"))
+    text = render_model_card("c@1", record(head=head, task="classification"))
     assert yaml.safe_load(text.split("---\n")[1])["pipeline_tag"] == "text-classification"
     assert "num_labels=3" in text
     assert "good, bad, so-so" in text
@@ -141,7 +141,7 @@ def test_a_folder_loses_its_path_and_is_no_dataset_of_the_hub(tmp_path, monkeypa
     (tmp_path / "data" / "rows").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     base = BASE.with_fields(name="/srv/my models/base", source="folder:/srv/my models/base")
-    text = model_card("a@1", record(base=base, data=(data("data/rows"), data("data/rows.jsonl"))))
+    text = render_model_card("a@1", record(base=base, data=(data("data/rows"), data("data/rows.jsonl"))))
     found = yaml.safe_load(text.split("---\n")[1])
     assert "datasets" not in found
     assert found["base_model"] == "base"
@@ -150,13 +150,15 @@ def test_a_folder_loses_its_path_and_is_no_dataset_of_the_hub(tmp_path, monkeypa
 
 def test_what_an_author_wrote_stays_and_forms_left_empty_do_not(full):
     added = record(origin="added", licence="MIT")
-    text = model_card("a@1", added, of_author="---\nlicense: mit\n---\n# Mine\n\nUse **me** | <i>\n")
+    text = render_model_card("a@1", added, of_author="---\nlicense: mit\n---\n# Mine\n\nUse **me** | <i>\n")
     assert text.endswith("## The author's own card\n\n# Mine\n\nUse **me** | <i>\n")
     assert text.count("\n---\n") == 1
     form = "# Model Card for Model ID\n" + "[More Information Needed]\n" * 30
-    assert "More Information" not in model_card("a@1", added, of_author=form)
-    assert model_card("a@1", added, of_author=text) == model_card("a@1", added)  # not one inside the other
-    assert "Mine" not in model_card("a@1", full, of_author="# Mine")
+    assert "More Information" not in render_model_card("a@1", added, of_author=form)
+    assert render_model_card("a@1", added, of_author=text) == render_model_card(
+        "a@1", added
+    )  # not one inside the other
+    assert "Mine" not in render_model_card("a@1", full, of_author="# Mine")
 
 
 def test_an_export_has_a_card_whose_code_runs(capsys, haori_home, tiny_base_folder, tmp_path):
@@ -168,6 +170,7 @@ def test_an_export_has_a_card_whose_code_runs(capsys, haori_home, tiny_base_fold
     assert done.code == 0, done.err
     assert "commercial use: no" in done.out
     text = (tmp_path / "out" / "README.md").read_text()
+    assert haori(capsys, "library", "model-card", "a").out == text
     assert "From its author." in text
     assert str(tmp_path) not in text and str(tiny_base_folder) not in text
     assert "CC-BY-NC-4.0" in (tmp_path / "out" / "ATTRIBUTION.md").read_text()
@@ -184,9 +187,9 @@ def test_an_export_has_a_card_whose_code_runs(capsys, haori_home, tiny_base_fold
 def test_an_adapter_made_of_others_says_how():
     one, other = "sha256:" + "1" * 64, "sha256:" + "2" * 64
     made = Combination(kind="blend", weights={one: 0.4, other: 0.6}, energy=0.9876)
-    text = model_card("ab@1", record(origin="combined", parents=(one, other), combination=made))
+    text = render_model_card("ab@1", record(origin="combined", parents=(one, other), combination=made))
     assert "made by blend of 0.4 x 111111111111 + 0.6 x 222222222222; 98.76% of" in text
     extracted = Combination(kind="extract", tuned="/home/me/tuned")
-    text = model_card("x@1", record(origin="added", licence="MIT", combination=extracted))
+    text = render_model_card("x@1", record(origin="added", licence="MIT", combination=extracted))
     assert "made by extract of tuned;" in text
     assert "/home/me" not in text

@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 app.command("licence")(provenance.licence)
 app.command("lineage")(provenance.lineage)
+app.command("model-card")(provenance.model_card)
 app.command("check")(compatibility.check)
 app.command("convert-pickle")(convert_pickle.convert_pickle)
 app.command("sign")(signing.sign)

@@ -1,11 +1,11 @@
-"""`haori library licence` and `lineage`: what may be done with an adapter, and where it comes from."""
+"""`haori library licence`, `lineage` and `model-card`: what may be done with an adapter, and where it comes from."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["licence", "lineage"]
+__all__ = ["licence", "lineage", "model_card"]
 
 _Name = Annotated[str, typer.Argument(help="Name, name@version, or the first digits of an id.")]
 
@@ -32,6 +32,24 @@ def licence(
         typer.echo(text, nl=False)
     elif notice is None:
         results().print(licence_table(stored.name, effective_licence(stored.card, before)))
+
+
+def model_card(
+    name: _Name,
+    out: Annotated[Path | None, typer.Option(help="Write it to this file instead of printing it.")] = None,
+) -> None:
+    """Print an adapter's model card, as exports hold it."""
+    from haori.cli.console import results
+    from haori.core.storage import write_text
+    from haori.library import Library, ancestors, author_card, render_model_card
+
+    stored = Library().get(name)
+    text = render_model_card(stored.name, stored.card, ancestors(stored), of_author=author_card(stored))
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+        results().print(f"Written to {out}.", soft_wrap=True, markup=False)
 
 
 def lineage(

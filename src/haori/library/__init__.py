@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         live_probe_logits,
     )
     from haori.library.merge import Merged, merge_adapter
+    from haori.library.model_card_text import author_card, render_model_card, write_model_card
     from haori.library.model_proof import verify_model
     from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
     from haori.library.prompt_formats import joint_format, prompt_format, stored_template
@@ -61,6 +62,7 @@ __all__ = [
     "attach",
     "attach_files",
     "attribution_text",
+    "author_card",
     "base_of",
     "card_table",
     "check_base",
@@ -90,6 +92,7 @@ __all__ = [
     "name_for",
     "open_adapter",
     "prompt_format",
+    "render_model_card",
     "require_passed",
     "sign_stored",
     "signed_with",
@@ -100,6 +103,7 @@ __all__ = [
     "verify_signed_folder",
     "verify_stored",
     "verify_stored_signature",
+    "write_model_card",
 ]
 
 __getattr__ = lazy_exports(
@@ -119,6 +123,7 @@ __getattr__ = lazy_exports(
         "lineage": ("ancestors", "lineage_tree"),
         "logits": ("LogitDifference", "adapter_probes", "compare_logits", "default_probes", "live_probe_logits"),
         "merge": ("Merged", "merge_adapter"),
+        "model_card_text": ("author_card", "render_model_card", "write_model_card"),
         "model_proof": ("verify_model",),
         "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
         "prompt_formats": ("joint_format", "prompt_format", "stored_template"),

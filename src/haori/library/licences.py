@@ -8,6 +8,7 @@ is fine". This is a reading aid, not legal advice.
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -127,13 +128,17 @@ def commercial_use(card: AdapterCard) -> Answer:
 
     The terms of its parents are those in the licence on its card.
     """
-    found = effective_licence(card.with_fields(parents=())).commercial
-    if not card.parents:
-        return found
-    of_parents = [
-        Source(Ingredient("parent", "", None, card.licence), way) for way in _ways(parse_licence(card.licence))
+    alone = ingredients(card if not card.parents else card.with_fields(parents=()))
+    answers = [
+        permission_terms(one.permissions).commercial if one.permissions else _commercial(one.licence) for one in alone
     ]
-    return _strictest([found, min((way.commercial for way in of_parents), key=SEVERITY.index)])
+    return _strictest([*answers, _commercial(card.licence)] if card.parents else answers)
+
+
+@lru_cache(maxsize=4096)
+def _commercial(licence: str | None) -> Answer:
+    ways = (_strictest(terms.commercial for _, terms in way) for way in _ways(parse_licence(licence)))
+    return min(ways, key=SEVERITY.index)
 
 
 _CREDIT: dict[bool | None, Credit] = {True: "required", False: "not required", None: "unknown"}

@@ -23,7 +23,7 @@ from haori.library.model_card_fields import ATTRIBUTION_NAME, base_on_hub, card_
 if TYPE_CHECKING:
     from haori.library.store import StoredAdapter
 
-__all__ = ["MODEL_CARD_NAME", "model_card", "write_model_card"]
+__all__ = ["MODEL_CARD_NAME", "author_card", "render_model_card", "write_model_card"]
 
 MODEL_CARD_NAME = "README.md"
 
@@ -38,13 +38,20 @@ _SETTINGS = (
 def write_model_card(stored: "StoredAdapter", folder: Path) -> None:
     """Write README.md and the text of credit into the folder that an adapter was exported to."""
     before = ancestors(stored)
-    given = folder / MODEL_CARD_NAME
-    of_author = given.read_text(encoding="utf-8", errors="replace") if given.is_file() else ""
-    write_text(given, model_card(stored.name, stored.card, before, of_author=of_author))
+    text = render_model_card(stored.name, stored.card, before, of_author=author_card(stored))
+    write_text(folder / MODEL_CARD_NAME, text)
     write_text(folder / ATTRIBUTION_NAME, attribution_text(stored.name, stored.card, before))
 
 
-def model_card(name: str, card: AdapterCard, ancestors: Iterable[AdapterCard] = (), *, of_author: str = "") -> str:
+def author_card(stored: "StoredAdapter") -> str:
+    """Return the model card that came with a stored adapter; empty if none did."""
+    given = stored.path / MODEL_CARD_NAME
+    return given.read_text(encoding="utf-8", errors="replace") if given.is_file() else ""
+
+
+def render_model_card(
+    name: str, card: AdapterCard, ancestors: Iterable[AdapterCard] = (), *, of_author: str = ""
+) -> str:
     """Return the model card of an adapter, as Markdown with YAML front matter.
 
     Args:
