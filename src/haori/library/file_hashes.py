@@ -14,7 +14,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["FileHashes", "hash_weight_file", "hash_weights"]
+__all__ = ["FileHashes", "WeightHashes", "hash_weight_file"]
 
 _CHUNK_BYTES = 1 << 20
 _FIRST, _LAST = 0x100000, 0x110000
@@ -56,13 +56,27 @@ def hash_weight_file(path: Path) -> FileHashes:
     return FileHashes(sha256, window.hexdigest()[:8], sha256[:10], autov3)
 
 
-def hash_weights(header: bytes, data: bytes) -> tuple[str, str]:
-    """Return kohya's `sshs_model_hash` (64 digits) and `sshs_legacy_hash` (8) of a safetensors file.
+class WeightHashes:
+    """The hashes of kohya's metadata, of a safetensors file that is being written.
 
     Args:
-        header: The file's beginning, its length included; of a header whose values are yet to be filled in, too.
-        data: What follows.
+        header_bytes: Length of what comes before the data.
     """
-    before = len(header)
-    window = (header[_FIRST:_LAST] if before > _FIRST else b"") + data[max(_FIRST - before, 0) : max(_LAST - before, 0)]
-    return hashlib.sha256(data).hexdigest(), hashlib.sha256(window).hexdigest()[:8]
+
+    def __init__(self, header_bytes: int) -> None:
+        self._position = header_bytes
+        self._data, self._window = hashlib.sha256(), hashlib.sha256()
+
+    def update(self, data: memoryview) -> None:
+        """Take in the next bytes of the data."""
+        self._data.update(data)
+        self._window.update(data[max(_FIRST - self._position, 0) : max(_LAST - self._position, 0)])
+        self._position += len(data)
+
+    def whole(self) -> str:
+        """Return `sshs_model_hash`: the 64 digits of which AutoV3 is the first 12."""
+        return self._data.hexdigest()
+
+    def legacy(self) -> str:
+        """Return `sshs_legacy_hash`, which is AutoV1 where the header is shorter than 1 MiB."""
+        return self._window.hexdigest()[:8]

@@ -71,9 +71,7 @@ def _stays(update: ModuleUpdate, rank: int) -> bool:
     return plain and int(update.rank or 0) <= rank
 
 
-def _without_magnitude(
-    name: str, update: ModuleUpdate, weight_of: "Callable[[str], Tensor] | None"
-) -> ModuleUpdate:
+def _without_magnitude(name: str, update: ModuleUpdate, weight_of: "Callable[[str], Tensor] | None") -> ModuleUpdate:
     if update.magnitude is None:
         return update
     if weight_of is None:

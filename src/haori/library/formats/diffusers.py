@@ -46,6 +46,7 @@ _OLD = re.compile(r"(to_q|to_k|to_v|to_out|add_k_proj|add_v_proj)_lora\.(down|up
 _OLD_IN_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _PROJECTION = re.compile(r"unet\..*\.attentions\.\d+\.proj_(in|out)$")
 _CLIP_PREFIX = "text_model."
+_LARGEST_HALF = 65504
 
 
 class Diffusers:
@@ -200,24 +201,31 @@ def _check(updates: AdapterUpdates) -> None:
 
 
 def _plain_factors(name: str, update: ModuleUpdate, family: str | None) -> "tuple[Tensor, Tensor]":
-    """Return A and B with B A = dW, in the shapes of the layer's own kind.
-
-    A scale that is a power of two keeps B's dtype, where it loses nothing; any other makes it float32.
-    """
+    """Return A and B with B A = dW, in the shapes of the layer's own kind."""
     import torch
 
     a, b = update.factors["A"], update.factors["B"]
     if (core := update.factors.get("mid")) is not None:
         a = torch.einsum("ij...,jq->iq...", core.double(), a.double().flatten(1)).float()
-    if update.scale != 1:
-        scaled = b.double() * update.scale
-        b = scaled.to(b.dtype) if torch.equal(scaled.to(b.dtype).double(), scaled) else scaled.float()
+    b = _with_scale(b, update.scale)
     narrow = all(size == 1 for size in a.shape[2:])
     if narrow and _PROJECTION.match(name) and family in {"sd15", "sd2", "sdxl"}:
         # A 1 x 1 convolution in Stable Diffusion 1, a linear layer since; trainers write either as the other.
         shape = (1, 1) if family == "sd15" else ()
         a, b = a.reshape(*a.shape[:2], *shape), b.reshape(*b.shape[:2], *shape)
     return a.contiguous(), b.contiguous()
+
+
+def _with_scale(b: "Tensor", scale: float) -> "Tensor":
+    """Multiply B by the scale: in its own dtype where that only moves its exponents, and else in float32."""
+    import torch
+
+    if scale == 1:
+        return b
+    is_shift = abs(math.frexp(scale)[0]) == 0.5
+    if is_shift and (b.dtype != torch.float16 or (scale > 1 and float(b.abs().max()) * scale < _LARGEST_HALF)):
+        return b * scale
+    return b.float().mul_(scale) if b.dtype != torch.float32 else b * scale
 
 
 def _config(component: str, ranks: Mapping[str, int]) -> dict[str, Any]:

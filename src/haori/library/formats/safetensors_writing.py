@@ -1,14 +1,15 @@
-"""Writes a safetensors file in one step, with hashes of its own bytes in its header where a format has them there."""
+"""Writes a safetensors file in one step, with hashes of its own bytes in its header where a format has them there.
+
+Tensors go to the disk one after another, from where they are: no second copy of them is made.
+"""
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from haori.core.storage import explain_os_errors
-from haori.library.file_hashes import hash_weights
+from haori.core.storage import staged_file
+from haori.library.file_hashes import WeightHashes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +18,11 @@ __all__ = ["write_hashed", "write_tensors"]
 
 _ALIGNMENT = 8
 _HASHES = {"sshs_model_hash": 64, "sshs_legacy_hash": 8, "modelspec.hash_sha256": 66}
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8",
+    "bool": "BOOL",
+}  # fmt: skip
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
@@ -30,9 +36,11 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
     Raises:
         StorageError: It cannot be written.
     """
-    from safetensors.torch import save
-
-    _replace(path, save(_apart(tensors), dict(metadata)))
+    with staged_file(path) as stage, stage.open("wb") as file:
+        ordered = _ordered(tensors)
+        file.write(_header(ordered, metadata))
+        for data in _bytes_of(ordered):
+            file.write(data)
 
 
 def write_hashed(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
@@ -41,45 +49,42 @@ def write_hashed(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[
     `sshs_model_hash` and `modelspec.hash_sha256` are of the bytes after the header. `sshs_legacy_hash` is AutoV1 of the
     file as it is; that of sd-scripts is of the same bytes under a shorter header, and so agrees with no file.
     """
-    from safetensors.torch import save
-
-    plain = save(_apart(tensors))
-    length = int.from_bytes(plain[:8], "little")
-    entries, data = json.loads(plain[8 : 8 + length]), plain[8 + length :]
     blank = {**metadata, **{key: "0" * digits for key, digits in _HASHES.items()}}
-    whole, legacy = hash_weights(_header(entries, blank), data)
-    hashes = {"sshs_model_hash": whole, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{whole}"}
-    _replace(path, _header(entries, {**blank, **hashes}), data)
+    with staged_file(path) as stage, stage.open("wb") as file:
+        ordered = _ordered(tensors)
+        header = _header(ordered, blank)
+        hashes = WeightHashes(len(header))
+        file.write(header)
+        for data in _bytes_of(ordered):
+            hashes.update(data)
+            file.write(data)
+        whole, legacy = hashes.whole(), hashes.legacy()
+        found = {"sshs_model_hash": whole, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{whole}"}
+        file.seek(0)
+        file.write(_header(ordered, {**blank, **found}))
 
 
-def _apart(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    seen: set[int] = set()
-    found: dict[str, Tensor] = {}
+def _ordered(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Return the tensors as safetensors orders them, the widest values first, so that each lies aligned."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+
+
+def _header(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    start = 0
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.detach().contiguous() if place not in seen else tensor.detach().clone().contiguous()
-        seen.add(place)
-    return found
-
-
-def _header(entries: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
-    text = json.dumps({"__metadata__": dict(metadata), **entries}, separators=(",", ":"), ensure_ascii=False).encode()
+        end = start + tensor.numel() * tensor.element_size()
+        dtype = _DTYPES[str(tensor.dtype).removeprefix("torch.")]
+        entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
-def _replace(path: Path, *parts: bytes) -> None:
-    with explain_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+def _bytes_of(tensors: "Mapping[str, Tensor]") -> Iterator[memoryview]:
+    import torch
+
+    for tensor in tensors.values():
+        flat = tensor.detach().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data
