@@ -97,6 +97,7 @@ TABLE = [
     Case("GPL-2.0-only OR MIT", ("Apache-2.0",), "yes", "yes", "required", 0, "the first choice, which clashes, taken"),
     Case("CC-BY-NC-4.0 OR MIT", (), "yes", "yes", "required", 0, "the first choice taken, though it allows less"),
     Case("0BSD", ("CC-BY-SA-4.0", "CC-BY-NC-SA-4.0", "ODbL-1.0"), "no", "no", "required", 3, "one pair named of three"),
+    Case("CC-BY-NC-4.0 OR CC-BY-ND-4.0", (), "conditions", "no", "required", 0, "the best of two choices mixed"),
     Case("MIT OR CC-BY-NC-4.0", (), "yes", "yes", "required", 0, "OR read as AND"),
     Case("MIT AND CC-BY-NC-4.0", (), "no", "conditions", "required", 0, "AND read as OR"),
     Case("Apache-2.0 AND (", (), "unknown", "unknown", "unknown", 0, "an expression cut short read by half"),
