@@ -249,8 +249,6 @@ TOYS: dict[str, Toy] = {
     "a licence whose terms are known": Toy((
         after("src/haori/library/licence_terms.py", "_NAMED: tuple[tuple[str, Terms], ...] = (\n",
               '    (r"toy-licence", Terms("no", "yes", True, "for play only")),\n'),
-        after("tests/unit/test_library_licence_table.py", "TABLE = [\n",
-              '    Case("LicenseRef-toy-licence", (), "no", "yes", "required", 0, "play taken for work"),\n'),
     )),
     "a base by name": Toy((
         before("src/haori/bases/catalogue.py", "CATALOGUE: Mapping", _ENTRY),
