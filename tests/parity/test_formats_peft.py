@@ -5,6 +5,8 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -355,3 +357,52 @@ def test_what_a_folder_cannot_hold_is_refused(tmp_path):
         assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match=r"no place for 'model\.vectors'"):
         FORMAT.write(AdapterUpdates({"model.a": plain}, extra={"model.vectors": a}), tmp_path / "out")
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_round_trip_through_a_folder_changes_no_update(data, tmp_path_factory):
+    draw = data.draw
+    kind = draw(st.sampled_from(["lora", "dora", "bias", "rslora", "loha", "conv", "tucker"]))
+    alphas = st.one_of(st.none(), st.floats(0.015625, 64, width=32))
+    numbers = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+
+    def values(*shape):
+        return torch.randn(shape, generator=numbers)
+
+    modules = {}
+    names = ["model.layers.1.q", "model.layers.11.q", "model.x.layers.1.q", "model.embed_tokens", "model.a-b.c"]
+    for name in draw(st.lists(st.sampled_from(names), min_size=1, unique=True)):
+        rank, out, inputs = (draw(st.integers(1, most)) for most in (5, 9, 9))
+        alpha, kernel = draw(alphas), (3, 1) if kind in {"conv", "tucker"} and "embed" not in name else ()
+        factors = {"A": values(rank, inputs, *kernel), "B": values(out, rank, *[1] * len(kernel))}
+        more = {}
+        if kind == "tucker" and kernel:
+            factors = {
+                "A": values(rank, inputs, 1, 1),
+                "B": values(out, rank, 1, 1),
+                "mid": values(rank, rank, *kernel),
+            }
+        if kind == "loha":
+            factors = {"w1_a": values(out, rank), "w1_b": values(rank, inputs), "w2_a": values(out, rank)}
+            factors["w2_b"] = values(rank, inputs)
+        if kind == "dora":
+            more["magnitude"] = values(1, inputs) if "embed" in name else values(out)
+        if kind == "bias" and "embed" not in name:
+            more["bias"] = values(out) if draw(st.booleans()) else None
+        modules[name] = ModuleUpdate("loha" if kind == "loha" else "lora", factors, alpha, kind == "rslora", **more)
+    biased = any(update.bias is not None for update in modules.values())
+    if biased:
+        modules.pop("model.embed_tokens", None)
+    folder = tmp_path_factory.mktemp("peft") / "out"
+    FORMAT.write(AdapterUpdates(modules), folder)
+    again = read_updates(folder)
+    assert again.modules.keys() == modules.keys()
+    for name, update in modules.items():
+        found, expected = again.modules[name], update.delta()
+        assert (found.delta() - expected).abs().max() <= 1e-6 * max(1.0, expected.abs().max())
+        if update.magnitude is not None:
+            assert torch.equal(found.magnitude, update.magnitude)
+        if biased:
+            bias = torch.zeros(1) if update.bias is None else update.bias
+            assert (found.bias - bias).abs().max() < 1e-5

@@ -139,3 +139,9 @@ def test_a_header_that_would_fill_memory_is_refused(tmp_path, unit):
     with pytest.raises(FileFormatError, match="its header"):
         read_safetensors_header(_file(tmp_path / "a.safetensors", header))
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 200e6
+
+
+def test_a_tensor_of_one_large_value_repeated_is_found(tmp_path):
+    for value in (70_000.0, -70_000.0):
+        with pytest.raises(FileFormatError, match="more than 65,504"):
+            validate_tensors(saved(tmp_path / "a.safetensors", a=torch.full((3,), value)))

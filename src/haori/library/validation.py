@@ -86,9 +86,12 @@ def _check(path: Path, stretch: _Stretch) -> None:
         raise FileFormatError(
             f"The tensor {name!r} in {str(path)!r} is of dtype {dtype}, which is no number by itself."
         )
+    import torch
+
     count, squares = 0, 0.0
     for values in _chunks(path, stretch):
-        largest = float(values.abs().max())
+        low, high = torch.aminmax(values)  # NaN if there is any
+        largest = max(abs(float(low)), abs(float(high))) if bool(low <= high) else math.nan
         if not math.isfinite(largest):
             raise FileFormatError(
                 f"The tensor {name!r} in {str(path)!r} holds NaN or infinity; its training diverged, or the file is "
@@ -99,7 +102,7 @@ def _check(path: Path, stretch: _Stretch) -> None:
                 f"The tensor {name!r} in {str(path)!r} holds a value of {largest:.3g}; more than {LARGEST_VALUE:,.0f} "
                 "does not fit into float16, and only a training that diverged makes it. Take an earlier checkpoint."
             )
-        squares += float(values.double().square().sum())
+        squares += float(torch.linalg.vector_norm(values)) ** 2
         count += values.numel()
     if count > 1 and math.sqrt(squares / count) > LARGEST_RMS:
         raise FileFormatError(
