@@ -42,6 +42,10 @@ def adapter_of(model: Any, family: str, seed: int = 0) -> AdapterUpdates:
     return AdapterUpdates(modules, family=family)
 
 
+def has_weight(module: Any) -> bool:
+    return getattr(module, "weight", None) is not None
+
+
 def changed_weights(model: Any, before: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """Return dW of every module of a model with an adapter of PEFT in it, after merging."""
     model.fuse_lora()
@@ -53,17 +57,18 @@ def changed_weights(model: Any, before: "dict[str, Tensor]") -> "dict[str, Tenso
     return found
 
 
+def pipeline_class(family: str) -> Any:
+    import diffusers
+
+    kinds = {"flux1": "Flux", "flux2": "Flux2", "qwen_image": "QwenImage", "z_image": "ZImage"}
+    return getattr(diffusers, f"{kinds[family]}Pipeline")
+
+
 def load(family: str, model: Any, path: Path) -> Any:
     """Return a stock pipeline of the family around the model, with the file loaded."""
     import diffusers
 
-    kinds = {
-        "flux1": "FluxPipeline",
-        "flux2": "Flux2Pipeline",
-        "qwen_image": "QwenImagePipeline",
-        "z_image": "ZImagePipeline",
-    }
-    kind = getattr(diffusers, kinds[family])
+    kind = pipeline_class(family)
     parts = dict.fromkeys(kind._get_signature_keys(kind)[0])
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipeline = kind(**{**parts, "transformer": model, "scheduler": scheduler})
@@ -71,6 +76,34 @@ def load(family: str, model: Any, path: Path) -> Any:
         warnings.simplefilter("ignore")
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
     return pipeline
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_diffusers_writes_is_read_with_its_scale(family: str, models: dict[str, Any], tmp_path: Path) -> None:
+    """A pipeline's file, and the model's own without a component in its keys; every linear layer is adapted."""
+    import copy
+
+    import torch
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    model = copy.deepcopy(models[family])
+    before = {key: module.weight.detach().clone() for key, module in model.named_modules() if has_weight(module)}
+    model.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights="gaussian"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    layers, metadata = get_peft_model_state_dict(model), _collate_lora_metadata({"transformer": model})
+    pipeline_class(family).save_lora_weights(str(tmp_path / "a"), transformer_lora_layers=layers, **metadata)
+    model.save_lora_adapter(str(tmp_path / "b"))
+    changes = changed_weights(model, before)
+    for file in tmp_path.glob("*/*.safetensors"):
+        updates = read_updates(file)
+        assert (updates.format, updates.family) == ("diffusers", family)
+        assert set(updates.modules) == {f"transformer.{module}" for module in changes}
+        for module, change in changes.items():
+            delta = updates.modules[f"transformer.{module}"].delta().float()
+            assert (delta - change).norm() <= 1e-5 * change.norm(), (file, module)
 
 
 @pytest.mark.parametrize(("family", "name"), [
@@ -82,11 +115,7 @@ def test_a_stock_pipeline_gives_every_module_its_change(
     import copy
 
     model = copy.deepcopy(models[family])
-    before = {
-        key: module.weight.detach().clone()
-        for key, module in model.named_modules()
-        if hasattr(module, "weight") and module.weight is not None
-    }
+    before = {key: module.weight.detach().clone() for key, module in model.named_modules() if has_weight(module)}
     updates = adapter_of(model, family)
     if name == "kohya-flux":  # diffusers leaves out what its converter for these does not list
         left_out = ("guidance", "modulation", "norm_out")

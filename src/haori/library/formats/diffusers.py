@@ -23,6 +23,7 @@ from haori.library.families import family_of
 from haori.library.formats.format import Source
 from haori.library.formats.safetensors_writing import write_tensors
 from haori.library.formats.tensor_names import place_modules, read_modules, split_key
+from haori.library.formats.transformer_places import DIFFUSERS_NAMES
 from haori.library.formats.unet_names import canonical_clip
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 
@@ -36,11 +37,10 @@ __all__ = ["FORMAT"]
 _METADATA = "lora_adapter_metadata"
 _COMPONENT = re.compile(r"(unet|transformer|text_encoder(?:_[234])?)\.")
 # Other programs' names of modules of FLUX, also behind `transformer.`.
-_NOT_OURS = re.compile(r"transformer\.(double_blocks|single_blocks)\.")
-# Files of one model, as its own save_lora_adapter and the old save_attn_procs write them.
-_BARE = (
-    (re.compile(r"(down_blocks|mid_block|up_blocks)\."), "unet"),
-    (re.compile(r"(transformer_blocks|single_transformer_blocks)\."), "transformer"),
+_NOT_OURS = re.compile(r"(transformer\.)?(double_blocks|single_blocks)\.")
+# Files of one model, as its own save_lora_adapter and the old save_attn_procs write them, have no component.
+_BARE_UNET = re.compile(
+    r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|conv_norm_out|time_embedding|add_embedding)(\.|$)"
 )
 _OLD = re.compile(r"(to_q|to_k|to_v|to_out|add_k_proj|add_v_proj)_lora\.(down|up)\.weight$")
 _OLD_IN_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -57,8 +57,8 @@ class Diffusers:
 
     def detect(self, source: Source) -> bool:
         """Say whether keys begin with a pipeline's component, or with the blocks of one."""
-        keys = [key for key in source.tensors if split_key(_respelled(key)) is not None]
-        return any(_split(key) is not None for key in keys) and not any(_NOT_OURS.match(key) for key in keys)
+        found = {split[0] for key in source.tensors if (split := split_key(_respelled(key))) is not None}
+        return any(_split(name) is not None for name in found) and not any(_NOT_OURS.match(name) for name in found)
 
     def read(self, source: Source) -> AdapterUpdates:
         """Read the file into the neutral form.
@@ -115,10 +115,13 @@ def _respelled(key: str) -> str:
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """Return component and path of a module, or of a key."""
+    """Return component and path of a module; None if no pipeline has one of that name."""
     if found := _COMPONENT.match(name):
         return found[1], name[found.end() :]
-    return next(((component, name) for pattern, component in _BARE if pattern.match(name)), None)
+    if _BARE_UNET.match(name):
+        return "unet", name
+    is_known = any(names.place_of(name) is not None for names in DIFFUSERS_NAMES.values())
+    return ("transformer", name) if is_known else None
 
 
 def _neutral_name(module: str) -> str | None:

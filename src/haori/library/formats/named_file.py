@@ -21,7 +21,7 @@ from haori.library.formats.lycoris_scales import with_rank_stabilised_scales
 from haori.library.formats.safetensors_writing import write_hashed
 from haori.library.formats.tensor_names import read_modules, split_key
 from haori.library.formats.transformer_names import t5_module
-from haori.library.formats.transformer_places import Joint, family_told, fuse_modules, place_fused
+from haori.library.formats.transformer_places import DIFFUSERS_NAMES, Joint, family_told, fuse_modules, place_fused
 from haori.library.formats.unet_names import clip_module, sgm_name, unet_module
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 
@@ -152,10 +152,9 @@ class NamedFile:
         if slot.naming not in _IMAGE:
             place = _text_place(slot, name)
             return place is not None and (not module.startswith("lora_te") or t5_module(name) is not None)
-        places = (_image_place(slot, name, names, self.joint) for names in self.maps.values())
-        found = next((place for place in places if place is not None), None)
-        is_shared = module.removesuffix(name) in self.shared
-        return found is not None and not (is_shared and found.modules == (f"{slot.component}.{name}",))
+        if module.removesuffix(name) in self.shared and any(names.place_of(name) for names in DIFFUSERS_NAMES.values()):
+            return False
+        return any(_image_place(slot, name, names, self.joint) is not None for names in self.maps.values())
 
     def _place(self, module: str, family: str | None) -> Place | None:
         """Return where a module of a file for this family belongs."""

@@ -5,11 +5,9 @@ SimpleTuner uses it, writes the same behind `lycoris_`.
 """
 
 from haori.library.formats.named_file import NamedFile, Slot
-from haori.library.formats.transformer_places import OWN_NAMES
+from haori.library.formats.transformer_places import DIFFUSERS_NAMES
 
 __all__ = ["FORMAT"]
-
-_DIFFUSERS = {family: names.diffusers() for family, names in OWN_NAMES.items()}
 
 FORMAT = NamedFile(
     name="onetrainer",
@@ -21,7 +19,7 @@ FORMAT = NamedFile(
         "lora_te_": Slot("text_encoder", "clip"),
         "lycoris_": Slot("transformer", "transformer"),
     },
-    maps=_DIFFUSERS,
+    maps=DIFFUSERS_NAMES,
     joint="_",
-    written=_DIFFUSERS,
+    written=DIFFUSERS_NAMES,
 )

@@ -21,9 +21,9 @@ FORMATS: dict[str, str] = {
     "kohya-flux": "haori.library.formats.kohya_flux",
     "onetrainer": "haori.library.formats.onetrainer",
     "omi": "haori.library.formats.omi",
+    "comfyui": "haori.library.formats.comfyui",
     "diffusers": "haori.library.formats.diffusers",
     "kohya": "haori.library.formats.kohya",
-    "comfyui": "haori.library.formats.comfyui",
 }
 """The module of each format; it gives `FORMAT`."""
 

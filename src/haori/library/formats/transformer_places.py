@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from haori.library.formats.format import Source
     from haori.library.updates import ModuleUpdate
 
-__all__ = ["ALL_NAMES", "OWN_NAMES", "Joint", "family_told", "fuse_modules", "place_fused"]
+__all__ = ["ALL_NAMES", "DIFFUSERS_NAMES", "OWN_NAMES", "Joint", "family_told", "fuse_modules", "place_fused"]
 
 Joint = Literal[".", "_"]
 
 OWN_NAMES: Mapping[str, BlockMap] = {"flux1": FLUX1, "flux2": FLUX2, "z_image": Z_IMAGE, "qwen_image": QWEN_IMAGE}
 """The naming of each family's own code, which ComfyUI and kohya's scripts keep."""
 
+DIFFUSERS_NAMES: Mapping[str, BlockMap] = {family: own.diffusers() for family, own in OWN_NAMES.items()}
+"""The naming of diffusers."""
+
 ALL_NAMES: Mapping[str, BlockMap] = {family: own.and_diffusers() for family, own in OWN_NAMES.items()}
-"""The same with the names of diffusers."""
+"""Both: files of ai-toolkit and others have either behind ComfyUI's prefix."""
 
 
 def family_told(modules: "Mapping[str, ModuleUpdate]", joint: Joint, maps: Mapping[str, BlockMap]) -> str | None:
