@@ -26,6 +26,9 @@ def blend(
     ] = "linear",
     density: Annotated[float, typer.Option(help="Share of values that TIES and DARE keep.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of what DARE drops.")] = 0,
+    search: Annotated[
+        list[str] | None, typer.Option(help="Find the weights on these rows; give it once for each skill's file.")
+    ] = None,
     base: _Base = None,
 ) -> None:
     """Make one adapter of several: the weighted sum of what each changes, proved on the base."""
@@ -35,6 +38,8 @@ def blend(
     from haori.serve.adapters.blend import parse_blend
 
     given = [(part.spec, part.strength) for part in parse_blend("+".join(parts))]
+    if search:
+        given = _search(given, search, method, base)
     options = BlendOptions(method=method, rank=rank, density=density, seed=seed)
     made = blend_stored(given, name, options, base_spec=base)
     if made.stored.card.combination is None:
@@ -65,6 +70,26 @@ def extract(
     from haori.library.combining.stored import extract_stored
 
     _print(extract_stored(base, tuned, rank, name))
+
+
+def _search(given: list[tuple[str, float]], data: list[str], method: str, base: str | None) -> list[tuple[str, float]]:
+    """Find weights, show what they are worth, and return them."""
+    from haori.cli.console import results
+    from haori.core.errors import InputError
+    from haori.evaluation.blend_search import search_weights, skills_table
+
+    if method != "linear" or any(weight != 1 for _, weight in given):
+        raise InputError("With --search the weights are found: give adapters without weights, and the method linear.")
+    found = search_weights([spec for spec, _ in given], data, base_spec=base)
+    results().print(skills_table(found))
+    results().print(
+        f"{found.measured} blends were measured. The weights were chosen on these rows, so the blend's figures are a "
+        "little too good: measure it on others.",
+        markup=False,
+    )
+    if not any(weight for _, weight in found.parts):
+        raise InputError("On these rows the bare base is better than any blend of these adapters; nothing was stored.")
+    return list(found.parts)
 
 
 def _print(made: "Combined") -> None:
