@@ -163,7 +163,7 @@ def insert(
         init_r=method.initial_rank,
         target_r=method.rank,
         lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
+        lora_dropout=0.0 if method.dropout == "auto" else method.dropout,
         tinit=warmup,
         tfinal=settle,
         deltaT=method.interval,

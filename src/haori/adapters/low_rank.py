@@ -104,7 +104,7 @@ def low_rank_config(
         return LoraConfig(
             r=method.rank,
             lora_alpha=method.alpha,
-            lora_dropout=method.dropout,
+            lora_dropout=0.0 if method.dropout == "auto" else method.dropout,
             use_rslora=method.rslora,
             # By full names: PEFT's file sorts the keys, and the first that fits counts.
             rank_pattern=exact_patterns(method.rank_pattern, targets),

@@ -29,6 +29,7 @@ __all__ = [
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(ge=1)]
 _PositiveNumber = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
@@ -59,7 +60,9 @@ class LowRankMethod(AdaptedMethod):
 
     rank: Auto | Positive = Field(default="auto", description="Rank of A and B.")
     alpha: Auto | _PositiveNumber = Field(default="auto", description="Strength of the update.")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
+    dropout: Auto | _Share = Field(
+        default="auto", description="Dropout on the adapter's input; `auto` is what the task chooses, or else 0."
+    )
     rslora: bool = Field(default=False, description="Scale by alpha/sqrt(rank) (Kalajdzievski 2023).")
     lr_ratio: _PositiveNumber = Field(
         default=1.0, description="Learning rate of B divided by that of A; 16 is LoRA+ (Hayou et al. 2024)."
@@ -99,7 +102,9 @@ class AdaloraMethod(AdaptedMethod):
     alpha: Auto | _PositiveNumber = Field(
         default="auto", description="Strength of the update; the scale is alpha/initial_rank."
     )
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
+    dropout: Auto | _Share = Field(
+        default="auto", description="Dropout on the adapter's input; `auto` is what the task chooses, or else 0."
+    )
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the steps before ranks are taken away.")
     settle: float = Field(default=0.3, ge=0.0, lt=1.0, description="Share of the steps at the end with fixed ranks.")
     interval: Positive = Field(default=1, description="Steps between two changes of the ranks.")
@@ -112,7 +117,9 @@ class ArdLoraMethod(AdaptedMethod):
     kind: Literal["ard_lora"] = Field(description="ARD-LoRA.")
     rank: Auto | Positive = Field(default="auto", description="Rank r0 at the start; the largest is twice that.")
     alpha: Auto | _PositiveNumber = Field(default="auto", description="Strength of the update.")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
+    dropout: Auto | _Share = Field(
+        default="auto", description="Dropout on the adapter's input; `auto` is what the task chooses, or else 0."
+    )
     per_head: bool = Field(default=True, description="A rank per attention head, not only per module.")
     sparsity: float = Field(default=0.01, ge=0.0, description="Weight of the penalty on ranks.")
     variation: float = Field(default=0.1, ge=0.0, description="Weight, within the penalty, of changes per step.")

@@ -172,7 +172,7 @@ def _train_longer(outcome: Outcome, reading: Reading) -> Advice:
 
 def _more_dropout(outcome: Outcome, reading: Reading) -> tuple[Advice, ...]:
     dropout = getattr(outcome.recipe.method, "dropout", None)
-    if dropout is None or dropout >= 2 * _DROPOUT:
+    if not isinstance(dropout, float) or dropout >= 2 * _DROPOUT:
         return ()
     reason = f"{_gap(reading.last)}; dropout makes rows harder to memorise, at some cost in time"
     wanted = _DROPOUT if dropout < _DROPOUT else 2 * _DROPOUT

@@ -52,7 +52,7 @@ class Origin(NamedTuple):
         """Put the adapter on a loaded base, ready to be trained on."""
         changes: dict[str, Any] = {"task_type": task_type}
         if isinstance(self.method, LowRankMethod):
-            changes["lora_dropout"] = self.method.dropout
+            changes["lora_dropout"] = 0.0 if self.method.dropout == "auto" else self.method.dropout
         files = replace(self.files, config={**self.files.config, **changes})
         return attach_files(model, files, base_name=base_name, trainable=True)
 
@@ -157,7 +157,7 @@ def _method(wanted: Method, files: AdapterFiles, name: str, targets: tuple[str, 
     }
     _compare(wanted, own, name, targets)
     free = {"dropout": float(config.get("lora_dropout") or 0.0)}
-    chosen = {key: value for key, value in free.items() if key not in wanted.model_fields_set}
+    chosen = {key: value for key, value in free.items() if getattr(wanted, key) == "auto"}
     return wanted.model_copy(update={**own, **chosen})
 
 

@@ -43,7 +43,7 @@ def insert(
     config = ArdLoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
+        lora_dropout=0.0 if method.dropout == "auto" else method.dropout,
         per_head=method.per_head,
         target_modules=list(targets),
         modules_to_save=saved_modules(model, method),

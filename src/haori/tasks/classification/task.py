@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["TASK", "Classification"]
 
 _PROBES = 4
+_DROPOUT = 0.1
 
 
 class Classification(Task):
@@ -126,9 +127,10 @@ class Classification(Task):
             found.append(Choice("data.max_length", split.report.max_length, "what the base reads, at most 512"))
         resolved = recipe.model_copy(update={"training": training, "data": data.model_copy(update=changes)})
         weights, of_weights = _weights(resolved, split)
-        method, of_head = _with_head(resolved, self.head(resolved), base)
+        method, of_method = _with_dropout(resolved)
+        method, of_head = _with_head(resolved.model_copy(update={"method": method}), self.head(resolved), base)
         update = {"method": method, "loss": recipe.loss.model_copy(update={"class_weights": weights})}
-        return resolved.model_copy(update=update), (*found, *of_weights, *of_head)
+        return resolved.model_copy(update=update), (*found, *of_weights, *of_method, *of_head)
 
     def objective(
         self, rows: "Dataset", processor: "PreTrainedTokenizerBase", recipe: ClassificationRecipe
@@ -272,6 +274,15 @@ def _check_weights(weights: Mapping[str, float], labels: tuple[str, ...]) -> Non
         if label not in labels:
             hint = nearest(label, labels) or f"they are {', '.join(labels[:20])}."
             raise RecipeError(f"'loss.class_weights' has {label!r}, which is none of the labels; {hint}")
+
+
+def _with_dropout(recipe: ClassificationRecipe) -> tuple[Method, tuple[Choice, ...]]:
+    """Choose dropout where the recipe leaves it; an adapter gone on from keeps its own."""
+    method = recipe.method
+    if getattr(method, "dropout", None) != "auto" or recipe.from_ is not None:
+        return method, ()
+    reason = "labels are few bits to learn from, and the adapter would memorise the rows"
+    return method.model_copy(update={"dropout": _DROPOUT}), (Choice("method.dropout", _DROPOUT, reason),)
 
 
 def _with_head(recipe: ClassificationRecipe, head: Head, base: "Base") -> tuple[Method, tuple[Choice, ...]]:
