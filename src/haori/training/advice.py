@@ -171,8 +171,9 @@ def _train_longer(outcome: Outcome, reading: Reading) -> Advice:
 
 
 def _more_dropout(outcome: Outcome, reading: Reading) -> tuple[Advice, ...]:
-    dropout = getattr(outcome.recipe.method, "dropout", None)
-    if not isinstance(dropout, float) or dropout >= 2 * _DROPOUT:
+    given = getattr(outcome.recipe.method, "dropout", None)
+    dropout = 0.0 if given == "auto" else given
+    if dropout is None or dropout >= 2 * _DROPOUT:
         return ()
     reason = f"{_gap(reading.last)}; dropout makes rows harder to memorise, at some cost in time"
     wanted = _DROPOUT if dropout < _DROPOUT else 2 * _DROPOUT
