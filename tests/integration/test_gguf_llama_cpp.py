@@ -10,6 +10,7 @@ import pytest
 
 from haori.library.formats.gguf import FORMAT
 from haori.library.formats.registry import read_updates
+from tests.library_samples import change_tensors
 
 pytestmark = pytest.mark.slow
 _TOKENS = [5, 9, 33, 7, 21, 40, 2, 11]
@@ -92,6 +93,7 @@ def llama_cpp_logits(base, adapter=None):
 CASES = {
     "llama": (_llama, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
     "llama, embedding and output": (_llama, ["q_proj", "embed_tokens", "lm_head"]),
+    "llama, 16 bits": (_llama, ["q_proj", "k_proj", "down_proj"]),
     "qwen2": (_qwen2, ["q_proj", "k_proj", "o_proj", "down_proj"]),
     "gpt2": (_gpt2, ["c_attn", "c_proj", "c_fc"]),
 }
@@ -100,6 +102,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_llama_cpp_computes_what_peft_does(case, tmp_path):
     pytest.importorskip("llama_cpp")
+    import gguf
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -114,14 +117,18 @@ def test_llama_cpp_computes_what_peft_does(case, tmp_path):
     tokens = torch.tensor([_TOKENS])
     with torch.no_grad():
         plain = model(tokens).logits[0].numpy()
-    patterns = {"rank_pattern": {targets[0]: 2}, "alpha_pattern": {targets[-1]: 3}}
+    half = case.endswith("16 bits")
+    patterns = {} if half else {"rank_pattern": {targets[0]: 2}, "alpha_pattern": {targets[-1]: 3}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, **patterns)).eval()
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn(parameter.shape)
+                parameter.data = parameter.data.half().float()
         adapted.save_pretrained(tmp_path / "peft")
+    if half:
+        change_tensors(tmp_path / "peft", lambda found: found.update({k: v.half() for k, v in found.items()}))
     with torch.no_grad():
         expected = adapted(tokens).logits[0].numpy()
     config = {**config, "architectures": [type(model).__name__]}
@@ -129,5 +136,8 @@ def test_llama_cpp_computes_what_peft_does(case, tmp_path):
     changed = np.abs(expected - plain).max()
     assert np.abs(llama_cpp_logits(tmp_path / "base.gguf") - plain).max() < 2e-3 * max(1, np.abs(plain).max())
     found = llama_cpp_logits(tmp_path / "base.gguf", tmp_path / "adapter.gguf")
+    assert {t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "adapter.gguf").tensors} == {
+        "F16" if half else "F32"
+    }
     assert changed > 0.2
     assert np.abs(found - expected).max() < 0.01 * changed
