@@ -137,6 +137,12 @@ def test_a_key_that_means_nothing_here_is_named(tmp_path: Path, end: str, named:
         ({"hada_w1_a": (4, 2), "hada_w1_b": (2, 4), "hada_w2_a": (5, 2), "hada_w2_b": (2, 4)}, "two halves"),
         ({"lokr_w1": (2, 2), "lokr_w1_a": (2, 1), "lokr_w1_b": (1, 2), "lokr_w2": (2, 2)}, "what w1 is"),
         ({"alpha": ()}, "stands alone"),
+        ({"lora_down.weight": (2, 4), "lora_up.weight": (4, 2), "diff_b": (3,)}, "bias of shape"),
+        ({"lora_down.weight": (2, 4), "lora_up.weight": (4, 2, 3, 3)}, "not 1 x 1"),
+        ({"lora_down.weight": (2,), "lora_up.weight": (4, 2)}, "A has the shape"),
+        ({"lokr_w1": (2, 2, 2), "lokr_w2": (2, 2)}, "w1 has the shape"),
+        ({"lokr_w1": (2, 2), "lokr_w2": (0, 2)}, "w2 has the shape"),
+        ({"diff": ()}, "diff has the shape"),
     ],
 )
 def test_tensors_that_make_no_update_are_refused(
@@ -145,6 +151,19 @@ def test_tensors_that_make_no_update_are_refused(
     path = write(tmp_path / "a.safetensors", {f"{Q}.{end}": torch.ones(shape) for end, shape in tensors.items()})
     with pytest.raises(FileFormatError, match=reason):
         KOHYA.read(open_source(path))
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_an_alpha_that_is_no_number_is_refused(tmp_path: Path, alpha: float) -> None:
+    pair = {f"{Q}.lora_down.weight": torch.ones(2, 4), f"{Q}.lora_up.weight": torch.ones(4, 2)}
+    with pytest.raises(FileFormatError, match=rf"attn2_to_q\.alpha' is {alpha}"):
+        read_updates(write(tmp_path / "a.safetensors", {**pair, f"{Q}.alpha": torch.tensor(alpha)}))
+
+
+def test_factors_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    pair = {f"{Q}.lora_down.weight": torch.ones(2, 4, dtype=torch.int8), f"{Q}.lora_up.weight": torch.ones(4, 2)}
+    with pytest.raises(FileFormatError, match="A is of dtype int8"):
+        read_updates(write(tmp_path / "a.safetensors", pair))
 
 
 def test_a_module_that_no_unet_has_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["fault_of", "weight_shape"]
 
+_MOST = 5  # dimensions of the weight of a convolution over video
+# Least and most dimensions of tensors that are not always matrices.
+_DIMENSIONS = {
+    **dict.fromkeys(("A", "B", "mid", "t1", "t2", "w2"), (2, _MOST)),
+    **dict.fromkeys(("diff", "the magnitude"), (1, _MOST)),
+    "the bias": (1, 1),
+}
+
 
 def fault_of(update: "ModuleUpdate") -> str | None:
     """Say why the tensors of an update give no change of a weight, as the end of a sentence; None if they do."""
@@ -24,12 +32,13 @@ def fault_of(update: "ModuleUpdate") -> str | None:
         return f"{unknown[0]} is no factor of {kind}"
     if missing := _missing(kind, factors, update.bias is not None):
         return f"{missing} is missing"
-    for name, factor in factors.items():
-        if not factor.dtype.is_floating_point:
-            return f"{name} is of dtype {str(factor.dtype).removeprefix('torch.')}, not of floating-point numbers"
-        is_matrix = kind in {"loha", "lokr"} and name not in {"w2", "t1", "t2"}
-        if kind != "diff" and (factor.dim() < 2 or not factor.numel() or (is_matrix and factor.dim() > 2)):
-            return f"{name} has the shape {list(factor.shape)}"
+    rest = {"the magnitude": update.magnitude, "the bias": update.bias}
+    for name, tensor in {**factors, **{name: tensor for name, tensor in rest.items() if tensor is not None}}.items():
+        if not tensor.dtype.is_floating_point:
+            return f"{name} is of dtype {str(tensor.dtype).removeprefix('torch.')}, not of floating-point numbers"
+        least, most = _DIMENSIONS.get(name, (2, 2))
+        if not tensor.numel() or not least <= tensor.dim() <= most:
+            return f"{name} has the shape {list(tensor.shape)}"
     if pair := _unfit_pair(kind, factors):
         first, second = pair
         return (
@@ -123,7 +132,11 @@ def _unfit_rest(update: "ModuleUpdate") -> str | None:
         if halves[0] != halves[1]:
             return f"its two halves have the shapes {list(halves[0])} and {list(halves[1])}"
     shape = weight_shape(update)
-    if shape is None or update.magnitude is None:
+    if shape is None:
+        return None
+    if update.bias is not None and len(update.bias) != shape[0]:
+        return f"the bias of shape {list(update.bias.shape)} does not fit a weight of shape {list(shape)}"
+    if update.magnitude is None:
         return None
     sizes = {shape[0], shape[1] if len(shape) > 1 else shape[0]}
     flattened = update.kind in {"loha", "lokr"} and len(shape) == 2  # a kernel may be hidden in its inputs

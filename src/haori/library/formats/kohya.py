@@ -141,7 +141,7 @@ def _likely_family(modules: Mapping[str, ModuleUpdate]) -> str | None:
         module.startswith(("lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_")) for module in modules
     ):
         return "sdxl"
-    return None
+    return "sd15" if all(module.startswith("lora_te_") for module in modules) else None
 
 
 def _with_kernel(name: str, update: ModuleUpdate, family: str | None) -> ModuleUpdate:

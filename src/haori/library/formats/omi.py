@@ -23,10 +23,11 @@ FORMAT = NamedFile(
     prefixes={
         "transformer.": Slot("transformer", "transformer"),
         "lora_transformer.": Slot("transformer", "transformer"),
+        "unet.": Slot("unet", "image"),
         "clip_l.": Slot("text_encoder", "clip"),
         "clip_g.": Slot("text_encoder_2", "clip"),
         "t5.": Slot("text_encoder_2", "t5"),
     },
     maps={family: names.and_diffusers() for family, names in _NAMES.items()},
-    shared=frozenset({"transformer."}),
+    shared=frozenset({"transformer.", "unet."}),
 )

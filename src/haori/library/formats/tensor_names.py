@@ -5,6 +5,7 @@ itself gives the module; `place_modules` then gives each the neutral name. Each 
 Knows nothing of how a format names modules.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
@@ -224,7 +225,9 @@ def _number(source: Source, first: Mapping[str, str], rest: "Mapping[Rest, Tenso
         return None
     if tensor.numel() != 1:
         raise _bad(source, f"{first[name][:120]!r} has the shape {list(tensor.shape)}, and is a single number")
-    return float(tensor)
+    if not math.isfinite(value := float(tensor)):
+        raise _bad(source, f"{first[name][:120]!r} is {value}")
+    return value
 
 
 def _scaled(kind: Kind, factors: "dict[str, Tensor]", scalar: float | None) -> "dict[str, Tensor]":
