@@ -315,6 +315,23 @@ def test_what_a_file_does_not_tell_is_refused(case, tmp_path):
         read_updates(folder)
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.grouped = nn.Conv2d(8, 8, 3, groups=4)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("attention", "a part of PyTorch's own attention"), ("grouped", r"the shape .* of its lora_B.weight has another")],
+)
+def test_layers_whose_change_is_no_product_are_refused(target, message, tmp_path):
+    folder = saved(moved(Attention(), lora(target_modules=[target])), tmp_path / "peft")
+    with pytest.raises(FileFormatError, match=message):
+        read_updates(folder)
+
+
 def test_a_key_that_is_no_part_is_named(tmp_path):
     folder = saved(moved(llama(), lora()), tmp_path / "peft")
     path = folder / "adapter_model.safetensors"

@@ -192,6 +192,11 @@ class _Reader:
 
     def _update(self, name: str, parts: "dict[str, Tensor]") -> ModuleUpdate | None:
         """Return the update of one module; None where AdaLoRA left it no rank."""
+        if ".base_layer" in name:  # PEFT wraps so what it adapts inside nn.MultiheadAttention
+            raise FileFormatError(
+                f"{self.where} changes {name!r}, a part of PyTorch's own attention, whose weights have no names of "
+                "their own; merge it with `haori merge`."
+            )
         required = parts.keys() - _OPTIONAL
         if required not in _LAYOUTS[self.kind] or ("E" in parts) != (self.method == "ADALORA"):
             raise FileFormatError(
