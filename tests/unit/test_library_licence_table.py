@@ -113,8 +113,8 @@ def test_what_the_licences_allow_together(case: Case):
 
 def test_a_clash_names_both_sources():
     (said,) = effective_licence(card("MIT", "CC-BY-SA-4.0", "CC-BY-NC-4.0")).conflicts
-    assert "CC-BY-SA-4.0 of data d0.jsonl" in said
-    assert "CC-BY-NC-4.0 of data d1.jsonl" in said
+    assert "CC-BY-SA-4.0 (data d0.jsonl)" in said
+    assert "CC-BY-NC-4.0 (data d1.jsonl)" in said
     assert "non-commercial" in said
 
 

@@ -55,7 +55,7 @@ def full() -> AdapterCard:
         verification=Verification(passed=True, dtype="fp32", time="now",
                                   checks=(Check(name="finite", passed=True, detail="all | finite"),)),
         run=RunRecord(name="r", status="finished", started="now", steps=42, seconds=3.0, diagnosis=("It over-fits.",)),
-        recipe={"training": {"epochs": 3}, "optimizer": {"learning_rate": 0.0002}, "data": {"system": "Be kind."}},
+        recipe={"training": {"epochs": 3}, "optimizer": {"lr": 0.0002}, "data": {"system": "Be kind."}},
         versions={"peft": "0.21.2"}, description="My own words:\n\n* first *", tags=("support",),
     )  # fmt: skip
 
@@ -127,6 +127,12 @@ def test_an_adapter_of_images_has_a_prompt_and_a_pipeline():
     code = text.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert "load_lora_weights" in code
+
+
+def test_code_takes_the_template_that_lies_beside_the_adapter():
+    assert "chat_template" not in render_model_card("a@1", record())
+    text = render_model_card("a@1", record(), has_template=True)
+    assert 'tokenizer.chat_template = open("path/to/this/folder/chat_template.jinja"' in text
 
 
 def test_a_classifier_names_its_labels():

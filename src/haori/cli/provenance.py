@@ -41,10 +41,9 @@ def model_card(
     """Print an adapter's model card, as exports hold it."""
     from haori.cli.console import results
     from haori.core.storage import write_text
-    from haori.library import Library, ancestors, author_card, render_model_card
+    from haori.library import Library, model_card_of
 
-    stored = Library().get(name)
-    text = render_model_card(stored.name, stored.card, ancestors(stored), of_author=author_card(stored))
+    text = model_card_of(Library().get(name))
     if out is None:
         typer.echo(text, nl=False)
     else:

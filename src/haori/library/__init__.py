@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         live_probe_logits,
     )
     from haori.library.merge import Merged, merge_adapter
-    from haori.library.model_card_text import author_card, render_model_card, write_model_card
+    from haori.library.model_card_text import model_card_of, render_model_card, write_model_card
     from haori.library.model_proof import verify_model
     from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
     from haori.library.prompt_formats import joint_format, prompt_format, stored_template
@@ -62,7 +62,6 @@ __all__ = [
     "attach",
     "attach_files",
     "attribution_text",
-    "author_card",
     "base_of",
     "card_table",
     "check_base",
@@ -89,6 +88,7 @@ __all__ = [
     "merge_adapter",
     "merge_stored",
     "model_bom",
+    "model_card_of",
     "name_for",
     "open_adapter",
     "prompt_format",
@@ -123,7 +123,7 @@ __getattr__ = lazy_exports(
         "lineage": ("ancestors", "lineage_tree"),
         "logits": ("LogitDifference", "adapter_probes", "compare_logits", "default_probes", "live_probe_logits"),
         "merge": ("Merged", "merge_adapter"),
-        "model_card_text": ("author_card", "render_model_card", "write_model_card"),
+        "model_card_text": ("model_card_of", "render_model_card", "write_model_card"),
         "model_proof": ("verify_model",),
         "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
         "prompt_formats": ("joint_format", "prompt_format", "stored_template"),

@@ -14,6 +14,14 @@ from haori.library.licence_terms import FORBIDS, Limit, Terms
 __all__ = ["conflicts"]
 
 
+_LIMITS: dict[Limit, str] = {
+    "non-commercial": "restriction to non-commercial use",
+    "use restrictions": "restrictions of use",
+    "patent clause": "patent clause",
+    "advertising clause": "advertising clause",
+}
+
+
 def conflicts(bound: Sequence[tuple[str, Terms]]) -> tuple[str, ...]:
     """Return a sentence for each pair of licences under which nothing made from both may be shared.
 
@@ -24,7 +32,7 @@ def conflicts(bound: Sequence[tuple[str, Terms]]) -> tuple[str, ...]:
     if not alike:
         return ()
     apart = [
-        f"{one} and {other} each want what is made from them shared under their own terms, so what is made from both "
+        f"{one} and {other} each want what is made from them shared under their own terms: what is made from both "
         "cannot be shared."
         for (one, first), (other, second) in combinations(alike, 2)
         if not first & second
@@ -39,8 +47,8 @@ def conflicts(bound: Sequence[tuple[str, Terms]]) -> tuple[str, ...]:
     target = min(blocked, key=lambda name: len(blocked[name]))
     wants = alike[0][0]
     return tuple(
-        f"{wants} lets what is made from it be shared under {target} only, which does not allow the {limit} of "
-        f"{label}, so what is made from both cannot be shared."
+        f"{wants} wants what is made from it shared under {target}, which forbids the {_LIMITS[limit]} that {label} "
+        "adds: what is made from both cannot be shared."
         for label, limit in blocked[target]
     )
 

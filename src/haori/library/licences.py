@@ -189,7 +189,7 @@ def _burden(sources: Sequence[Source]) -> tuple[int, int, int, int]:
 
 
 def _conflicts(sources: Iterable[Source]) -> tuple[str, ...]:
-    return conflicts([(f"{key} of {one.ingredient.what}", terms) for one in sources for key, terms in one.terms])
+    return conflicts([(f"{key} ({one.ingredient.what})", terms) for one in sources for key, terms in one.terms])
 
 
 def _join(expressions: Sequence[Any]) -> str:

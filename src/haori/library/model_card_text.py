@@ -23,34 +23,42 @@ from haori.library.model_card_fields import ATTRIBUTION_NAME, base_on_hub, card_
 if TYPE_CHECKING:
     from haori.library.store import StoredAdapter
 
-__all__ = ["MODEL_CARD_NAME", "author_card", "render_model_card", "write_model_card"]
+__all__ = ["MODEL_CARD_NAME", "model_card_of", "render_model_card", "write_model_card"]
 
 MODEL_CARD_NAME = "README.md"
 
 _MADE_BY = "<!-- Written by Haori from the adapter's record. -->"
 _CLASSES = {"sequence_classification": "SequenceClassification", "token_classification": "TokenClassification"}
-_SETTINGS = (
-    "optimizer.learning_rate", "optimizer.kind", "schedule.kind", "training.epochs", "training.batch_tokens",
-    "training.batch_rows", "data.max_length", "training.dtype",
-)  # fmt: skip
+_SETTINGS = {
+    "optimizer.lr": "learning rate", "schedule.kind": "schedule", "training.epochs": "epochs",
+    "training.batch_tokens": "tokens per batch", "training.batch_rows": "rows per batch",
+    "data.max_length": "longest row in tokens", "training.dtype": "computed in",
+}  # fmt: skip
+_TEMPLATE_NAME = "chat_template.jinja"
 
 
 def write_model_card(stored: "StoredAdapter", folder: Path) -> None:
     """Write README.md and the text of credit into the folder that an adapter was exported to."""
-    before = ancestors(stored)
-    text = render_model_card(stored.name, stored.card, before, of_author=author_card(stored))
-    write_text(folder / MODEL_CARD_NAME, text)
-    write_text(folder / ATTRIBUTION_NAME, attribution_text(stored.name, stored.card, before))
+    write_text(folder / MODEL_CARD_NAME, model_card_of(stored))
+    write_text(folder / ATTRIBUTION_NAME, attribution_text(stored.name, stored.card, ancestors(stored)))
 
 
-def author_card(stored: "StoredAdapter") -> str:
-    """Return the model card that came with a stored adapter; empty if none did."""
+def model_card_of(stored: "StoredAdapter") -> str:
+    """Return the model card of an adapter in the library, as exports hold it."""
     given = stored.path / MODEL_CARD_NAME
-    return given.read_text(encoding="utf-8", errors="replace") if given.is_file() else ""
+    of_author = given.read_text(encoding="utf-8", errors="replace") if given.is_file() else ""
+    has_template = (stored.path / _TEMPLATE_NAME).is_file()
+    before = ancestors(stored)
+    return render_model_card(stored.name, stored.card, before, of_author=of_author, has_template=has_template)
 
 
 def render_model_card(
-    name: str, card: AdapterCard, ancestors: Iterable[AdapterCard] = (), *, of_author: str = ""
+    name: str,
+    card: AdapterCard,
+    ancestors: Iterable[AdapterCard] = (),
+    *,
+    of_author: str = "",
+    has_template: bool = False,
 ) -> str:
     """Return the model card of an adapter, as Markdown with YAML front matter.
 
@@ -59,6 +67,7 @@ def render_model_card(
         card: Its card.
         ancestors: Cards of the adapters it was made from, as for `effective_licence`.
         of_author: The model card that came with the adapter, if one did.
+        has_template: A chat template of its own lies beside it.
     """
     before = [public_card(each) for each in ancestors]
     card = public_card(card)
@@ -66,7 +75,7 @@ def render_model_card(
     front = yaml.safe_dump(card_fields(name, card, verdict), sort_keys=False, allow_unicode=True, width=1000)
     sections: list[tuple[str, Iterable[str]]] = [
         ("", [f"# {name.partition('@')[0]}", "", *([card.description, ""] if card.description else []), _what(card)]),
-        ("How to use it", _usage(card)),
+        ("How to use it", _usage(card, has_template)),
         ("Training", _training(card)),
         ("Evaluation", _evaluations(card.evaluations)),
         ("Proof", _proof(card.verification)),
@@ -104,7 +113,7 @@ def _what(card: AdapterCard) -> str:
     return f"An adapter ({method}{', ' + size if size else ''}) for {card.base.name}{trained}.{labels}"
 
 
-def _usage(card: AdapterCard) -> Iterator[str]:
+def _usage(card: AdapterCard, has_template: bool) -> Iterator[str]:
     base = base_on_hub(card) or card.base.name
     yield "```python"
     if is_image(card):
@@ -120,6 +129,8 @@ def _usage(card: AdapterCard) -> Iterator[str]:
         yield f'base = AutoModelFor{kind}.from_pretrained("{base}"{labels})'
         yield 'model = PeftModel.from_pretrained(base, "path/to/this/folder")'
         yield f'tokenizer = AutoTokenizer.from_pretrained("{base}")'
+        if has_template:
+            yield f'tokenizer.chat_template = open("path/to/this/folder/{_TEMPLATE_NAME}", encoding="utf-8").read()'
     yield "```"
     if card.trigger_words:
         yield from ("", f"Words that call up what was learnt: {', '.join(f'`{word}`' for word in card.trigger_words)}.")
@@ -138,7 +149,7 @@ def _training(card: AdapterCard) -> Iterator[str]:
     facts = []
     if card.run is not None:
         facts.append(f"{card.run.steps:,} optimizer steps in {card.run.seconds:,.0f} s")
-    facts += [f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key, value in _settings(card)]
+    facts += [f"{title} {value}" for title, value in _settings(card)]
     if card.seed is not None:
         facts.append(f"seed {card.seed}")
     if card.versions:
@@ -148,12 +159,12 @@ def _training(card: AdapterCard) -> Iterator[str]:
 
 
 def _settings(card: AdapterCard) -> Iterator[tuple[str, object]]:
-    for key in _SETTINGS:
+    for key, title in _SETTINGS.items():
         section, _, field = key.partition(".")
         of_section = (card.recipe_data or {}).get(section)
         value = of_section.get(field) if isinstance(of_section, dict) else None
         if isinstance(value, str | int | float):
-            yield key, value
+            yield title, value
 
 
 def _data(data: DataReference) -> tuple[str, ...]:
