@@ -268,6 +268,17 @@ def test_omi_numbers_the_parts_of_a_fused_module(tmp_path: Path) -> None:
     } < set(updates.modules)
 
 
+def test_attention_alone_is_of_the_family_that_the_header_names(tmp_path: Path) -> None:
+    ends = {"lora_A.weight": noise(2, 32), "lora_B.weight": noise(32, 2)}
+    attention = {f"diffusion_model.transformer_blocks.0.attn.to_q.{end}": factor for end, factor in ends.items()}
+    path = tmp_path / "a.safetensors"
+    assert read_updates(save(path, attention)).family is None
+    for version, family in (("qwen_image", "qwen_image"), ("flux2_dev", "flux2"), ("flux1", "flux1")):
+        updates = read_updates(save(path, attention, ss_base_model_version=version))
+        assert updates.family == family
+        assert list(updates.modules) == ["transformer.transformer_blocks.0.attn.to_q"]
+
+
 def test_text_encoders_of_kohya_and_comfyui(tmp_path: Path) -> None:
     names = {
         f"{prefix}_{path.replace('.', '_')}": f"{component}.{path}"

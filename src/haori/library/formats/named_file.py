@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from haori.core.errors import InputError
-from haori.library.families import family_of
+from haori.library.families import family_of, stated_family
 from haori.library.formats.block_map import BlockMap, Place
 from haori.library.formats.format import Source
 from haori.library.formats.kohya_factors import kohya_tensors
@@ -21,7 +21,7 @@ from haori.library.formats.lycoris_scales import with_rank_stabilised_scales
 from haori.library.formats.safetensors_writing import write_hashed
 from haori.library.formats.tensor_names import read_modules, split_key
 from haori.library.formats.transformer_names import t5_module
-from haori.library.formats.transformer_places import DIFFUSERS_NAMES, Joint, family_told, fuse_modules, place_fused
+from haori.library.formats.transformer_places import DIFFUSERS_NAMES, Joint, families_told, fuse_modules, place_fused
 from haori.library.formats.unet_names import clip_module, sgm_name, unet_module
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 
@@ -89,14 +89,17 @@ class NamedFile:
         """
         named = read_modules(source, self.respell)
         modules = with_rank_stabilised_scales(named.modules, source.metadata)  # before a split makes ranks others
-        family = family_told(self._image_modules(modules), self.joint, self.maps)
+        told = families_told(self._image_modules(modules), self.joint, self.maps)
+        stated = stated_family(source.metadata)
+        family = stated if stated in told else next(iter(told), None)
         updates = AdapterUpdates(
             place_fused(source, modules, lambda own: self._place(own, family)),
             source.metadata,
             self.name,
             extra=named.extra,
         )
-        return replace(updates, family=family_of(updates, family))
+        is_sure = family == stated or not set(told) - {"flux1", "flux2"} or len(told) == 1
+        return replace(updates, family=family_of(updates, family if is_sure else None))
 
     def write(
         self,

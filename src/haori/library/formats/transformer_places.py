@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from haori.library.formats.format import Source
     from haori.library.updates import ModuleUpdate
 
-__all__ = ["ALL_NAMES", "DIFFUSERS_NAMES", "OWN_NAMES", "Joint", "family_told", "fuse_modules", "place_fused"]
+__all__ = ["ALL_NAMES", "DIFFUSERS_NAMES", "OWN_NAMES", "Joint", "families_told", "fuse_modules", "place_fused"]
 
 Joint = Literal[".", "_"]
 
@@ -33,20 +33,23 @@ ALL_NAMES: Mapping[str, BlockMap] = {family: own.and_diffusers() for family, own
 """Both: files of ai-toolkit and others have either behind ComfyUI's prefix."""
 
 
-def family_told(modules: "Mapping[str, ModuleUpdate]", joint: Joint, maps: Mapping[str, BlockMap]) -> str | None:
-    """Return the family whose naming knows most of a file's module names, the first of several; None if none does.
+def families_told(modules: "Mapping[str, ModuleUpdate]", joint: Joint, maps: Mapping[str, BlockMap]) -> tuple[str, ...]:
+    """Return the families whose naming knows most of a file's module names; none if no naming knows any.
+
+    There are several where only attention is adapted, whose modules have the same names in them.
 
     Args:
         modules: The updates of the transformer by the file's own names, without prefix.
         joint: What joins the parts of these names.
         maps: The naming of each family.
     """
-    best, most = None, 0
-    for family, names in maps.items():
-        known = sum(names.place_of(name, joint) is not None for name in modules)
-        if known > most and not (family == "flux1" and _contradicts_flux1(modules, joint)):
-            best, most = family, known
-    return best
+    known = {
+        family: sum(names.place_of(name, joint) is not None for name in modules)
+        for family, names in maps.items()
+        if not (family == "flux1" and _contradicts_flux1(modules, joint))
+    }
+    most = max(known.values(), default=0)
+    return tuple(family for family, count in known.items() if count == most and count)
 
 
 def place_fused(
