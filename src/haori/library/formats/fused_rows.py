@@ -130,7 +130,11 @@ def _rows(update: ModuleUpdate, spans: Sequence[Span]) -> ModuleUpdate:
 def _changes(update: ModuleUpdate) -> bool:
     rows = [update.factors[name] for name in _ROW_FACTORS[update.kind] if name in update.factors]
     has_bias = update.bias is not None and bool(update.bias.any())
-    return update.magnitude is not None or has_bias or (bool(rows) and all(bool(factor.any()) for factor in rows))
+    return update.magnitude is not None or has_bias or (bool(rows) and all(_is_any(factor) for factor in rows))
+
+
+def _is_any(factor: "Tensor") -> bool:
+    return bool(factor[:1].any()) or bool(factor.any())
 
 
 def _cut(tensor: "Tensor", spans: Sequence[Span]) -> "Tensor":
@@ -147,12 +151,22 @@ def _is_by_input(update: ModuleUpdate) -> bool:
     return magnitude.dim() > 1 and magnitude.shape[0] == 1 and magnitude.numel() == shape[1] and shape[0] != 1
 
 
+def _used_ranks(tall: "Sequence[Tensor]") -> "Tensor":
+    """Return which ranks some rows of each B [out, R] use: [parts, R]."""
+    import torch
+
+    return torch.stack([rows.ne(0).any(dim=0) for rows in tall])
+
+
 def _with_own_ranks(parts: list[ModuleUpdate]) -> list[ModuleUpdate]:
     """Leave out of each part the ranks that its rows of B do not use, if no rank is used by two of them."""
     import torch
 
-    used = torch.stack([part.factors["B"].flatten(1).ne(0).any(dim=0) for part in parts])  # [parts, R]
-    if "mid" in parts[0].factors or used.sum(dim=0).max() > 1 or used.any(dim=1).sum() < 2:
+    tall = [part.factors["B"].flatten(1) for part in parts]
+    if "mid" in parts[0].factors or _used_ranks([rows[:1] for rows in tall]).sum(dim=0).max() > 1:
+        return parts  # so it is with what was trained fused, which the first rows tell
+    used = _used_ranks(tall)
+    if used.sum(dim=0).max() > 1 or used.any(dim=1).sum() < 2:
         return parts
     own = []
     for part, mask in zip(parts, used, strict=True):

@@ -115,9 +115,7 @@ class NamedFile:
             InputError: The format is only read, or has no way to say what the adapter changes.
         """
         if not self.written:
-            raise InputError(
-                f"Adapters are read from {self.title}, not written; write kohya-flux, comfyui or diffusers."
-            )
+            raise InputError(f"Adapters are read from {self.title}, not written; write kohya, comfyui or diffusers.")
         if others := sorted(key for key in updates.extra if not key.startswith("bundle_emb.")):
             raise InputError(
                 f"{self.title} has no place for the tensor {others[0]!r}, which the adapter has beside LoRA."
