@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from haori.cli import compatibility, convert_pickle, mounts, provenance, signing
+from haori.cli import compatibility, convert_pickle, exchange, mounts, provenance, signing
 
 __all__ = ["app", "print_meaning"]
 
@@ -18,6 +18,7 @@ app.command("lineage")(provenance.lineage)
 app.command("model-card")(provenance.model_card)
 app.command("check")(compatibility.check)
 app.command("convert-pickle")(convert_pickle.convert_pickle)
+app.command("push")(exchange.push)
 app.command("sign")(signing.sign)
 app.command("verify-signature")(signing.verify_signature)
 for command in (mounts.mount, mounts.unmount, mounts.mounts):
@@ -64,23 +65,32 @@ def show(name: _Name, json: Annotated[bool, typer.Option("--json", help="Print t
 @app.command()
 def add(
     path: Annotated[
-        Path, typer.Argument(help="A PEFT folder, or a file: kohya, diffusers, LyCORIS, ComfyUI, GGUF and others.")
+        str,
+        typer.Argument(
+            help="A PEFT folder or a file (kohya, diffusers, LyCORIS, ComfyUI, GGUF and others), or where one is: "
+            "hub:OWNER/REPO, civitai:VERSION_ID (with CIVITAI_API_TOKEN set, where it asks for a login), https://..."
+        ),
     ],
     base: Annotated[
         str | None, typer.Option(help="The base it was trained on; image adapters can be added without.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the library; by default that of the file.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the adapter (SPDX id).")] = None,
+    allow_url: Annotated[bool, typer.Option("--allow-url", help="Fetch from a plain https URL, too.")] = False,
 ) -> None:
     """Add an adapter made elsewhere, after proving it: on its base, or for pictures from the file alone."""
     from haori.bases import find_base
     from haori.cli.console import results
+    from haori.cli.exchange import given_files
     from haori.library import card_table, import_adapter, name_for
     from haori.library.adapter_files import adapters_below
     from haori.library.stated import Stated
 
     found = find_base(base) if base is not None else None
-    stored = import_adapter(path, found, name=name or name_for(path), stated=Stated(licence=licence))
+    with given_files(path, allow_url=allow_url) as given:
+        stated = Stated(licence=licence).before(given.said)
+        stored = import_adapter(given.path, found, name=name or name_for(given.called), stated=stated)
+        below = adapters_below(given.path)
     card = stored.card
     assert card.verification is not None
     results().print(f"[bold green]{stored.name}[/] is in the library: {len(card.verification.checks)} checks passed.")
@@ -90,7 +100,7 @@ def add(
             results().print(f"{check.name}: {check.detail}.", markup=False)
     elif licence is None and card.licence is not None:
         results().print(f"Licence, as the adapter's folder states it: {card.licence}.", markup=False)
-    if below := adapters_below(path):
+    if below:
         names = ", ".join(repr(path.name) for path in below[:20])
         results().print(
             f"Not added: the adapters in its sub-folders, {names}. Add each by its own folder and name.", markup=False

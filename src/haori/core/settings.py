@@ -30,6 +30,13 @@ class Settings(BaseSettings):
     offline: bool = Field(default=False, description="Never ask a model hub or package index.")
     native: bool = Field(default=True, description="Compile the C kernels for serving; false leaves all to torch.")
 
+    allow_urls: bool = Field(default=False, description="Let adapters be fetched from any https URL.")
+    download_limit_gb: float = Field(default=32.0, gt=0, description="Largest adapter that is fetched, in GB.")
+    download_from_loopback: bool = Field(
+        default=False, description="Let adapters be fetched from this machine itself, over http too; for tests."
+    )
+    civitai_endpoint: str = Field(default="https://civitai.com", description="Address of Civitai, or of a mirror.")
+
     @property
     def bases(self) -> Path:
         """Folder of registered base models."""
