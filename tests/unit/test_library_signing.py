@@ -171,7 +171,9 @@ def test_an_export_is_verified_by_the_stock_command(capsys, haori_home, tiny_bas
     assert haori(capsys, "library", "verify-signature", out, "--public-key", keys[1]).code == 0
     assert str(tmp_path) not in (out / "provenance.json").read_text()
     (out / "README.md").write_text("Only words.")
+    (out / ".gitattributes").write_text("* lfs")  # as the hub adds
     verify_signed_folder(out, keys[1])
+    assert stock(*command).returncode == 0
     for change, name in [
         CHANGES["alpha"],
         CHANGES["a byte of the weights"],
@@ -188,6 +190,16 @@ def test_an_export_is_verified_by_the_stock_command(capsys, haori_home, tiny_bas
     edit(out / CONFIG)
     assert stock(*command).returncode == 1
     with pytest.raises(VerificationError, match="not signed"):
+        verify_signed_folder(folder, keys[1])
+
+
+def test_a_folder_that_the_stock_command_signed_is_verified_too(tmp_path, keys):
+    folder = written_adapter(tmp_path / "theirs")
+    done = stock("sign", "key", folder, "--signature", folder / "model.sig", "--private_key", keys[0])
+    assert done.returncode == 0, done.stderr
+    verify_signed_folder(folder, keys[1])
+    flip(folder / WEIGHTS)
+    with pytest.raises(VerificationError, match=WEIGHTS):
         verify_signed_folder(folder, keys[1])
 
 

@@ -10,6 +10,7 @@ with an elliptic-curve key (P-256, P-384 or P-521), so that its own command veri
 """
 
 import base64
+import hashlib
 import json
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import InputError, LibraryError, MissingExtraError, VerificationError
-from haori.core.hashing import hash_data, hash_file
+from haori.core.hashing import hash_data
 from haori.core.records import AdapterCard
 from haori.core.storage import write_text
 from haori.data.seen import SEEN_NAME
@@ -48,6 +49,7 @@ SIGNATURE_NAME = "model.sig"
 RECORD_NAME = "provenance.json"
 
 _UNSIGNED = (SIGNATURE_NAME, MODEL_CARD_NAME, ATTRIBUTION_NAME)
+_OF_GIT = (".git", ".gitattributes", ".github", ".gitignore")  # what the package passes over too
 _KEPT_HERE = frozenset({CARD_NAME, SEEN_NAME, *_UNSIGNED})  # in the library's folder and in no signature
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 _RECORD = (
@@ -198,19 +200,30 @@ def _verify(folder: Path, signature: Path, public_key: Path, name: str) -> None:
 def _changes(folder: Path, signature: Path) -> str:
     """Return in words how the files of a folder differ from those that a signature lists; no key is needed for it."""
     try:
-        payload = json.loads(base64.b64decode(_bundle(signature)["dsseEnvelope"]["payload"]))
-        listed = {entry["name"]: entry["digest"] for entry in payload["predicate"]["resources"]}
-    except (ValueError, KeyError, TypeError) as error:
+        payload = json.loads(base64.b64decode(_bundle(signature)["dsseEnvelope"]["payload"]))["predicate"]
+        listed = {entry["name"]: entry["digest"] for entry in payload["resources"]}
+        how = payload["serialization"]
+        ignored = {*_UNSIGNED, *_OF_GIT, *how.get("ignore_paths", ())}
+        is_ours = (how["method"], how["hash_type"]) == ("files", "sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{str(signature)!r} is no signature that can be read.") from error
+    if not is_ours:  # made by another program, which counted otherwise: the package alone tells
+        return ""
+    names = {path: path.relative_to(folder) for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
     files = {
-        path.relative_to(folder).as_posix(): "link" if path.is_symlink() else hash_file(path).removeprefix("sha256:")
-        for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).as_posix() not in _UNSIGNED
+        name.as_posix(): "link" if path.is_symlink() else _digest(path)
+        for path, name in names.items()
+        if not {name.as_posix(), *(parent.as_posix() for parent in name.parents)} & ignored
     }
     changed = sorted(name for name in listed.keys() & files.keys() if listed[name] != files[name])
     found = {"was changed": changed, "is missing": sorted(listed.keys() - files.keys()),
              "was added": sorted(files.keys() - listed.keys())}  # fmt: skip
     return "; ".join(f"{name} {what}" for what, names in found.items() for name in names[:3])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # never from a cache: times can be set back
 
 
 def _bundle(signature: Path) -> dict[str, Any]:
@@ -267,7 +280,7 @@ def _require_curve(found: Any, key: Path) -> None:
 
 
 def _hashing(hashing: Any) -> Any:
-    return hashing.Config().set_ignored_paths(paths=_UNSIGNED, ignore_git_paths=False)
+    return hashing.Config().set_ignored_paths(paths=_UNSIGNED)
 
 
 def _package() -> tuple[Any, Any, Any]:
