@@ -45,6 +45,14 @@ def test_every_layer_has_its_strength_in_a_stock_pipeline(
     assert_output_is_of_the_sum(pipe, family, before, updates)
 
 
+@pytest.mark.parametrize("part", ["text_projection", "text_encoder.text_model.encoder.layers.1.mlp"])
+def test_text_encoders_without_attention_are_loaded_too(tmp_path: Path, part: str) -> None:
+    pipe = pipeline("sdxl")
+    updates = adapter(pipe, "sdxl", lambda name: part in name or name == "unet.conv_in")
+    format_named("diffusers").write(updates, tmp_path / "a.safetensors")
+    assert_same(loaded_changes(pipe, tmp_path / "a.safetensors"), updates)
+
+
 def assert_output_is_of_the_sum(
     pipe: Any, family: str, before: dict[str, torch.Tensor], updates: AdapterUpdates
 ) -> None:

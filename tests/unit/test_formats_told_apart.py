@@ -20,6 +20,9 @@ CASES: dict[str, tuple[str, str | None, tuple[str, ...]]] = {
     "sd-scripts, Flux": ("kohya-flux", "flux1", ("lora_unet_double_blocks_0_img_attn_proj", f"lora_te1_{CLIP}")),
     "Flux with T5": ("kohya-flux", None, (f"lora_te1_{CLIP}", "lora_te3_encoder_block_0_layer_0_SelfAttention_q")),
     "diffusers, UNet": ("diffusers", None, ("unet.mid_block.attentions.0.proj_in",)),
+    "diffusers, UNet and text": (
+        "diffusers", None, ("unet.mid_block.resnets.0.conv1", "text_encoder.text_model.encoder.layers.0.mlp.fc1"),
+    ),
     "diffusers, text": ("diffusers", None, ("text_encoder.text_model.encoder.layers.0.mlp.fc1",)),
     "diffusers, Flux": ("diffusers", "flux1", ("transformer.single_transformer_blocks.0.attn.to_q",)),
     "ComfyUI, UNet": ("comfyui", None, ("diffusion_model.middle_block.1.proj_in",)),

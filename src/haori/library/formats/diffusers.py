@@ -24,7 +24,7 @@ from haori.library.formats.format import Source
 from haori.library.formats.safetensors_writing import write_tensors
 from haori.library.formats.tensor_names import place_modules, read_modules, split_key
 from haori.library.formats.transformer_places import DIFFUSERS_NAMES
-from haori.library.formats.unet_names import canonical_clip
+from haori.library.formats.unet_names import canonical_clip, clip_module
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ _OLD_IN_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": 
 _PROJECTION = re.compile(r"unet\..*\.attentions\.\d+\.proj_(in|out)$")
 _CLIP_PREFIX = "text_model."
 _LARGEST_HALF = 65504
+_OLD_ENDS = ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight")
 
 
 class Diffusers:
@@ -87,12 +88,14 @@ class Diffusers:
         """
         _check(updates)
         family = updates.family or family_of(updates)
+        unusual = _encoders_without_attention(updates)
         tensors: dict[str, Tensor] = {}
         ranks: dict[str, dict[str, int]] = {}
         for name, update in updates.modules.items():
             a, b = _plain_factors(name, update, family)
-            tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
             component, _, module = name.partition(".")
+            ends = _OLD_ENDS if component in unusual else ("lora_A.weight", "lora_B.weight")
+            tensors |= {f"{name}.{end}": factor for end, factor in zip(ends, (a, b), strict=True)}
             ranks.setdefault(component, {})[module.removeprefix(_CLIP_PREFIX)] = len(a)
         described = {key: value for component in ranks for key, value in _config(component, ranks[component]).items()}
         metadata = {
@@ -201,6 +204,21 @@ def _check(updates: AdapterUpdates) -> None:
             f"A diffusers file holds LoRA alone, and the adapter has the tensor {min(updates.extra)!r} besides; write "
             "it as kohya, or peft for a classifier."
         )
+
+
+def _encoders_without_attention(updates: AdapterUpdates) -> set[str]:
+    """Return the CLIP text encoders of which no attention layer is changed.
+
+    Stock diffusers tells the spelling of an encoder's keys by those of its attention, and without one knows the old
+    spelling alone.
+    """
+    encoders = {
+        name.partition(".")[0]
+        for name in updates.modules
+        if name.startswith("text_encoder") and clip_module(name.partition(".")[2]) is not None
+    }
+    attending = {name.partition(".")[0] for name in updates.modules if ".self_attn." in name}
+    return encoders - attending
 
 
 def _plain_factors(name: str, update: ModuleUpdate, family: str | None) -> "tuple[Tensor, Tensor]":

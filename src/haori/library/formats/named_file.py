@@ -153,7 +153,8 @@ class NamedFile:
         if slot.naming not in _IMAGE:
             place = _text_place(slot, name)
             return place is not None and (not module.startswith("lora_te") or t5_module(name) is not None)
-        if module.removesuffix(name) in self.shared and any(names.place_of(name) for names in DIFFUSERS_NAMES.values()):
+        of_diffusers = unet_module(name) == name or any(names.place_of(name) for names in DIFFUSERS_NAMES.values())
+        if module.removesuffix(name) in self.shared and of_diffusers:
             return False
         return any(_image_place(slot, name, names, self.joint) is not None for names in self.maps.values())
 
