@@ -323,14 +323,22 @@ def test_rows_that_cannot_be_divided_are_refused(tmp_path: Path) -> None:
         read_updates(save(tmp_path / "a.safetensors", {**lora, f"{own}.dora_scale": torch.ones(1, 8)}))
 
 
-@pytest.mark.parametrize("rows", [12, 36])
-@pytest.mark.parametrize("factored", [True, False])
-def test_a_fused_lokr_is_divided_exactly(rows: int, factored: bool, tmp_path: Path) -> None:
-    """With w2 of 12 rows the thirds of 72 are rows of w1; with 36 they are not, and become LoRA or dW itself."""
+@pytest.mark.parametrize(
+    ("rows", "columns", "factored", "kind"),
+    [
+        (12, 12, True, "lokr"),
+        (12, 12, False, "lokr"),
+        (36, 12, True, "lora"),
+        (18, 6, False, "loha"),
+        (36, 24, False, "diff"),
+    ],
+)
+def test_a_fused_lokr_is_divided_exactly(rows: int, columns: int, factored: bool, kind: str, tmp_path: Path) -> None:
+    """With w2 of 12 rows the thirds of 72 are rows of w1; with 18 or 36 they are not, and it becomes another kind."""
     import torch
 
     own = "lora_unet_double_blocks_0_img_attn_qkv"
-    w1, w2_a, w2_b = noise(72 // rows, 2), noise(rows, 1), noise(1, 12)
+    w1, w2_a, w2_b = noise(72 // rows, 24 // columns), noise(rows, 1), noise(1, columns)
     second = {"lokr_w2_a": w2_a, "lokr_w2_b": w2_b} if factored else {"lokr_w2": w2_a @ w2_b}
     tensors = {f"{own}.lokr_w1": w1, **{f"{own}.{name}": factor for name, factor in second.items()}}
     modules = read_updates(save(tmp_path / "a.safetensors", {**tensors, f"{own}.alpha": torch.tensor(0.5)})).modules
@@ -338,7 +346,7 @@ def test_a_fused_lokr_is_divided_exactly(rows: int, factored: bool, tmp_path: Pa
     whole = torch.kron(w1.double(), (w2_a @ w2_b).double()) * scale
     for place, name in enumerate(("to_q", "to_k", "to_v")):
         found = modules[f"transformer.transformer_blocks.0.attn.{name}"]
-        assert found.kind == ("lokr" if rows == 12 else "lora" if factored else "diff")
+        assert found.kind == kind
         expected = whole[24 * place : 24 * place + 24]
         assert (found.delta() - expected).norm() <= 1e-6 * expected.norm()
 

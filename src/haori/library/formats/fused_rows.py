@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import InputError
-from haori.library.formats.lokr_as_lora import lokr_as_lora
+from haori.library.formats.without_lokr import without_lokr
 from haori.library.update_shapes import weight_shape
 from haori.library.updates import Kind, ModuleUpdate
 
@@ -85,7 +85,7 @@ def stack_rows(parts: Sequence[Part]) -> ModuleUpdate:
     if any(update.magnitude is not None for update in given):
         _check_magnitudes(parts)
     if len({update.kind for update in given if update.factors}) > 1:
-        parts = _without_lokr(parts)
+        parts = _all_without_lokr(parts)
         given = [part.update for part in parts if part.update is not None]
     weights = [part if part.update is None or part.update.factors else part._replace(update=None) for part in parts]
     if any(part.update is not None for part in weights):
@@ -106,7 +106,7 @@ def _row_count(update: ModuleUpdate) -> int:
 def _rows(update: ModuleUpdate, spans: Sequence[Span]) -> ModuleUpdate:
     """Return the update of the rows in `spans`, in that order."""
     if update.kind == "lokr" and not _are_rows_of_w1(update, spans):
-        update = lokr_as_lora(update)
+        update = without_lokr(update)
     factors = {
         name: _cut(factor, _scaled_down(update, spans)) if name in _ROW_FACTORS[update.kind] else factor
         for name, factor in update.factors.items()
@@ -196,8 +196,8 @@ def _scaled_down(update: ModuleUpdate, spans: Sequence[Span]) -> Sequence[Span]:
     return [(start // step, end // step) for start, end in spans]
 
 
-def _without_lokr(parts: Sequence[Part]) -> list[Part]:
-    return [part if part.update is None else Part(part.rows, lokr_as_lora(part.update)) for part in parts]
+def _all_without_lokr(parts: Sequence[Part]) -> list[Part]:
+    return [part if part.update is None else Part(part.rows, without_lokr(part.update)) for part in parts]
 
 
 def _check_shapes(parts: Sequence[Part]) -> None:
@@ -260,7 +260,7 @@ def _side_by_side(parts: Sequence[Part]) -> ModuleUpdate:
 
     given = [part.update for part in parts if part.update is not None]
     if given[0].kind == "lokr":
-        parts = _without_lokr(parts)
+        parts = _all_without_lokr(parts)
         if len({part.update.kind for part in parts if part.update is not None}) == 1:
             return _shared(parts) or _side_by_side(parts)
     pairs = {"lora": (("B", "A"),), "loha": (("w1_a", "w1_b"), ("w2_a", "w2_b"))}.get(given[0].kind, ())
