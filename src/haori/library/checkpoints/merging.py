@@ -5,8 +5,10 @@ and the dtypes of tensors are the base's.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from haori.core.storage import staged_folder
 from haori.library.checkpoints.checking import check_file, checks_of
 from haori.library.checkpoints.plan import MergePlan, new_index, plan_merge, untie
 from haori.library.checkpoints.tensors import BaseTensors
-from haori.library.checkpoints.writing import Advance, threads, write_file
+from haori.library.checkpoints.writing import Advance, results_of, threads, write_file
 from haori.library.checks import verification_of
 from haori.library.formats.peft import check_new_folder
 from haori.library.merge import MERGE_RECORD, Merged, refuse_quantized
@@ -81,9 +83,18 @@ def merge_checkpoint(
 
 def write_checkpoint(plan: MergePlan, targets: Mapping[Path, Path], advance: Advance = lambda _: None) -> None:
     """Write the merged weight files of a base, each to the target that is given for the base's file."""
-    with threads() as pool:
+    with threads() as pool, ThreadPoolExecutor(1) as disk:
+        flushed = []
         for file in plan.files:
-            write_file(file, targets[file.source.path], pool, advance)
+            target = targets[file.source.path]
+            write_file(file, target, pool, advance)
+            flushed.append(disk.submit(_flush, target))  # while the next one is computed
+        results_of(flushed)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _prove(plan: MergePlan, targets: Mapping[Path, Path], advance: Advance) -> Verification:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -63,10 +64,10 @@ def write_file(plan: FilePlan, target: Path, pool: ThreadPoolExecutor, advance: 
             like, added = plan.added[name]
             entries[name] = (held.tensors[like], added, new)
         out.truncate(len(header) + max((new.end for _, _, new in entries.values()), default=0))
-        jobs = []
+        jobs, lock = [], Lock()
         for name, (entry, change, new) in sorted(entries.items(), key=lambda item: item[1][0].start - item[1][0].end):
             place = _Place(
-                name, source.fileno(), held.data_start + entry.start, out.fileno(), len(header) + new.start, entry
+                name, source.fileno(), held.data_start + entry.start, out.fileno(), len(header) + new.start, entry, lock
             )
             jobs.append(pool.submit(_write, place, change, advance))
         results_of(jobs)
@@ -83,7 +84,10 @@ def results_of(jobs: "Sequence[Future[T]]") -> list[T]:
 
 
 class _Place(NamedTuple):
-    """A tensor in the base's file and in the new one, by descriptor and offset."""
+    """A tensor in the base's file and in the new one, by descriptor and offset.
+
+    A file takes one writer at a time. Waiting for the lock here costs nothing; in the kernel, waiting threads spin.
+    """
 
     name: str
     source: int
@@ -91,6 +95,7 @@ class _Place(NamedTuple):
     target: int
     target_start: int
     entry: TensorEntry
+    lock: Lock
 
     @property
     def size(self) -> int:
@@ -109,8 +114,9 @@ class _Place(NamedTuple):
         data: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
         view = memoryview(data)
         done = 0
-        while done < len(view):
-            done += os.pwrite(self.target, view[done:], self.target_start + offset + done)
+        with self.lock:
+            while done < len(view):
+                done += os.pwrite(self.target, view[done:], self.target_start + offset + done)
 
 
 def _write(place: _Place, change: Change | None, advance: Advance) -> None:
@@ -160,7 +166,8 @@ def _copy(place: _Place, advance: Advance) -> None:
     done = 0
     while done < place.size:
         count = min(_COPY_BYTES, place.size - done)
-        copied = _copy_range(place, done, count)
+        with place.lock:
+            copied = _copy_range(place, done, count)
         done += copied
         advance(copied)
 
