@@ -148,7 +148,7 @@ def rollback(name: Annotated[str, typer.Argument(help="Name without version.")])
 @app.command()
 def export(
     name: _Name,
-    out: Annotated[Path, typer.Option(help="New folder or file to write to.")],
+    out: Annotated[Path, typer.Option(help="New folder, or new file ending in .safetensors or .gguf.")],
     to: Annotated[
         str | None,
         typer.Option(
@@ -160,14 +160,14 @@ def export(
 ) -> None:
     """Write an adapter for other tools, after proving that what is written does what is stored."""
     from haori.cli.console import results
-    from haori.library import Library, ancestors, convert_stored, effective_licence, export_stored, licence_line
+    from haori.library import Library, ancestors, effective_licence, export_in_format, export_stored, licence_line
 
     stored = Library().get(name)
     wanted = to or stored.card.format
     if wanted == "peft":
         written = export_stored(name, out, base_spec=base)
     else:
-        written = convert_stored(name, out, wanted, base_spec=base)
+        written = export_in_format(name, out, wanted, base_spec=base)
     results().print(f"Written to {written}.", soft_wrap=True)
     verdict = effective_licence(stored.card, ancestors(stored))
     results().print(licence_line(verdict), markup=False, soft_wrap=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from haori.library.compatibility import Compatibility, check_compatibility, compatibility_table
     from haori.library.converting import convert_adapter, convert_stored
     from haori.library.exporting import export_stored
+    from haori.library.format_folders import export_in_format
     from haori.library.formats.peft import export_peft
     from haori.library.importer import import_adapter
     from haori.library.licences import LicenceVerdict, effective_licence
@@ -74,6 +75,7 @@ __all__ = [
     "default_probes",
     "draft_card",
     "effective_licence",
+    "export_in_format",
     "export_peft",
     "export_stored",
     "import_adapter",
@@ -117,6 +119,7 @@ __getattr__ = lazy_exports(
         "compatibility": ("Compatibility", "check_compatibility", "compatibility_table"),
         "converting": ("convert_adapter", "convert_stored"),
         "exporting": ("export_stored",),
+        "format_folders": ("export_in_format",),
         "formats.peft": ("export_peft",),
         "importer": ("import_adapter",),
         "licences": ("LicenceVerdict", "effective_licence"),

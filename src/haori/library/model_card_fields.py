@@ -81,7 +81,8 @@ def library_name(card: AdapterCard) -> str:
 def base_on_hub(card: AdapterCard) -> str | None:
     """Return the repository of the base: where it came from, what its author names, or else its name."""
     kind, _, place = card.base.source.partition(":")
-    candidates = (place if kind == "hub" else "", *card.stated_bases, public_name(card.base.name))
+    stated = (name for name in card.stated_bases if "/" in name and public_name(name) == name)
+    candidates = (place if kind == "hub" else "", *stated, public_name(card.base.name))
     return next((found for found in candidates if _REPOSITORY.fullmatch(found)), None)
 
 

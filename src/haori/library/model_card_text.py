@@ -114,7 +114,7 @@ def _what(card: AdapterCard) -> str:
 
 
 def _usage(card: AdapterCard, has_template: bool) -> Iterator[str]:
-    base = base_on_hub(card) or card.base.name
+    base = base_on_hub(card) or "path/to/the/base"
     yield "```python"
     if is_image(card):
         yield from ("from diffusers import DiffusionPipeline", "")

@@ -38,6 +38,7 @@ __all__ = [
     "RECORD_NAME",
     "SIGNATURE_NAME",
     "carry_signature",
+    "copy_kept_files",
     "is_key_encrypted",
     "sign_stored",
     "signed_with",
@@ -131,6 +132,13 @@ def carry_signature(stored: "StoredAdapter", written: Path) -> None:
     shutil.copyfile(signature, written / SIGNATURE_NAME)
 
 
+def copy_kept_files(stored: "StoredAdapter", folder: Path) -> None:
+    """Copy the files of an adapter that is kept as the file it came as, without what the library keeps of it."""
+    for path in stored.path.iterdir():
+        if path.is_file() and path.name not in _KEPT_HERE:
+            shutil.copyfile(path, folder / path.name)
+
+
 def signed_with(folder: Path) -> str | None:
     """Return the first digits of the SHA-256 of the public key that a signature names; nothing of it is verified."""
     if not (folder / SIGNATURE_NAME).is_file():
@@ -158,9 +166,7 @@ def _signed_form(stored: "StoredAdapter") -> Iterator[Path]:
             export_peft(stored.path, stored.card, folder)
         else:  # kept as the file that it came as
             folder.mkdir()
-            for path in stored.path.iterdir():
-                if path.is_file() and path.name not in _KEPT_HERE:
-                    shutil.copyfile(path, folder / path.name)
+            copy_kept_files(stored, folder)
         (folder / RECORD_NAME).write_text(_record(stored.card), encoding="utf-8")
         yield folder
 
