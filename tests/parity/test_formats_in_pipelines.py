@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from haori.library.formats.registry import format_named
-from haori.library.updates import AdapterUpdates
+from haori.library.combining.converting import as_lora
+from haori.library.formats.registry import format_named, read_updates
+from haori.library.updates import AdapterUpdates, ModuleUpdate
 from tests.unet_models import adapter, layers, pipeline
 
 NOT_IN_STOCK = (".embeddings.", "text_projection")
@@ -43,6 +44,35 @@ def test_every_layer_has_its_strength_in_a_stock_pipeline(
     format_named(format_name).write(updates, path)
     assert_same(loaded_changes(pipe, path), updates)
     assert_output_is_of_the_sum(pipe, family, before, updates)
+
+
+def test_loha_is_loaded_by_a_stock_pipeline_once_it_is_lora(tmp_path: Path) -> None:
+    pipe = pipeline("sd15")
+    modules = {
+        name: loha_for(layer, at) for at, (name, layer) in enumerate(layers(pipe))
+        if name.startswith(("unet.mid_block", "unet.down_blocks.0", "text_encoder")) and ".embeddings." not in name
+    }  # fmt: skip
+    trained, path = tmp_path / "loha.safetensors", tmp_path / "lora" / "a.safetensors"
+    format_named("kohya").write(AdapterUpdates(modules, family="sd15"), trained)
+    converted = as_lora(read_updates(trained), 4)
+    assert converted.energy.share == pytest.approx(1.0)
+    format_named("diffusers").write(converted.updates, path)
+    found = loaded_changes(pipe, path)
+    assert sorted(found) == sorted(modules)
+    for name, change in found.items():
+        expected = modules[name].delta()
+        assert torch.allclose(change.double().flatten(), expected.flatten(), atol=1e-5 * float(expected.abs().max())), (
+            name
+        )
+
+
+def loha_for(layer: Any, seed: int) -> ModuleUpdate:
+    """Return LoHa of rank 2, whose kernels are flattened as LyCORIS does it."""
+    numbers = torch.Generator().manual_seed(seed)
+    out, inner = layer.weight.flatten(1).shape
+    factors = {f"w{n}_a": torch.randn(out, 2, generator=numbers) for n in (1, 2)}
+    factors |= {f"w{n}_b": torch.randn(2, inner, generator=numbers) for n in (1, 2)}
+    return ModuleUpdate("loha", factors, alpha=1.0)
 
 
 @pytest.mark.parametrize("part", ["text_projection", "text_encoder.text_model.encoder.layers.1.mlp"])

@@ -168,6 +168,14 @@ def test_a_file_says_its_strength_to_those_who_do_not_read_its_header_too(tmp_pa
     )
 
 
+def test_a_convolution_whose_second_factor_is_a_matrix_is_written_as_two_convolutions(tmp_path: Path) -> None:
+    name = "unet.mid_block.resnets.0.conv1"
+    dylora = ModuleUpdate("lora", {"A": torch.randn(2, 4, 3, 3), "B": torch.randn(6, 2)}, alpha=1.0)
+    DIFFUSERS.write(AdapterUpdates({name: dylora}), tmp_path / "a.safetensors")
+    assert load_file(tmp_path / "a.safetensors")[f"{name}.lora_B.weight"].shape == (6, 2, 1, 1)
+    assert torch.allclose(read_updates(tmp_path / "a.safetensors").modules[name].delta(), dylora.delta(), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

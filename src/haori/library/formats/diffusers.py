@@ -228,7 +228,7 @@ def _plain_factors(name: str, update: ModuleUpdate, family: str | None) -> "tupl
     a, b = update.factors["A"], update.factors["B"]
     if (core := update.factors.get("mid")) is not None:
         a = torch.einsum("ij...,jq->iq...", core.double(), a.double().flatten(1)).float()
-    b = _with_scale(b, update.scale)
+    b = _with_scale(b, update.scale).reshape(*b.shape[:2], *[1] * (a.dim() - 2))  # a matrix in files of DyLoRA
     narrow = all(size == 1 for size in a.shape[2:])
     if narrow and _PROJECTION.match(name) and family in {"sd15", "sd2", "sdxl"}:
         # A 1 x 1 convolution in Stable Diffusion 1, a linear layer since; trainers write either as the other.
