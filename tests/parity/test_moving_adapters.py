@@ -39,7 +39,11 @@ class Row(NamedTuple):
     limit: float
 
     def __str__(self) -> str:
-        return f"| {self.file} | {self.written_by} | {self.loaded_by} | {self.modules} | under {self.limit:.0e} |".replace("e-0", "e-")
+        return (
+            f"| {self.file} | {self.written_by} | {self.loaded_by} | {self.modules} | under {self.limit:.0e} |".replace(
+                "e-0", "e-"
+            )
+        )
 
 
 def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
