@@ -277,6 +277,12 @@ def test_attention_alone_is_of_the_family_that_the_header_names(tmp_path: Path) 
         updates = read_updates(save(path, attention, ss_base_model_version=version))
         assert updates.family == family
         assert list(updates.modules) == ["transformer.transformer_blocks.0.attn.to_q"]
+    for width, family in ((3072, "flux1"), (4096, "flux2"), (6144, "flux2")):  # of Flux.1, and Flux.2 klein and dev
+        name = "lora_unet_double_blocks_0_img_attn_proj"
+        proj = {f"{name}.lora_down.weight": noise(1, width), f"{name}.lora_up.weight": noise(width, 1)}
+        name = "lora_unet_double_blocks_0_img_attn_qkv"
+        qkv = {f"{name}.lora_down.weight": noise(1, width), f"{name}.lora_up.weight": noise(3 * width, 1)}
+        assert read_updates(save(path, {**proj, **qkv})).family == family
 
 
 def test_text_encoders_of_kohya_and_comfyui(tmp_path: Path) -> None:

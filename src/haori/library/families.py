@@ -47,7 +47,7 @@ _NAMES: tuple[tuple[str, str], ...] = (
 _SD3_WIDTHS = {1536, 2432}
 _FLUX1_DOUBLE_BLOCKS = 19
 _BLOCK = re.compile(r"transformer\.transformer_blocks\.(\d+)\.attn\.(to|add)_[qkv](_proj)?$")
-_HIDDEN = {3072: "flux1", 6144: "flux2"}
+_HIDDEN = {3072: "flux1", 4096: "flux2", 6144: "flux2"}
 
 # What headers say: kohya's, OneTrainer's and ai-toolkit's ss_base_model_version, and ModelSpec's architectures.
 _STATED = (

@@ -98,7 +98,8 @@ class NamedFile:
             self.name,
             extra=named.extra,
         )
-        is_sure = family == stated or not set(told) - {"flux1", "flux2"} or len(told) == 1
+        # Attention alone: both versions of Flux have one name for it, and all families share those of diffusers.
+        is_sure = family == stated or len(told) == 1 or set(told) == {"flux1", "flux2"}
         return replace(updates, family=family_of(updates, family if is_sure else None))
 
     def write(
