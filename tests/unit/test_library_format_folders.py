@@ -32,9 +32,9 @@ def test_a_folder_has_the_file_as_it_came_and_its_model_card(capsys, stored, tmp
     assert done.code == 0, done.err
     assert "commercial use: no" in done.out
     out = tmp_path / "out"
-    assert sorted(path.name for path in out.iterdir()) == ["ATTRIBUTION.md", "README.md", "adapter.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == ["ATTRIBUTION.md", "README.md", "style.safetensors"]
     kept = (stored.path / "adapter.safetensors").read_bytes()
-    assert (out / "adapter.safetensors").read_bytes() == kept
+    assert (out / "style.safetensors").read_bytes() == kept
     front = yaml.safe_load((out / "README.md").read_text().split("---\n")[1])
     assert (front["library_name"], front["instance_prompt"]) == ("diffusers", "zkz")
     assert "base_model" not in front  # sd_v1 is no repository

@@ -10,7 +10,7 @@ from haori.library.contents import is_single_file
 from haori.library.converting import convert_stored
 from haori.library.formats.peft import check_new_folder
 from haori.library.model_card_text import write_model_card
-from haori.library.signing import carry_signature, copy_kept_files
+from haori.library.signing import carry_signature, copy_kept_files, signed_with
 from haori.library.store import Library
 
 __all__ = ["export_in_format"]
@@ -41,7 +41,8 @@ def export_in_format(
     stored = (library or Library()).get(name)
     check_new_folder(out)
     with staged_folder(out) as stage:
-        if wanted == stored.card.format and stored.mounted is None and is_single_file(stored.path):
+        is_kept = wanted == stored.card.format and stored.mounted is None and is_single_file(stored.path)
+        if is_kept and signed_with(stored.path) is not None:  # under the names that were signed
             copy_kept_files(stored, stage)
             carry_signature(stored, stage)
         else:

@@ -4,11 +4,10 @@ import tempfile
 from pathlib import Path
 
 from haori.core.errors import InputError
-from haori.library.converting import convert_stored
 from haori.library.exchange.addresses import HubAddress, parse_address
 from haori.library.exchange.hub import push_to_hub
 from haori.library.exporting import export_stored
-from haori.library.model_card_text import write_model_card
+from haori.library.format_folders import export_in_format
 from haori.library.store import Library
 
 __all__ = ["push_stored"]
@@ -43,8 +42,5 @@ def push_stored(
         if stored.card.format == "peft":
             export_stored(stored.name, folder, base_spec=base_spec, library=library)
         else:
-            folder.mkdir()
-            file = folder / f"{stored.name.partition('@')[0]}.safetensors"
-            convert_stored(stored.name, file, stored.card.format, library=library)
-            write_model_card(stored, folder)
+            export_in_format(stored.name, folder, stored.card.format, library=library)
         return push_to_hub(folder, target.repo, private=private, message=f"Upload {stored.name} with Haori")
