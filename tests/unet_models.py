@@ -79,13 +79,10 @@ def lora_for(layer: Any, rank: int, seed: int, alpha: float | None = None) -> Mo
     return ModuleUpdate("lora", {"A": a, "B": b}, alpha=alpha)
 
 
-def adapter(
-    pipe: Any, family: str, fits: Callable[[str], bool] = lambda _name: True,
-    alphas: tuple[float | None, ...] = (None, 1.0, 3.0, 4.0),
-) -> AdapterUpdates:  # fmt: skip
+def adapter(pipe: Any, family: str, fits: Callable[[str], bool] = lambda _name: True) -> AdapterUpdates:
     """Return a LoRA of every layer, its ranks and alphas varying from layer to layer."""
     modules = {
-        name: lora_for(layer, (4, 4, 2)[at % 3], at, alphas[at % len(alphas)])
+        name: lora_for(layer, (4, 4, 2)[at % 3], at, (None, 1.0, 3.0, 4.0)[at % 4])
         for at, (name, layer) in enumerate(layers(pipe))
         if fits(name)
     }

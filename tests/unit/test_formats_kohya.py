@@ -264,6 +264,23 @@ def test_metadata_of_plain_lora_for_sdxl(tmp_path: Path) -> None:
     assert header.metadata["ss_network_alpha"] == "16.0"  # 8 / sqrt(4) = 16 / 4
 
 
+def test_attention_layers_get_one_alpha_and_the_same_strength(tmp_path: Path) -> None:
+    block = "unet.mid_block.attentions.0.transformer_blocks.0"
+    alphas = {
+        f"{block}.attn1.to_q": 2.0,
+        f"{block}.attn1.to_k": 3.0,
+        f"{block}.attn2.to_k": 2.0,
+        f"{block}.ff.net.2": 5.0,
+    }
+    modules = {name: replace(sample(), alpha=alpha) for name, alpha in alphas.items()}
+    modules["text_encoder.text_model.encoder.layers.0.mlp.fc1"] = replace(sample(), alpha=7.0)
+    KOHYA.write(AdapterUpdates(modules, family="sd15"), tmp_path / "a.safetensors")
+    found = read_updates(tmp_path / "a.safetensors").modules
+    assert [found[name].alpha for name in modules] == [2.0, 2.0, 2.0, 5.0, 7.0]
+    for name, update in modules.items():
+        assert error(found[name].delta(), update.delta()) < 1e-7
+
+
 def test_what_the_format_cannot_name_is_refused(tmp_path: Path) -> None:
     language_model = AdapterUpdates({"model.model.layers.0.mlp.up_proj": sample()})
     with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.up_proj.*peft or diffusers"):

@@ -22,6 +22,7 @@ from haori.core.errors import FileFormatError, InputError
 from haori.library.families import family_of
 from haori.library.formats.format import Source
 from haori.library.formats.safetensors_writing import write_tensors
+from haori.library.formats.scaling import scaled
 from haori.library.formats.tensor_names import place_modules, read_modules, split_key
 from haori.library.formats.transformer_places import DIFFUSERS_NAMES
 from haori.library.formats.unet_names import canonical_clip, clip_module
@@ -46,7 +47,6 @@ _OLD = re.compile(r"(to_q|to_k|to_v|to_out|add_k_proj|add_v_proj)_lora\.(down|up
 _OLD_IN_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _PROJECTION = re.compile(r"unet\..*\.attentions\.\d+\.proj_(in|out)$")
 _CLIP_PREFIX = "text_model."
-_LARGEST_HALF = 65504
 _OLD_ENDS = ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight")
 
 
@@ -228,25 +228,13 @@ def _plain_factors(name: str, update: ModuleUpdate, family: str | None) -> "tupl
     a, b = update.factors["A"], update.factors["B"]
     if (core := update.factors.get("mid")) is not None:
         a = torch.einsum("ij...,jq->iq...", core.double(), a.double().flatten(1)).float()
-    b = _with_scale(b, update.scale).reshape(*b.shape[:2], *[1] * (a.dim() - 2))  # a matrix in files of DyLoRA
+    b = scaled(b, update.scale).reshape(*b.shape[:2], *[1] * (a.dim() - 2))  # a matrix in files of DyLoRA
     narrow = all(size == 1 for size in a.shape[2:])
     if narrow and _PROJECTION.match(name) and family in {"sd15", "sd2", "sdxl"}:
         # A 1 x 1 convolution in Stable Diffusion 1, a linear layer since; trainers write either as the other.
         shape = (1, 1) if family == "sd15" else ()
         a, b = a.reshape(*a.shape[:2], *shape), b.reshape(*b.shape[:2], *shape)
     return a.contiguous(), b.contiguous()
-
-
-def _with_scale(b: "Tensor", scale: float) -> "Tensor":
-    """Multiply B by the scale: in its own dtype where that only moves its exponents, and else in float32."""
-    import torch
-
-    if scale == 1:
-        return b
-    is_shift = abs(math.frexp(scale)[0]) == 0.5
-    if is_shift and (b.dtype != torch.float16 or (scale > 1 and float(b.abs().max()) * scale < _LARGEST_HALF)):
-        return b * scale
-    return b.float().mul_(scale) if b.dtype != torch.float32 else b * scale
 
 
 def _config(component: str, ranks: Mapping[str, int]) -> dict[str, Any]:

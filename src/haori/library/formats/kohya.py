@@ -19,6 +19,7 @@ from haori.library.formats.kohya_flux import FORMAT as TRANSFORMERS
 from haori.library.formats.kohya_metadata import kohya_metadata
 from haori.library.formats.lycoris_scales import with_rank_stabilised_scales
 from haori.library.formats.safetensors_writing import write_hashed
+from haori.library.formats.scaling import with_one_alpha
 from haori.library.formats.tensor_names import place_modules, read_modules, split_key
 from haori.library.formats.underscored_names import underscored
 from haori.library.formats.unet_names import clip_module, sgm_name, unet_module
@@ -106,6 +107,7 @@ class Kohya:
                 f"kohya's format holds no tensor such as {others[0]!r}, which the adapter has beside LoRA."
             )
         tensors = dict(updates.extra)
+        updates = replace(updates, modules=with_one_alpha(updates.modules))
         for name, update in updates.modules.items():
             tensors |= {f"{names[name]}.{end}": tensor for end, tensor in kohya_tensors(update).items()}
         write_hashed(path, tensors, kohya_metadata(updates, family, card, path.stem))
