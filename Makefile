@@ -30,6 +30,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/gpu_train/run.py
 	$(BIN)/python benchmarks/quality/run.py
 	$(BIN)/python benchmarks/classification/run.py
+	$(BIN)/python benchmarks/library/run.py
 	$(BIN)/python benchmarks/serving/run.py
 
 format: $(STAMP)

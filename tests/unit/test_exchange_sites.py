@@ -192,6 +192,7 @@ def test_adapters_of_the_hub_are_fetched_as_pinned_files_alone(tmp_path, lora):
         lines = in_process(hub, tmp_path, "-c", SCRIPT, *addresses).splitlines()
         told = [json.loads(line) for line in lines if line.startswith(("[", '"'))]
         asked = [path for _, path, _ in hub.seen]
+        away = in_process(hub, tmp_path, "-c", SCRIPT, "hub:org/ink", HF_ENDPOINT="http://127.0.0.1:9")
         (offline,) = in_process(hub, tmp_path, "-c", SCRIPT, "hub:org/ink", HAORI_OFFLINE="true").splitlines()
     ink, two, chosen, peft, pickle, below, inside, lies, secret, revision, none = told
     assert ink == [
@@ -207,6 +208,7 @@ def test_adapters_of_the_hub_are_fetched_as_pinned_files_alone(tmp_path, lora):
     assert "is not there, or private" in secret and "is not there, or private" in none
     assert "no revision 'nope'" in revision
     assert "HAORI_OFFLINE is set" in offline
+    assert away.startswith('"DownloadError: The hub cannot be reached for'), away
     assert not any(name in path for path in asked for name in ("evil.py", ".bin", ".pt", "sample.png"))
 
 

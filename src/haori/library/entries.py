@@ -102,6 +102,8 @@ class Found(NamedTuple):
 
 
 _COLUMNS = ", ".join(Entry._fields)
+# The text is searched where it lies: reading it takes longer than all the rest.
+_SHOWN = _COLUMNS.replace(", text", ", '' AS text")
 CREATE_ENTRIES = (
     f"CREATE TABLE IF NOT EXISTS {ENTRIES} ({_COLUMNS}, PRIMARY KEY (name, version))",
     f"CREATE INDEX IF NOT EXISTS {ENTRIES}_adapter ON {ENTRIES} (adapter)",
@@ -166,13 +168,15 @@ def find_entries(connection: sqlite3.Connection, query: Query) -> Found:
     Where a word occurs nowhere, the words of names, triggers and tags that are spelled nearly so are looked for
     instead.
     """
-    connection.create_function("folded", 1, lambda text: text and folded(text), deterministic=True)  # NULL stays
+    if query.filters:
+        connection.create_function("folded", 1, lambda text: text and folded(text), deterministic=True)  # NULL stays
     terms: list[tuple[str, ...]] = [(word,) for word in query.words]
     found = _select(connection, terms, query)
     close: dict[str, tuple[str, ...]] = {}
     if not found and terms:
         for place, word in enumerate(query.words):
-            if not _select(connection, [(word,)], Query()) and (near := _close_words(connection, word)):
+            occurs = (len(terms) > 1 or query != Query((word,))) and _select(connection, [(word,)], Query())
+            if not occurs and (near := _close_words(connection, word)):
                 close[word] = terms[place] = near
         found = _select(connection, terms, query) if close else found
     return Found(tuple(found), close if found else {})
@@ -220,7 +224,7 @@ def _select(connection: sqlite3.Connection, terms: Sequence[tuple[str, ...]], qu
         conditions.append(condition)
         values += given
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM {ENTRIES}{where} ORDER BY name, version", values)  # noqa: S608
+    rows = connection.execute(f"SELECT {_SHOWN} FROM {ENTRIES}{where} ORDER BY name, version", values)  # noqa: S608
     found = list(map(Entry._make, rows))
     if terms:
         found.sort(key=lambda entry: _distance(entry, terms))  # stable: by name and version where equal
@@ -271,9 +275,10 @@ def _close_words(connection: sqlite3.Connection, word: str) -> tuple[str, ...]:
         return ()
     known = {term for (words,) in connection.execute(f"SELECT words FROM {ENTRIES}") for term in words.split("\n")}  # noqa: S608
     letters = set(word)
+    half = len(letters) / 2
     likely = heapq.nlargest(
         _MOST_COMPARED,
-        (term for term in known if abs(len(term) - len(word)) <= 2),
+        (term for term in known if abs(len(term) - len(word)) <= 2 and len(letters.intersection(term)) >= half),
         key=lambda term: len(letters.intersection(term)) - abs(len(term) - len(word)),
     )
     scored = [(_likeness(word, term), term) for term in likely]

@@ -189,9 +189,9 @@ def _explained(address: HubAddress, *, writes: bool = False) -> Iterator[None]:
 
 
 def _httpx_error() -> type[Exception]:
-    import httpx  # which huggingface_hub asks with
+    import httpx2  # which huggingface_hub asks with
 
-    found: type[Exception] = httpx.HTTPError
+    found: type[Exception] = httpx2.HTTPError
     return found
 
 

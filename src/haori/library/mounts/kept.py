@@ -12,7 +12,7 @@ from haori.library.entries import CREATE_ENTRIES, ENTRIES, Entry, Found, find_en
 from haori.library.query import Query, folded
 from haori.library.rebuildable import IndexUnusableError, RebuildableFile
 
-__all__ = ["KeptFile", "KeptFiles"]
+__all__ = ["Fitting", "KeptFile", "KeptFiles"]
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS files_1 (mount TEXT, place TEXT, name TEXT, stem TEXT, alias TEXT, stamp TEXT,"
@@ -61,6 +61,13 @@ class KeptFile(NamedTuple):
 T = TypeVar("T")
 
 
+class Fitting(NamedTuple):
+    """The files that a spec means, and the folders that another such file would lie in: (mount, place, changed)."""
+
+    files: Sequence[KeptFile]
+    folders: Sequence[tuple[str, str, int]]
+
+
 class Stamp(NamedTuple):
     """What tells whether a file must be read again, and whether its content was hashed."""
 
@@ -73,6 +80,7 @@ class Stamp(NamedTuple):
 _COLUMNS = ", ".join(KeptFile._fields)
 _MARKS = ", ".join("?" * len(KeptFile._fields))
 _INSERT = f"INSERT OR REPLACE INTO files_1 ({_COLUMNS}) VALUES ({_MARKS})"  # noqa: S608
+_FOLDERS = "SELECT mount, place, changed FROM folders_1"
 _SELECT = f"SELECT {_COLUMNS} FROM files_1"  # noqa: S608
 
 
@@ -82,7 +90,7 @@ class KeptFiles:
     def __init__(self, path: Path) -> None:
         self._file = RebuildableFile(path, _TABLES)
 
-    def fitting(self, spec: str, digits: str | None) -> Sequence[KeptFile]:
+    def fitting(self, spec: str, digits: str | None) -> Fitting:
         """Return the files that a spec means: by path, else by file name, else by alias, else by hash."""
         word = folded(spec)
         ways = (
@@ -93,14 +101,21 @@ class KeptFiles:
         if digits is not None:
             ways.append(("(instr(sha256, ?) OR instr(hashes, ?))", [f"={digits}", f" {digits}"]))
 
-        def ask(connection: sqlite3.Connection) -> Sequence[KeptFile]:
+        def ask(connection: sqlite3.Connection) -> Fitting:
             connection.create_function("folded", 1, folded, deterministic=True)
             for condition, values in ways:
-                if found := list(map(KeptFile._make, connection.execute(f"{_SELECT} WHERE {condition}", values))):
-                    return found
-            return ()
+                if files := list(map(KeptFile._make, connection.execute(f"{_SELECT} WHERE {condition}", values))):
+                    # A path is that of one file; under another name one more may lie in any folder.
+                    where = [(file.mount, file.place.rpartition("/")[0]) for file in files]
+                    one = f"{_FOLDERS} WHERE mount = ? AND place = ?"
+                    if "/" in spec:
+                        rows = [row for each in where for row in connection.execute(one, each)]
+                    else:
+                        rows = connection.execute(_FOLDERS).fetchall()
+                    return Fitting(files, rows)
+            return Fitting((), ())
 
-        return self._ask(ask, ())
+        return self._ask(ask, Fitting((), ()))
 
     def stamps(self, mount: str) -> dict[str, Stamp]:
         """Return the stamps of the files of a mount, by place."""

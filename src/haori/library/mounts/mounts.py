@@ -4,7 +4,7 @@ A scan compares the stamp of every file with the one remembered and reads only w
 cannot be used is listed with the reason and hurts no other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from haori.core.records import AdapterCard
 from haori.library.entries import Entry, Found, entry_of, words_of
 from haori.library.file_hashes import hash_weight_file
 from haori.library.mounts.described import UNKNOWN, describe
-from haori.library.mounts.kept import KeptFile, KeptFiles
+from haori.library.mounts.kept import Fitting, KeptFile, KeptFiles
 from haori.library.mounts.record import Mount, MountRecord
 from haori.library.mounts.sidecars import Sidecars
 from haori.library.mounts.walking import Seen, Tree, stamp_of, walk
@@ -108,12 +108,12 @@ class Mounts:
         """
         if not (mounts := self._record.read()):
             return None
-        rows = self._kept.fitting(spec, digits)
-        if not (rows and self._are_current(rows, mounts, by_path="/" in spec)):
+        fitting = self._kept.fitting(spec, digits)
+        if not (fitting.files and _is_current(fitting, mounts)):
             for name, mount in mounts.items():
                 self._scan(name, mount)
-            rows = self._kept.fitting(spec, digits)
-        rows = [row for row in rows if row.mount in mounts]
+            fitting = self._kept.fitting(spec, digits)
+        rows = [row for row in fitting.files if row.mount in mounts]
         if not rows:
             self._refuse_unknown(spec, digits, mounts)
             return None
@@ -168,22 +168,6 @@ class Mounts:
         self._kept.put_hash(row, hashes)
         return row._replace(sha256=hashes)
 
-    def _are_current(self, rows: Sequence[KeptFile], mounts: Mapping[str, Mount], *, by_path: bool) -> bool:
-        """Say whether these files are as they were scanned, and no other that fits can have come since."""
-        for row in rows:
-            if row.mount not in mounts or not row.settled:
-                return False
-            sidecars = tuple(filter(None, row.sidecar_names.split("\n")))
-            if stamp_of(mounts[row.mount].path / row.place, sidecars) != row.stamp:
-                return False
-        where = {(row.mount, row.place.rpartition("/")[0]) for row in rows}
-        return all(
-            _changed_ns(mount.path / place) == changed
-            for name, mount in mounts.items()
-            for place, changed in self._kept.folders(name).items()
-            if not by_path or (name, place) in where
-        )
-
     def _refuse_unknown(self, spec: str, digits: str | None, mounts: Mapping[str, Mount]) -> None:
         """Say what is near a path in a mount, or that a hash may not be known yet; other names may be stored ones."""
         mount = spec.partition("/")[0]
@@ -223,6 +207,19 @@ class Mounts:
         if tree.folders != self._kept.folders(name):
             self._kept.put_folders(name, tree.folders)
         return Scan(name, mount.path, len(tree.files), len(changed), tuple(tree.problems))
+
+
+def _is_current(fitting: Fitting, mounts: Mapping[str, Mount]) -> bool:
+    """Say whether these files are as they were scanned, and no other that fits can have come since."""
+    for row in fitting.files:
+        if row.mount not in mounts or not row.settled:
+            return False
+        sidecars = tuple(filter(None, row.sidecar_names.split("\n")))
+        if stamp_of(mounts[row.mount].path / row.place, sidecars) != row.stamp:
+            return False
+    return all(
+        _changed_ns(mounts[name].path / place) == changed for name, place, changed in fitting.folders if name in mounts
+    )
 
 
 def _names(mount: str, tree: Tree) -> dict[str, str]:
