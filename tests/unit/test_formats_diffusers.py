@@ -168,6 +168,20 @@ def test_a_file_says_its_strength_to_those_who_do_not_read_its_header_too(tmp_pa
     )
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float64]
+)
+@pytest.mark.parametrize("alpha", [1.0, 3.0, 16.0, -8.0])
+def test_every_dtype_keeps_its_strength(tmp_path: Path, dtype: torch.dtype, alpha: float) -> None:
+    name = f"{UNET}.attn1.to_q"
+    factors = {"A": torch.randn(4, 8).to(dtype), "B": torch.randn(8, 4).to(dtype)}
+    update = ModuleUpdate("lora", factors, alpha)
+    for format_name in ("diffusers", "kohya"):
+        path = tmp_path / f"{format_name}.safetensors"
+        format_named(format_name).write(AdapterUpdates({name: update}, family="sd15"), path)
+        assert torch.allclose(read_updates(path).modules[name].delta(), update.delta(), rtol=1e-6)
+
+
 def test_a_convolution_whose_second_factor_is_a_matrix_is_written_as_two_convolutions(tmp_path: Path) -> None:
     name = "unet.mid_block.resnets.0.conv1"
     dylora = ModuleUpdate("lora", {"A": torch.randn(2, 4, 3, 3), "B": torch.randn(6, 2)}, alpha=1.0)

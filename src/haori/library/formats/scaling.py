@@ -25,10 +25,11 @@ def scaled(factor: "Tensor", scale: float) -> "Tensor":
     if scale == 1:
         return factor
     is_shift = abs(math.frexp(scale)[0]) == 0.5
-    is_half = factor.dtype == torch.float16
-    if is_shift and (not is_half or (scale > 1 and float(factor.abs().max()) * scale < _LARGEST_HALF)):
+    is_wide = factor.dtype in {torch.bfloat16, torch.float32, torch.float64}
+    is_half_to_grow = factor.dtype == torch.float16 and scale > 1
+    if is_shift and (is_wide or (is_half_to_grow and float(factor.abs().max()) * scale < _LARGEST_HALF)):
         return factor * scale
-    return factor * scale if factor.dtype == torch.float32 else factor.float().mul_(scale)
+    return (factor if factor.dtype == torch.float64 else factor.float()) * scale
 
 
 def with_one_alpha(modules: Mapping[str, ModuleUpdate]) -> dict[str, ModuleUpdate]:
