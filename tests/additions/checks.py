@@ -265,12 +265,18 @@ def route(folder: Path) -> None:
         assert httpx.get(f"{server.url}/toy", trust_env=False).json() == {"toy": "here"}
 
 
-@checks("a file format to export")
+@checks("a file format of adapters")
 def file_format(folder: Path) -> None:
-    usual_run(folder)
-    haori("library", "export-ranks", "usual", "--out", folder / "ranks.csv")
-    lines = (folder / "ranks.csv").read_text("utf-8").splitlines()
-    assert len(lines) > 4 and all(line.endswith(",4") for line in lines)
+    import torch
+    from safetensors.torch import save_file
+
+    from haori.library.formats.registry import read_updates
+
+    pair = {"toy:unet.conv_in.lora_down.weight": torch.ones(2, 4), "toy:unet.conv_in.lora_up.weight": torch.ones(3, 2)}
+    save_file(pair, folder / "toy.safetensors")
+    updates = read_updates(folder / "toy.safetensors")
+    assert updates.format == "toy"
+    assert updates.modules["unet.conv_in"].delta().tolist() == [[2.0] * 4] * 3
 
 
 @checks("a form in which models write calls of tools")

@@ -116,24 +116,29 @@ def toy() -> dict[str, str]:
     return {"toy": "here"}
 '''
 
-_RANKS = '''"""Ranks of an adapter's modules as a table."""
+_FILE_FORMAT = '''"""Modules behind `toy:`."""
 
-from haori.library.adapter_files import inspect_adapter
-
-
-def export_ranks(folder, out):
-    """Write a line per module."""
-    out.write_text("".join(f"{name},{rank}\\n" for name, rank in inspect_adapter(folder).ranks.items()))
-'''
-
-_EXPORT = '''@app.command("export-ranks")
-def export_ranks_command(name: _Name, out: Annotated[Path, typer.Option(help="New file.")]) -> None:
-    """Write the ranks of an adapter."""
-    from haori.library import Library, export_ranks
-
-    export_ranks(Library().get(name).path, out)
+from haori.core.errors import InputError
+from haori.library.formats.tensor_names import place_modules, read_modules
+from haori.library.updates import AdapterUpdates
 
 
+class Toy:
+    name = "toy"
+    title = "a toy"
+
+    def detect(self, source):
+        return any(key.startswith("toy:") for key in source.tensors)
+
+    def read(self, source):
+        modules = place_modules(source, read_modules(source).modules, lambda own: own.removeprefix("toy:"))
+        return AdapterUpdates(modules, source.metadata, self.name)
+
+    def write(self, updates, path, card=None, *, base_config=None):
+        raise InputError("Toys are only read.")
+
+
+FORMAT = Toy()
 '''
 
 _DOUBLE_C = """
@@ -297,13 +302,12 @@ TOYS: dict[str, Toy] = {
         ),
         {"src/haori/server/toy_route.py": _PING},
     ),
-    "a file format to export": Toy(
+    "a file format of adapters": Toy(
         (
-            after("src/haori/library/__init__.py", '        "formats.peft": ("export_peft",),\n',
-                  '        "formats.ranks": ("export_ranks",),\n'),
-            before("src/haori/cli/library.py", "@app.command()\ndef remove(", _EXPORT),
+            after("src/haori/library/formats/registry.py", "FORMATS: dict[str, str] = {\n",
+                  '    "toy": "haori.library.formats.toy",\n'),
         ),
-        {"src/haori/library/formats/ranks.py": _RANKS},
+        {"src/haori/library/formats/toy.py": _FILE_FORMAT},
     ),
     "a form in which models write calls of tools": Toy((
         after("src/haori/server/tools/formats.py", "_FORMATS = (\n",
