@@ -7,8 +7,8 @@ import pytest
 from haori.library.formats.registry import format_named, read_updates
 from haori.library.updates import AdapterUpdates
 
-FOLDER = Path(__file__).parent.parent / "fixtures" / "formats" / "flux"
-FILES = sorted(path.name.removesuffix(".expected.safetensors") for path in FOLDER.glob("*.expected.safetensors"))
+FOLDER = Path(__file__).parent.parent / "fixtures" / "image_adapters"
+FILES = sorted(path.name.removesuffix(".expected.safetensors") for path in FOLDER.glob("*flux*.expected.safetensors"))
 
 
 def assert_as_expected(updates: AdapterUpdates, name: str) -> None:
@@ -16,12 +16,14 @@ def assert_as_expected(updates: AdapterUpdates, name: str) -> None:
     from safetensors.torch import load_file
 
     expected = load_file(FOLDER / f"{name}.expected.safetensors")
-    modules = {key.removesuffix(".weight") for key in expected if key.endswith(".weight")}
+    modules = {key.rpartition(".")[0] for key in expected}
     assert len(modules) >= 3
     for module in modules:
-        change, base = expected[f"{module}.weight"].double(), expected.get(f"{module}.base")
-        update = updates.modules[module]
-        found = update.delta() if base is None else update.change(base.double())
+        weight, update = expected[f"{module}.weight"].double(), updates.modules[module]
+        if f"{module}.change" in expected:
+            change, found = expected[f"{module}.change"].double(), update.change(weight)
+        else:
+            change, found = weight, update.delta()
         assert (found - change).norm() <= 1e-5 * change.norm(), module
 
 

@@ -156,6 +156,12 @@ def measured(folder: Path) -> list[Row]:
         lambda: genuine("lycoris_kinds", "LyCORIS LoCon, LoHa, LoKr, Tucker, DoRA", "lycoris-lora 4.1.3"),
         lambda: genuine("lycoris_rs_lora", "the same, rank-stabilised", "lycoris-lora 4.1.3"),
         lambda: genuine("diffusers_flux_r4_a8", "diffusers, Flux.1", "diffusers"),
+        *(
+            (lambda name=name, what=what: genuine(f"lycoris_flux_{name}", f"{what}, Flux.1", "lycoris-lora 4.1.3"))
+            for name, what in (
+                ("lokr", "LyCORIS LoKr"), ("loha_dora", "LyCORIS LoHa with DoRA"), ("locon_dora", "LyCORIS DoRA"),
+            )
+        ),
         llama_cpp_file,
         *(
             (lambda case=case, what=what: peft_row(case, f"PEFT folder: {what}", new(), reads=True))
