@@ -56,11 +56,15 @@ def library_part(home: Path, kind: str, count: int) -> dict[str, Any]:
         raise SystemExit(f"An unchanged tree was read again: {rescans}")
     return {
         "adapters": count, "first_s": first["s"], "first_peak_mb": first["peak_mb"],
-        "rescan_s": [each["s"] for each in rescans], "list_ms": [each["s"] * 1e3 for each in lists],
-        "search_ms": {query: [each[query]["s"] * 1e3 for each in searches] for query in found}, "found": found,
-        "resolve_ms": [s * 1e3 for s in warm["samples"]], "first_resolve_ms": [s * 1e3 for s in cold["samples"]],
+        "rescan_s": [each["s"] for each in rescans], "list_ms": [_ms(each["s"]) for each in lists],
+        "search_ms": {query: [_ms(each[query]["s"]) for each in searches] for query in found}, "found": found,
+        "resolve_ms": [_ms(s) for s in warm["samples"]], "first_resolve_ms": [_ms(s) for s in cold["samples"]],
         "memory_mb": warm["peak_mb"],
     }  # fmt: skip
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
 
 
 def figures(parts: dict[str, Any]) -> dict[str, float]:

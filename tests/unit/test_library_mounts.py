@@ -251,9 +251,29 @@ def test_civitai_info_says_where_it_is_from_and_what_is_allowed(library, tree):
     assert names(library, "tag:painting base:sd15") == ["Lora/styles/ink"]
 
 
+def test_the_kind_of_base_is_told_by_names_where_no_header_says_it(library, tmp_path):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    root = tmp_path / "images"
+    root.mkdir()
+    modules = {
+        "flux1": "transformer.single_transformer_blocks.0.attn.to_q",
+        "flux2": "transformer.transformer_blocks.0.ff.linear_in",
+        "qwen_image": "transformer.transformer_blocks.3.img_mlp.net.0.proj",
+        "z_image": "transformer.context_refiner.0.attention.to_q",
+    }
+    for family, module in modules.items():
+        tensors = {f"{module}.lora_A.weight": np.ones((4, 32), "f4"), f"{module}.lora_B.weight": np.ones((32, 4), "f4")}
+        save_file(tensors, root / f"{family}.safetensors")
+    library.mounts.add(root)
+    found = {one.entry.name: one.entry.family for one in library.search("").listed}
+    assert found == {f"images/{family}": family for family in modules}
+
+
 def test_what_is_mounted_cannot_be_changed_or_removed_as_if_stored(library, tree):
     library.mounts.add(tree)
-    for change in (library.remove, lambda spec: library.update(spec, description="x")):
+    for change in (library.remove, library.promote, lambda spec: library.update(spec, description="x")):
         with pytest.raises(LibraryError, match="lies in a mounted folder, which is only read"):
             change("Lora/smile")
     assert (tree / "smile.safetensors").is_file()

@@ -2,6 +2,8 @@
 
 __all__ = ["print_search"]
 
+_MOST = 20
+
 
 def print_search(query: str) -> None:
     """Print the adapters that a query describes; all of them if it is empty."""
@@ -16,5 +18,12 @@ def print_search(query: str) -> None:
             f"No adapter has the word {word!r}; shown are those with {', '.join(map(repr, near))}.", markup=False
         )
     results().print(list_table(found.listed))
+    broken = [listed.entry for listed in found.listed if listed.entry.problem]
+    for entry in broken[:_MOST]:
+        results().print(f"{entry.name} cannot be used: {entry.problem}", style="red", markup=False, soft_wrap=True)
+    if len(broken) > _MOST:
+        results().print(
+            f"{len(broken) - _MOST:,} more cannot be used; `haori library show NAME` says why.", style="red"
+        )
     for problem in (problem for scan in scans for problem in scan.problems):
         results().print(problem, style="yellow", markup=False)

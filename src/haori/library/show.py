@@ -38,7 +38,7 @@ def list_table(entries: Iterable[Listed]) -> "Table":
             f"{entry.size_bytes / 1e6:.1f}",
             Text(entry.licence or "unknown"),
             entry.commercial,
-            Text(entry.problem or entry.proved, style="red" if entry.problem else ""),
+            Text("cannot be used" if entry.problem else entry.proved, style="red" if entry.problem else ""),
         )
     return table
 

@@ -284,6 +284,7 @@ class Library:
 
     def _change_history(self, change: Callable[[Names, str], History], spec: str) -> StoredAdapter:
         """Write the history that `change` makes and return the adapter that the bare name means then."""
+        self._refuse_mounted(spec)
         with self._index.lock():
             names = self._current_names()
             if spec == (held := self._stored(names.find(spec), names)).card.base.name:

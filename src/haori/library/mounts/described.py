@@ -33,6 +33,13 @@ _COMPONENTS = (
     ("text_encoder", re.compile(r"lora_te1?_|text_encoder\.")),
 )  # fmt: skip
 _CONTEXT = re.compile(r"attn2[._]to_[kv]\.(lora_down|lora_A|lora\.down)")
+# Of transformers whose files say nothing in their header; what is added to the library is told by its shapes, too.
+_NAMES = (
+    ("flux2", re.compile(r"to_qkv_mlp_proj|stream_modulation|ff(_context)?[._]linear_(in|out)")),
+    ("flux1", re.compile(r"(single_transformer|double|single)_blocks[._]")),
+    ("qwen_image", re.compile(r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)[._]")),
+    ("z_image", re.compile(r"(context|noise)_refiner[._]|layers[._]\d+[._](adaLN|attention[._]to_)")),
+)
 _CONTEXT_WIDTHS = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
 _BASES = ("ss_sd_model_name", "ss_base_model_version", "modelspec.architecture")
 
@@ -121,7 +128,8 @@ def _family(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> 
             return _CONTEXT_WIDTHS[entry.shape[1]]
     if any(key.startswith(("lora_te2_", "text_encoder_2.text_model", "lora_unet_input_blocks")) for key in tensors):
         return "sdxl"
-    return stated_family(metadata)
+    likely = (family for family, name in _NAMES if any(name.search(key) for key in tensors))
+    return stated_family(metadata) or next(likely, None)
 
 
 def _rank(key: str, entry: TensorEntry) -> int | None:
