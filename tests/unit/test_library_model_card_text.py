@@ -124,6 +124,8 @@ def test_an_adapter_of_images_has_a_prompt_and_a_pipeline():
     assert found["instance_prompt"] == 'ohwx dog, a "b"'
     assert (found["library_name"], found["pipeline_tag"]) == ("diffusers", "text-to-image")
     assert found["base_model"] == "stabilityai/sdxl"
+    plain = render_model_card("style@1", record(base=family, components=("unet",), origin="added"))
+    assert "base_model" not in yaml.safe_load(plain.split("---\n")[1])  # the name of a family is no repository
     code = text.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert "load_lora_weights" in code

@@ -82,7 +82,8 @@ def base_on_hub(card: AdapterCard) -> str | None:
     """Return the repository of the base: where it came from, what its author names, or else its name."""
     kind, _, place = card.base.source.partition(":")
     stated = (name for name in card.stated_bases if "/" in name and public_name(name) == name)
-    candidates = (place if kind == "hub" else "", *stated, public_name(card.base.name))
+    named = public_name(card.base.name) if card.base.components else ""  # else it is the name of a family
+    candidates = (place if kind == "hub" else "", *stated, named)
     return next((found for found in candidates if _REPOSITORY.fullmatch(found)), None)
 
 

@@ -36,7 +36,7 @@ def list_table(entries: Iterable[Listed]) -> "Table":
             Text(entry.base or "unknown"),
             Text(entry.method + (f" r{entry.rank}" if entry.rank else "")),
             f"{entry.size_bytes / 1e6:.1f}",
-            Text(entry.licence or "unknown"),
+            Text((entry.licence or "unknown").replace("LicenseRef-scancode-", "")),
             entry.commercial,
             Text("cannot be used" if entry.problem else entry.proved, style="red" if entry.problem else ""),
         )
