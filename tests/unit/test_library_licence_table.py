@@ -3,6 +3,7 @@
 Each row names the fault that it is there to catch.
 """
 
+import time
 from typing import Any, NamedTuple
 
 import pytest
@@ -211,3 +212,24 @@ def test_a_blend_is_bound_by_the_strictest_of_its_parts():
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.fault)
 def test_lists_answer_as_the_command_does(case: Case):
     assert commercial_use(card(case.base, *case.data)) == case.commercial
+
+
+@pytest.mark.parametrize(
+    ("stated", "commercial"),
+    [
+        ("(MIT AND " * 1500 + "MIT" + ")" * 1500, "unknown"),
+        ("(MIT AND " * 150 + "MIT" + ")" * 150, "yes"),
+        (" AND ".join(f"(CC-BY-NC-4.0 OR MIT OR X{n})" for n in range(60)), "yes"),
+        (" AND ".join(f"(X{n} OR Y{n})" for n in range(30)), "unknown"),
+        (" OR ".join(f"Zq{n}" for n in range(1500)), "unknown"),
+        ("x" * 200_000, "unknown"),
+        ("WITH AND OR", "unknown"),
+        ("MIT\x00 AND (((", "unknown"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_licences_made_to_take_long_are_read_soon(stated, commercial):
+    begun = time.perf_counter()
+    asked = card("MIT", stated)
+    assert (effective_licence(asked).commercial, commercial_use(asked)) == (commercial, commercial)
+    assert time.perf_counter() - begun < 5

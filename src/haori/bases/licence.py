@@ -5,12 +5,13 @@ has no SPDX id becomes a `LicenseRef-...`; none found is None. This is not legal
 """
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["front_matter", "licence_of_folder", "to_spdx"]
+__all__ = ["front_matter", "licence_of_folder", "licensing", "to_spdx"]
 
 _READ_LIMIT = 64 << 10
 # Ids of the model hub that differ from SPDX and from the ScanCode index.
@@ -61,9 +62,17 @@ def to_spdx(raw: str) -> str | None:
     if name.lower() in _HUB_IDS:
         return _HUB_IDS[name.lower()]
     try:
-        return str(license_expression.get_spdx_licensing().parse(name, validate=True))
+        return str(licensing().parse(name, validate=True))
     except (license_expression.ExpressionError, license_expression.ParseError):
         return "LicenseRef-" + re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")[:100]
+
+
+@lru_cache(maxsize=1)
+def licensing() -> Any:
+    """Return the index of licences that expressions are read with."""
+    from license_expression import get_spdx_licensing
+
+    return get_spdx_licensing()
 
 
 def front_matter(readme: Path) -> dict[str, Any]:

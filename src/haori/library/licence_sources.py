@@ -11,10 +11,12 @@ from haori.core.hashing import short
 from haori.core.records import AdapterCard, Permissions
 from haori.library.licence_terms import UNKNOWN_LICENCE
 
-__all__ = ["PERMISSIONS_LICENCE", "Ingredient", "ingredients", "licensing", "parse_licence"]
+__all__ = ["PERMISSIONS_LICENCE", "Ingredient", "ingredients", "parse_licence"]
 
 PERMISSIONS_LICENCE = "LicenseRef-Civitai-permissions"
 """What stands in an expression for the answers to Civitai's four questions."""
+
+_LONGEST, _DEEPEST = 20_000, 200
 
 
 class Ingredient(NamedTuple):
@@ -62,12 +64,17 @@ def ingredients(card: AdapterCard, ancestors: Iterable[AdapterCard] = ()) -> tup
 
 @lru_cache(maxsize=4096)
 def parse_licence(licence: str | None) -> Any:
-    """Return a licence expression tree; hub ids become SPDX ids, and free text a LicenseRef of its own."""
+    """Return a licence expression tree; hub ids become SPDX ids, and free text a LicenseRef of its own.
+
+    What is longer or nested deeper than any licence is unknown.
+    """
     from license_expression import ExpressionError, ParseError
 
-    from haori.bases.licence import to_spdx
+    from haori.bases.licence import licensing, to_spdx
 
     known = licensing()
+    if licence is not None and (len(licence) > _LONGEST or licence.count("(") > _DEEPEST):
+        return known.parse(UNKNOWN_LICENCE)
     try:
         expression = known.parse(licence or UNKNOWN_LICENCE)
     except (ExpressionError, ParseError):
@@ -80,14 +87,6 @@ def parse_licence(licence: str | None) -> Any:
         if not str(symbol).startswith("LicenseRef-") and known.unknown_license_keys(str(symbol))
     }
     return expression.subs(foreign) if foreign else expression
-
-
-@lru_cache(maxsize=1)
-def licensing() -> Any:
-    """Return the index of licences that expressions are read with."""
-    from license_expression import get_spdx_licensing
-
-    return get_spdx_licensing()
 
 
 def _of(card: AdapterCard, known: dict[str, AdapterCard], via: str | None, seen: set[str]) -> Iterator[Ingredient]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from haori.core.records import AdapterCard
 from haori.library.licence_conflicts import conflicts
-from haori.library.licence_sources import PERMISSIONS_LICENCE, Ingredient, ingredients, licensing, parse_licence
+from haori.library.licence_sources import PERMISSIONS_LICENCE, Ingredient, ingredients, parse_licence
 from haori.library.licence_terms import SEVERITY, Answer, Terms, permission_terms, terms_of
 
 __all__ = ["Credit", "LicenceVerdict", "Question", "Source", "commercial_use", "effective_licence"]
@@ -166,11 +166,21 @@ def _ways(expression: Any) -> list[tuple[tuple[str, Terms], ...]]:
     if kind == "OR":
         return [way for part in expression.args for way in _ways(part)]
     if kind == "AND":
-        return [sum(parts, ()) for parts in product(*(_ways(part) for part in expression.args))]
+        parts = [_ways(part) for part in expression.args]
+        if math.prod(len(ways) for ways in parts) > _MOST_CHOICES:
+            parts = [[min(ways, key=_weight)] for ways in parts]
+        return [sum(chosen, ()) for chosen in product(*parts)]
     licence = getattr(expression, "license_symbol", None)
     if licence is None:
         return [((str(expression.key), terms_of(str(expression.key))),)]
     return [((str(expression), terms_of(str(licence.key)).excepted()),)]
+
+
+def _weight(way: tuple[tuple[str, Terms], ...]) -> tuple[int, int]:
+    return (
+        max(SEVERITY.index(terms.commercial) for _, terms in way),
+        max(SEVERITY.index(terms.redistribution) for _, terms in way),
+    )
 
 
 def _combinations(choices: Sequence[list[Source]]) -> Iterable[tuple[Source, ...]]:
@@ -194,6 +204,8 @@ def _conflicts(sources: Iterable[Source]) -> tuple[str, ...]:
 
 def _join(expressions: Sequence[Any]) -> str:
     from license_expression import combine_expressions
+
+    from haori.bases.licence import licensing
 
     texts = [expression.render() for expression in expressions]
     return str(combine_expressions(texts, relation="AND", unique=True, licensing=licensing()))
