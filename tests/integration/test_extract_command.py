@@ -124,7 +124,7 @@ def test_what_has_no_difference_is_refused(
     assert Library().list() == ()
 
 
-def test_components_of_a_pipeline(tmp_path: Path, tiny_base_folder: Path) -> None:
+def test_components_of_a_pipeline(tmp_path: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = write_pipeline(tmp_path / "base", tiny_base_folder)
     tuned = write_pipeline(tmp_path / "tuned", tiny_base_folder, unet=7)
     index = json.loads((tuned / "model_index.json").read_text())
@@ -137,3 +137,13 @@ def test_components_of_a_pipeline(tmp_path: Path, tiny_base_folder: Path) -> Non
         key = f"{name.removeprefix('unet.')}.weight"
         expected = two[key].double() - one[key].double()
         assert float((update.delta() - expected).norm() / expected.norm()) < 1e-6
+    done = haori(capsys, "extract", "--base", base, "--tuned", tuned, "--rank", 36, "--name", "style")
+    assert done.code == 0, done.err
+    stored = Library().get("style")
+    assert stored.card.components == ("unet",)
+    assert stored.card.base.components.keys() == {"unet", "vae", "text_encoder"}
+    done = haori(capsys, "merge", "style", "--base", base, "--out", tmp_path / "merged")
+    assert done.code == 0, done.err
+    merged = load_file(tmp_path / "merged" / file)
+    for name, weight in two.items():
+        assert float((merged[name] - weight).abs().max()) < 1e-6

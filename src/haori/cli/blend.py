@@ -7,8 +7,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from haori.library import Combined
     from haori.library.combining.energy import Energy
-    from haori.library.combining.stored import Combined
 
 __all__ = ["blend", "extract", "resize"]
 
@@ -33,8 +33,7 @@ def blend(
 ) -> None:
     """Make one adapter of several: the weighted sum of what each changes, proved on the base."""
     from haori.cli.console import results
-    from haori.library.combining.blending import BlendOptions
-    from haori.library.combining.stored import blend_stored
+    from haori.library import BlendOptions, blend_stored
     from haori.serve.adapters.blend import parse_blend
 
     given = [(part.spec, part.strength) for part in parse_blend("+".join(parts))]
@@ -55,7 +54,7 @@ def resize(
     base: _Base = None,
 ) -> None:
     """Store an adapter at a lower rank: of every module the nearest change that has it."""
-    from haori.library.combining.stored import resize_stored
+    from haori.library import resize_stored
 
     _print(resize_stored(name, rank, new, base_spec=base))
 
@@ -67,7 +66,7 @@ def extract(
     name: Annotated[str, typer.Option(help="Name of the adapter in the library.")],
 ) -> None:
     """Make an adapter of what a full fine-tune did to its base."""
-    from haori.library.combining.stored import extract_stored
+    from haori.library import extract_stored
 
     _print(extract_stored(base, tuned, rank, name))
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from haori.library.attaching import attach, attach_files, check_base
     from haori.library.attribution import attribution_text
     from haori.library.bill_of_materials import model_bom
+    from haori.library.combining.blending import BlendOptions
+    from haori.library.combining.stored import Combined, blend_stored, extract_stored, resize_stored
     from haori.library.compatibility import Compatibility, check_compatibility, compatibility_table
     from haori.library.converting import convert_adapter, convert_stored
     from haori.library.exporting import export_stored
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterFiles",
+    "BlendOptions",
+    "Combined",
     "Compatibility",
     "Library",
     "LicenceVerdict",
@@ -64,6 +68,7 @@ __all__ = [
     "attach_files",
     "attribution_text",
     "base_of",
+    "blend_stored",
     "card_table",
     "check_base",
     "check_compatibility",
@@ -78,6 +83,7 @@ __all__ = [
     "export_in_format",
     "export_peft",
     "export_stored",
+    "extract_stored",
     "import_adapter",
     "inspect_adapter",
     "is_key_encrypted",
@@ -96,6 +102,7 @@ __all__ = [
     "prompt_format",
     "render_model_card",
     "require_passed",
+    "resize_stored",
     "sign_stored",
     "signed_with",
     "stored_template",
@@ -118,6 +125,8 @@ __getattr__ = lazy_exports(
         "bill_of_materials": ("model_bom",),
         "compatibility": ("Compatibility", "check_compatibility", "compatibility_table"),
         "converting": ("convert_adapter", "convert_stored"),
+        "combining.blending": ("BlendOptions",),
+        "combining.stored": ("Combined", "blend_stored", "extract_stored", "resize_stored"),
         "exporting": ("export_stored",),
         "format_folders": ("export_in_format",),
         "formats.peft": ("export_peft",),

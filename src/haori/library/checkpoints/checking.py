@@ -121,20 +121,19 @@ class _Pair(NamedTuple):
     def pieces(self, rows: int) -> "Iterator[tuple[int, Tensor, Tensor]]":
         """Yield the first row of each piece, with these rows of the base's tensor and of the written one."""
         total = self.written.shape[0]
+        row = (self.written.end - self.written.start) // total
+        memory = [torch.empty(min(rows, total) * row, dtype=torch.uint8) for _ in range(2)]
         for first in range(0, total, rows):
             last = min(total, first + rows)
-            yield (
-                first,
-                self._rows(self.source, self.source_data, self.of_base, first, last),
-                self._rows(self.target, self.target_data, self.written, first, last),
-            )
+            before = self._rows(self.source, self.source_data, self.of_base, first, last, memory[0])
+            yield first, before, self._rows(self.target, self.target_data, self.written, first, last, memory[1])
 
-    def _rows(self, descriptor: int, data: int, entry: TensorEntry, first: int, last: int) -> Tensor:
+    def _rows(self, descriptor: int, data: int, entry: TensorEntry, first: int, last: int, into: Tensor) -> Tensor:
         row = (entry.end - entry.start) // entry.shape[0]
         part = entry._replace(
             shape=(last - first, *entry.shape[1:]), start=entry.start + first * row, end=entry.start + last * row
         )
-        return read_tensor(descriptor, data, part, self.name)
+        return read_tensor(descriptor, data, part, self.name, into)
 
 
 def _check(pair: _Pair, change: Change | None, advance: Advance) -> Checked:
@@ -160,15 +159,17 @@ class _Expected:
         self._update = update
         plain = update.kind == "lora" and "mid" not in update.factors and update.magnitude is None
         self._by_rows = plain and not change.is_bias and not change.transposed
-        self.step = max(1, _PIECE * rows // max(1, math.prod(entry.shape))) if self._by_rows else rows
+        self.step = min(rows, max(1, _PIECE * rows // max(1, math.prod(entry.shape)))) if self._by_rows else rows
         if self._by_rows:
             self._a = update.factors["A"].double().flatten(1)
             self._b = update.factors["B"].double().flatten(1) * update.scale
+            self._wide = torch.empty(self.step, self._a.shape[1], dtype=torch.float64)
 
     def rows(self, weight: Tensor, first: int) -> Tensor:
-        exact = weight.double()
         if self._by_rows:
-            return exact.flatten(1).addmm_(self._b[first : first + len(weight)], self._a).reshape(weight.shape)
+            exact = self._wide[: len(weight)].copy_(weight.flatten(1))
+            return exact.addmm_(self._b[first : first + len(weight)], self._a).reshape(weight.shape)
+        exact = weight.double()
         if self._change.is_bias:
             assert self._update.bias is not None
             return exact + self._update.bias.double().reshape(exact.shape)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["nearest_of", "round_once"]
+__all__ = ["Rounder", "nearest_of", "round_once"]
 
 # Bits of fp32 below the one that decides where a 16-bit number is rounded to; in the middle they are all zero.
 _BELOW = {torch.bfloat16: (1 << 15) - 1, torch.float16: (1 << 12) - 1}
@@ -17,17 +17,40 @@ _BELOW = {torch.bfloat16: (1 << 15) - 1, torch.float16: (1 << 12) - 1}
 
 def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
     """Return float64 numbers rounded to a dtype, to the nearest, ties to even."""
-    if dtype not in _BELOW:
-        return exact.to(dtype)
-    import numpy as np
+    return Rounder(exact.numel(), dtype)(exact.contiguous()).clone()
 
-    near = exact.contiguous().float()
-    rounded = near.to(dtype)
-    bits: Any = near.view(torch.int32).numpy()
-    places = torch.from_numpy(np.flatnonzero((bits & _BELOW[dtype]) == 0))
-    if len(places):
-        rounded.view(-1)[places] = _by_way_of_odd(exact.reshape(-1)[places]).to(dtype)
-    return rounded
+
+class Rounder:
+    """Rounds piece after piece in the same memory: getting it from the system again and again takes longer.
+
+    Args:
+        size: Most numbers of a piece.
+        dtype: What they are rounded to.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        import numpy as np
+
+        self._near = torch.empty(size, dtype=torch.float32)
+        self._rounded = torch.empty(size, dtype=dtype)
+        self._low = np.empty(size, dtype=np.int32)
+
+    def __call__(self, exact: Tensor) -> Tensor:
+        """Return contiguous float64 numbers rounded to the nearest, ties to even; until the next call."""
+        import numpy as np
+
+        flat, count = exact.view(-1), exact.numel()
+        rounded = self._rounded[:count]
+        if rounded.dtype not in _BELOW:
+            return rounded.copy_(flat).view(exact.shape)
+        near = self._near[:count].copy_(flat)
+        rounded.copy_(near)
+        bits: Any = near.view(torch.int32).numpy()
+        low = np.bitwise_and(bits, _BELOW[rounded.dtype], out=self._low[:count])
+        places = torch.from_numpy(np.flatnonzero(low == 0))
+        if len(places):
+            rounded[places] = _by_way_of_odd(flat[places]).to(rounded.dtype)
+        return rounded.view(exact.shape)
 
 
 def nearest_of(values: Tensor, exact: Tensor, *, slack: float = 0.0) -> Tensor:

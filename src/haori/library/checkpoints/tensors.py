@@ -45,7 +45,7 @@ class WeightFile:
             return read_tensor(file.fileno(), self.header.data_start, entry, name)
 
 
-def read_tensor(descriptor: int, data_start: int, entry: TensorEntry, name: str) -> Tensor:
+def read_tensor(descriptor: int, data_start: int, entry: TensorEntry, name: str, into: Tensor | None = None) -> Tensor:
     """Read a tensor, in its own dtype, from an open file.
 
     Args:
@@ -53,6 +53,7 @@ def read_tensor(descriptor: int, data_start: int, entry: TensorEntry, name: str)
         data_start: Where the data of the file begin.
         entry: Dtype, shape and byte range.
         name: For messages.
+        into: Bytes to read into, at least as many; new ones by default.
 
     Raises:
         BaseError: It is of a dtype that is no weight's, or the file is too short.
@@ -62,7 +63,8 @@ def read_tensor(descriptor: int, data_start: int, entry: TensorEntry, name: str)
             f"The weight {name!r} is stored as {entry.dtype}, whose steps are too coarse to compute with; use the base "
             "in 16 or 32 bits."
         )
-    data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+    size = entry.end - entry.start
+    data = torch.empty(size, dtype=torch.uint8) if into is None else into[:size]
     array: Any = data.numpy()
     view = memoryview(array)
     done = 0

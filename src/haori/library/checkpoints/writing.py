@@ -18,8 +18,8 @@ from torch import Tensor
 from haori.core.errors import BaseError
 from haori.core.safetensors_header import TensorEntry
 from haori.library.checkpoints.plan import Change, FilePlan
-from haori.library.checkpoints.rounding import round_once
-from haori.library.checkpoints.tensors import read_tensor
+from haori.library.checkpoints.rounding import Rounder, round_once
+from haori.library.checkpoints.tensors import DTYPES, read_tensor
 from haori.library.combining.factors import Factors, factors_of
 
 __all__ = ["Advance", "results_of", "threads", "write_file"]
@@ -65,7 +65,7 @@ def write_file(plan: FilePlan, target: Path, pool: ThreadPoolExecutor, advance: 
             entries[name] = (held.tensors[like], added, new)
         out.truncate(len(header) + max((new.end for _, _, new in entries.values()), default=0))
         jobs, lock = [], Lock()
-        for name, (entry, change, new) in sorted(entries.items(), key=lambda item: item[1][0].start - item[1][0].end):
+        for name, (entry, change, new) in sorted(entries.items(), key=lambda item: item[1][2].start):
             place = _Place(
                 name, source.fileno(), held.data_start + entry.start, out.fileno(), len(header) + new.start, entry, lock
             )
@@ -101,7 +101,7 @@ class _Place(NamedTuple):
     def size(self) -> int:
         return self.entry.end - self.entry.start
 
-    def read(self, first: int, rows: int) -> Tensor:
+    def read(self, first: int, rows: int, into: Tensor | None = None) -> Tensor:
         """Read some rows; a tensor of no axes is one row."""
         row = self.size // max(1, self.entry.shape[0] if self.entry.shape else 1)
         shape = (rows, *self.entry.shape[1:]) if self.entry.shape else ()
@@ -154,10 +154,14 @@ def _add(place: _Place, factors: Factors, advance: Advance) -> None:
     rows = place.entry.shape[0]
     row_bytes = place.size // rows
     b, a = factors.b.contiguous(), factors.a.contiguous()
-    step = max(1, _PIECE // a.shape[1])
+    step = min(rows, max(1, _PIECE // a.shape[1]))
+    read = torch.empty(step * row_bytes, dtype=torch.uint8)
+    wide = torch.empty(step, a.shape[1], dtype=torch.float64)
+    rounder = Rounder(wide.numel(), DTYPES[place.entry.dtype])
     for first in range(0, rows, step):
-        piece = place.read(first, min(step, rows - first)).flatten(1)
-        place.write(round_once(piece.double().addmm_(b[first : first + step], a), piece.dtype), first * row_bytes)
+        piece = place.read(first, min(step, rows - first), read).flatten(1)
+        exact = wide[: len(piece)].copy_(piece).addmm_(b[first : first + step], a)
+        place.write(rounder(exact), first * row_bytes)
         advance(piece.nbytes)
 
 
