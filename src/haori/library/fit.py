@@ -24,9 +24,6 @@ __all__ = ["BaseWeight", "Fit", "Misfit", "base_weights", "component_weights", "
 Shape = tuple[int, ...]
 
 _NAMED = 3  # misfits that a message names one by one
-# Architectures whose linear layers are transformers' Conv1D, which keeps its weight as [in, out].
-_CONV1D_TYPES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings)\.weight$")
 
 
@@ -36,14 +33,13 @@ class BaseWeight:
 
     Attributes:
         name: What the base's own files call it, within its component.
-        shape: [out, in(, k...)] or [out]; None where it is quantised and stored in another shape.
-        transposed: The files hold it as [in, out].
+        shape: [out, in(, k...)] or [out], and [in, out] for GPT-2's layers, as their updates are read too; None where
+            it is quantised and stored in another shape.
         tied: It is not stored: the output head shares the input embedding that `name` names.
     """
 
     name: str
     shape: Shape | None
-    transposed: bool = False
     tied: bool = False
 
 
@@ -165,11 +161,9 @@ def component_weights(folder: "ModelFolder") -> dict[str, BaseWeight]:
     with. Files of a `CLIPTextModel` saved by transformers 5 lack its `text_model.`.
     """
     found = {}
-    is_conv1d = folder.config.get("model_type") in _CONV1D_TYPES
     for name, shape in folder.tensors.items():
-        transposed = is_conv1d and len(shape) == 2 and _CONV1D.search(name) is not None
-        known = None if folder.quantization is not None else shape[::-1] if transposed else shape
-        found[_canonical(folder.architecture, name)] = BaseWeight(name, known, transposed)
+        known = None if folder.quantization is not None else shape
+        found[_canonical(folder.architecture, name)] = BaseWeight(name, known)
     embeddings = [weight for name, weight in found.items() if _EMBEDDING.search(name)]
     if "lm_head.weight" not in found and len(embeddings) == 1:
         found["lm_head.weight"] = BaseWeight(embeddings[0].name, embeddings[0].shape, tied=True)

@@ -158,7 +158,7 @@ class _Expected:
         assert update is not None
         self._update = update
         plain = update.kind == "lora" and "mid" not in update.factors and update.magnitude is None
-        self._by_rows = plain and not change.is_bias and not change.transposed
+        self._by_rows = plain and not change.is_bias
         self.step = min(rows, max(1, _PIECE * rows // max(1, math.prod(entry.shape)))) if self._by_rows else rows
         if self._by_rows:
             self._a = update.factors["A"].double().flatten(1)
@@ -173,8 +173,6 @@ class _Expected:
         if self._change.is_bias:
             assert self._update.bias is not None
             return exact + self._update.bias.double().reshape(exact.shape)
-        if self._change.transposed:
-            return exact + self._update.change(exact.T).T
         return exact + self._update.change(exact)
 
 

@@ -30,13 +30,11 @@ class Change:
         module: The module's full name.
         update: What the adapter does to it; None for a tensor that is only copied to another place.
         is_bias: The tensor is the module's bias, not its weight.
-        transposed: The file holds the weight as [in, out].
     """
 
     module: str
     update: ModuleUpdate | None
     is_bias: bool = False
-    transposed: bool = False
 
 
 @dataclass
@@ -126,7 +124,7 @@ def plan_merge(tensors: BaseTensors, updates: AdapterUpdates, *, adapter: str) -
     for weights, is_bias in ((fit.weights, False), (fit.biases, True)):
         for module, weight in weights.items():
             component = module.partition(".")[0]
-            change = Change(module, updates.modules[module], is_bias, weight.transposed)
+            change = Change(module, updates.modules[module], is_bias)
             plan = plans[tensors.file_of(component, weight.name).path]
             _check_dtype(plan.source, weight.name)
             head = _shared_head(tensors, component)

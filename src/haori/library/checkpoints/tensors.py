@@ -105,10 +105,9 @@ class BaseTensors:
         return next(file for file in self.files[component] if name in file.header.tensors)
 
     def read(self, component: str, weight: BaseWeight) -> Tensor:
-        """Read a weight as [out, in(, k...)], in its own dtype.
+        """Read a weight in its own dtype.
 
         Raises:
             BaseError: It is of a dtype that is no weight's.
         """
-        tensor = self.file_of(component, weight.name).read(weight.name)
-        return tensor.T if weight.transposed else tensor
+        return self.file_of(component, weight.name).read(weight.name)

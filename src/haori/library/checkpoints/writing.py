@@ -134,7 +134,7 @@ def _write(place: _Place, change: Change | None, advance: Advance) -> None:
     else:
         weight = place.read(0, place.entry.shape[0])
         exact = weight.double()
-        exact += change.update.change(exact.T).T if change.transposed else change.update.change(exact)
+        exact += change.update.change(exact)
         place.write(round_once(exact, weight.dtype), 0)
         advance(place.size)
 
@@ -145,9 +145,7 @@ def _thin(change: Change, shape: tuple[int, ...]) -> Factors | None:
     if update is None or update.magnitude is not None or update.kind == "diff" or len(shape) < 2:
         return None
     factors = factors_of(update)
-    if factors.rank * _THIN > factors.full_rank:
-        return None
-    return Factors(factors.a.T, factors.b.T, factors.shape[::-1]) if change.transposed else factors
+    return None if factors.rank * _THIN > factors.full_rank else factors
 
 
 def _add(place: _Place, factors: Factors, advance: Advance) -> None:
