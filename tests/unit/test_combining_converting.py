@@ -28,6 +28,19 @@ def test_a_rank_that_suffices_loses_nothing(update: ModuleUpdate) -> None:
     assert made.kind == ("lora" if delta.dim() > 1 else "diff")
 
 
+def test_lokr_of_a_tucker_core_of_rank_one_is_converted() -> None:
+    numbers = torch.Generator().manual_seed(0)
+    factors = {"w1": torch.randn(2, 2, generator=numbers), "w2_a": torch.randn(1, 3, generator=numbers)}
+    factors |= {"w2_b": torch.randn(1, 2, generator=numbers), "t2": torch.randn(1, 1, 3, 3, generator=numbers)}
+    update = ModuleUpdate("lokr", factors, 2.0)
+    second = torch.einsum("kl,p,q->pqkl", factors["t2"][0, 0], factors["w2_a"][0], factors["w2_b"][0])
+    expected = 2 * torch.einsum("ab,pqkl->apbqkl", factors["w1"], second).reshape(6, 4, 3, 3)
+    assert torch.allclose(update.delta().float(), expected, rtol=1e-5)
+    assert torch.allclose(
+        as_lora(AdapterUpdates({NAME: update}), 8).updates.modules[NAME].delta().float(), expected, atol=1e-5
+    )
+
+
 def sample(**fields: Any) -> ModuleUpdate:
     numbers = torch.Generator().manual_seed(0)
     factors = {name: torch.randn(20, 3, generator=numbers) for name in ("w1_a", "w2_a")}

@@ -19,7 +19,7 @@ from haori.core.errors import FileFormatError
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-__all__ = ["FACTORS", "AdapterUpdates", "Kind", "ModuleUpdate"]
+__all__ = ["FACTORS", "AdapterUpdates", "Kind", "ModuleUpdate", "kron"]
 
 Kind = Literal["lora", "loha", "lokr", "diff"]
 
@@ -179,7 +179,6 @@ def _loha(factors: "Mapping[str, Tensor]") -> "Tensor":
 
 
 def _lokr(factors: "Mapping[str, Tensor]") -> "Tensor":
-    import torch
 
     w1 = factors["w1"] if "w1" in factors else factors["w1_a"] @ factors["w1_b"]
     if "w2" in factors:
@@ -188,7 +187,15 @@ def _lokr(factors: "Mapping[str, Tensor]") -> "Tensor":
         w2 = _tucker(factors["t2"], factors["w2_a"], factors["w2_b"])
     else:
         w2 = factors["w2_a"] @ factors["w2_b"]
-    return torch.kron(w1.reshape(*w1.shape, *[1] * (w2.dim() - w1.dim())).contiguous(), w2.contiguous())
+    return kron(w1.reshape(*w1.shape, *[1] * (w2.dim() - w1.dim())), w2)
+
+
+def kron(first: "Tensor", second: "Tensor") -> "Tensor":
+    """Return the Kronecker product, of tensors of any strides: `torch.kron` fails on some with an axis of size 1."""
+    import torch
+
+    plain = torch.contiguous_format
+    return torch.kron(first.clone(memory_format=plain), second.clone(memory_format=plain))
 
 
 def _tucker(core: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":

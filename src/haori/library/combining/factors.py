@@ -13,7 +13,7 @@ from torch import Tensor
 
 from haori.core.errors import MismatchError
 from haori.library.combining.energy import ModuleEnergy
-from haori.library.updates import ModuleUpdate
+from haori.library.updates import ModuleUpdate, kron
 
 __all__ = ["Factors", "factors_of", "low_rank", "numerical_rank", "stacked", "truncated"]
 
@@ -206,7 +206,7 @@ def _kronecker(found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     else:
         b2, a2 = found["w2_a"], found["w2_b"].flatten(1)
     # The kernel is the second factor's alone, so its positions stay innermost in the product.
-    return torch.kron(b1.contiguous(), b2.contiguous()), torch.kron(a1.contiguous(), a2.contiguous())
+    return kron(b1, b2), kron(a1, a2)
 
 
 def _whole(matrix: Tensor) -> tuple[Tensor, Tensor]:
