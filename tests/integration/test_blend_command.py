@@ -1,6 +1,7 @@
 """`haori blend` and `haori resize`: stored, proved, with parents, weights and licence; judged by stock PEFT."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from haori.bases import find_base
+from haori.core.errors import MismatchError
 from haori.core.records import Combination
 from haori.library import Library, import_adapter
 from tests.command_line import haori
@@ -172,3 +174,21 @@ def test_a_copied_embedding_is_no_obstacle(two: Path, tmp_path: Path, capsys: py
     done = haori(capsys, "blend", "a:0.5", "e:0.25", "--name", "ae")
     assert done.code == 0, done.err
     assert_sum(two, {tmp_path / "a": 0.5, tmp_path / "e": 0.25}, Library().get("ae").path)
+
+
+def test_adapters_of_a_quantised_base_are_blended_without_its_weights(two: Path, tmp_path: Path) -> None:
+    """Of GPTQ and its kin the files have no weights by the modules' names; only a DoRA needs them."""
+    from haori.library.combining.blending import Part
+    from haori.library.combining.stored import _weight_of
+    from haori.library.formats.registry import read_updates
+
+    folder = tmp_path / "quantised"
+    shutil.copytree(two, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    updates = read_updates(tmp_path / "a")
+    weight_of = _weight_of(find_base(str(folder)), [Part("a", updates, 0.5)])
+    assert weight_of is not None
+    with pytest.raises(MismatchError, match="16-bit model"):
+        weight_of(next(iter(updates.modules)))

@@ -1,6 +1,7 @@
 """Adapters of the library, combined: read, blended or resized, proved, stored again; and extracted from checkpoints."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import InputError, MismatchError
@@ -184,14 +185,23 @@ def _weight_of(base: "Base | None", parts: Sequence[Part]) -> "Callable[[str], T
     if base is None:
         return None
     tensors = BaseTensors(base)
-    found: dict[str, BaseWeight] = {}
-    for part in parts:
-        fit = match(part.updates, tensors.weights)
-        fit.require(part.name, base.name)
-        found.update(fit.weights)
-        if fit.unchecked and any(update.magnitude is not None for update in part.updates.modules.values()):
+
+    @cache
+    def places() -> dict[str, BaseWeight]:
+        found: dict[str, BaseWeight] = {}
+        for part in parts:
+            fit = match(part.updates, tensors.weights)
+            fit.require(part.name, base.name)
+            found.update(fit.weights)
+        return found
+
+    def weight_of(module: str) -> "Tensor":
+        weight = places()[module]
+        if weight.shape is None:
             raise MismatchError(
-                f"{part.name!r} is a DoRA, whose change depends on the base's weights, and {base.name!r} is quantised; "
-                "give the 16-bit model it was made from with --base."
+                f"What a DoRA does to {module!r} depends on the base's weight, and {base.name!r} is quantised; give "
+                "the 16-bit model it was made from with --base."
             )
-    return lambda module: tensors.read(module.partition(".")[0], found[module])
+        return tensors.read(module.partition(".")[0], weight)
+
+    return weight_of
