@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from haori.library.combining.blending import BlendOptions
     from haori.library.combining.stored import Combined, blend_stored, extract_stored, resize_stored
     from haori.library.compatibility import Compatibility, check_compatibility, compatibility_table
-    from haori.library.converting import convert_adapter, convert_stored
     from haori.library.exporting import export_stored
+    from haori.library.format_export import convert_adapter, convert_stored
     from haori.library.format_folders import export_in_format
     from haori.library.formats.peft import export_peft
     from haori.library.importer import import_adapter
@@ -124,7 +124,7 @@ __getattr__ = lazy_exports(
         "attaching": ("attach", "attach_files", "check_base"),
         "bill_of_materials": ("model_bom",),
         "compatibility": ("Compatibility", "check_compatibility", "compatibility_table"),
-        "converting": ("convert_adapter", "convert_stored"),
+        "format_export": ("convert_adapter", "convert_stored"),
         "combining.blending": ("BlendOptions",),
         "combining.stored": ("Combined", "blend_stored", "extract_stored", "resize_stored"),
         "exporting": ("export_stored",),

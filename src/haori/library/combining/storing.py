@@ -11,8 +11,8 @@ from haori.core.records import MODEL_COMPONENT, AdapterCard, Combination
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card
 from haori.library.combining.energy import Energy
-from haori.library.converting import require_alike
 from haori.library.families import tell_family
+from haori.library.format_export import require_alike
 from haori.library.formats.format import SINGLE_FILE, open_source
 from haori.library.formats.registry import format_named, format_of
 from haori.library.licences import effective_licence
