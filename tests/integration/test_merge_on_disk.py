@@ -159,12 +159,12 @@ def test_a_killed_extract_leaves_the_library_as_it_was(
 ) -> None:
     tuned = build_tiny_base(tmp_path / "tuned", seed=3)
     arguments = ["--base", str(tiny_base_folder), "--tuned", str(tuned), "--rank", "4", "--name", "x"]
-    killed_at("store.copy_adapter = stop", ["extract", *arguments], haori_home)
+    killed_at("store.copy_contents = stop", ["extract", *arguments], haori_home)
     assert Library().list() == ()
     assert Library().rebuild().problems == ()
 
 
-@pytest.mark.parametrize("moment", ["storing.verify_adapter = stop", "store.copy_adapter = stop"])
+@pytest.mark.parametrize("moment", ["storing.verify_adapter = stop", "store.copy_contents = stop"])
 def test_a_killed_blend_leaves_the_library_as_it_was(
     tiny_base_folder: Path, tmp_path: Path, haori_home: Path, moment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
