@@ -273,12 +273,14 @@ def _close_words(connection: sqlite3.Connection, word: str) -> tuple[str, ...]:
     """Return the words that are spelled nearly like `word`, the nearest first."""
     if len(word) < _SHORTEST:
         return ()
-    known = {term for (words,) in connection.execute(f"SELECT words FROM {ENTRIES}") for term in words.split("\n")}  # noqa: S608
+    (lines,) = connection.execute(f"SELECT group_concat(words, '') FROM {ENTRIES}").fetchone()  # noqa: S608
+    least, most = max(_SHORTEST, len(word) - 2), len(word) + 2
+    known = set(re.findall(rf"(?<=\n)[^\n]{{{least},{most}}}(?=\n)", lines or ""))
     letters = set(word)
     half = len(letters) / 2
     likely = heapq.nlargest(
         _MOST_COMPARED,
-        (term for term in known if abs(len(term) - len(word)) <= 2 and len(letters.intersection(term)) >= half),
+        (term for term in known if len(letters.intersection(term)) >= half),
         key=lambda term: len(letters.intersection(term)) - abs(len(term) - len(word)),
     )
     scored = [(_likeness(word, term), term) for term in likely]

@@ -190,16 +190,17 @@ class KeptFiles:
 
         self._file.fill(write)
 
-    def put_hash(self, file: KeptFile, hashes: str) -> None:
-        """Remember the hashes of a file's content.
+    def put_hashes(self, files: Sequence[KeptFile]) -> None:
+        """Remember the hashes of files' contents, where they are still the same files.
 
         Raises:
             StorageError: The file cannot be written.
         """
 
         def write(connection: sqlite3.Connection) -> None:
-            values = [hashes, file.mount, file.place, file.stamp]
-            connection.execute("UPDATE files_1 SET sha256 = ? WHERE mount = ? AND place = ? AND stamp = ?", values)
+            values = [(file.sha256, file.mount, file.place, file.stamp) for file in files]
+            change = "UPDATE files_1 SET sha256 = ? WHERE mount = ? AND place = ? AND stamp = ?"
+            connection.executemany(change, values)
 
         self._file.fill(write)
 

@@ -25,7 +25,7 @@ from haori.library.specs import likely
 __all__ = ["MountedFile", "Mounts", "Scan"]
 
 _BATCH = 500
-_FEW = 200
+_SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -140,17 +140,23 @@ class Mounts:
         files = [row for row in self._kept.unhashed() if row.mount in mounts]
         total = sum((mounts[row.mount].path / row.place).stat().st_size for row in files)
         with progress_bar("Hashing mounted files", total, "bytes") as advance:
-            for row in files:
-                path = mounts[row.mount].path / row.place
-                self._hashed(row, path)
-                advance(path.stat().st_size)
+            for start in range(0, len(files), _BATCH):
+                done = []
+                for row in files[start : start + _BATCH]:
+                    path = mounts[row.mount].path / row.place
+                    done.append(_hashed(row, path))
+                    advance(path.stat().st_size)
+                self._kept.put_hashes(done)
         return len(files)
 
     def _file(self, row: KeptFile, mount: Mount, digits: str | None) -> MountedFile:
         path = mount.path / row.place
         if row.problem is not None:
             raise LibraryError(f"The mounted file {row.name!r} cannot be used: {row.problem}")
-        row = self._hashed(row, path)
+        if not row.sha256:
+            row = _hashed(row, path)
+            if path.stat().st_size > _SMALL_BYTES:  # reading a small file again takes less than writing this down
+                self._kept.put_hashes([row])
         hashes = dict(pair.split("=") for pair in row.sha256.split())
         if digits is not None and not any(value.startswith(digits) for value in hashes.values()):
             raise LibraryError(
@@ -160,13 +166,6 @@ class Mounts:
         card = AdapterCard.model_validate_json(row.card)
         card = card.model_copy(update={"id": f"sha256:{hashes['sha256']}", "file_hashes": hashes})
         return MountedFile(path, card, row.name, row.mount, Sidecars.model_validate_json(row.sidecars))
-
-    def _hashed(self, row: KeptFile, path: Path) -> KeptFile:
-        if row.sha256:
-            return row
-        hashes = " ".join(f"{name}={digits}" for name, digits in hash_weight_file(path).as_dict().items())
-        self._kept.put_hash(row, hashes)
-        return row._replace(sha256=hashes)
 
     def _refuse_unknown(self, spec: str, digits: str | None, mounts: Mapping[str, Mount]) -> None:
         """Say what is near a path in a mount, or that a hash may not be known yet; other names may be stored ones."""
@@ -200,9 +199,10 @@ class Mounts:
                 batch = sorted(changed[start : start + _BATCH])
                 files = [_read(name, mount.path, place, tree.files[place], names[place]) for place in batch]
                 self._kept.put(name, (), files)
-                for file, _ in files:  # what was changed just now is read again, and its hash is still wanted
-                    if file.place in hashed and file.problem is None:
-                        self._hashed(file, mount.path / file.place)
+                # What was changed just now is read again, and its hash is still wanted.
+                again = [file for file, _ in files if file.place in hashed and file.problem is None]
+                if again:
+                    self._kept.put_hashes([_hashed(file, mount.path / file.place) for file in again])
                 advance(len(batch))
         if tree.folders != self._kept.folders(name):
             self._kept.put_folders(name, tree.folders)
@@ -219,6 +219,12 @@ def _is_current(fitting: Fitting, mounts: Mapping[str, Mount]) -> bool:
             return False
     return all(
         _changed_ns(mounts[name].path / place) == changed for name, place, changed in fitting.folders if name in mounts
+    )
+
+
+def _hashed(row: KeptFile, path: Path) -> KeptFile:
+    return row._replace(
+        sha256=" ".join(f"{name}={digits}" for name, digits in hash_weight_file(path).as_dict().items())
     )
 
 
