@@ -274,8 +274,9 @@ def _close_words(connection: sqlite3.Connection, word: str) -> tuple[str, ...]:
     if len(word) < _SHORTEST:
         return ()
     (lines,) = connection.execute(f"SELECT group_concat(words, '') FROM {ENTRIES}").fetchone()  # noqa: S608
-    least, most = max(_SHORTEST, len(word) - 2), len(word) + 2
-    known = set(re.findall(rf"(?<=\n)[^\n]{{{least},{most}}}(?=\n)", lines or ""))
+    # It begins as asked, or with the second letter: few slip at the very first, and so few words are compared.
+    first, least, most = re.escape(word[:2]), max(_SHORTEST, len(word) - 2) - 1, len(word) + 1
+    known = set(re.findall(rf"\n([{first}][^\n]{{{least},{most}}})(?=\n)", lines or ""))
     letters = set(word)
     half = len(letters) / 2
     likely = heapq.nlargest(
