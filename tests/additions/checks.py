@@ -182,7 +182,7 @@ def check_of_the_proof(folder: Path) -> None:
 
 @checks("a licence whose terms are known")
 def licence(folder: Path) -> None:
-    from haori.library.licence_terms import terms_of
+    from haori.library.licences.terms import terms_of
 
     assert terms_of("LicenseRef-toy-licence").commercial == "no"
 

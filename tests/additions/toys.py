@@ -244,15 +244,15 @@ TOYS: dict[str, Toy] = {
               '                self._print(f"norm {norm:.3f}")\n'),
     )),
     "a check of the proof": Toy((
-        before("src/haori/library/checks.py", "def check_repeated(",
+        before("src/haori/library/proof/checks.py", "def check_repeated(",
                "def check_small(tensors: int) -> Check:\n"
                '    return Check(name="small", passed=tensors < 1000, detail="few tensors", value=tensors)\n\n\n'),
-        after("src/haori/library/verify.py", "from haori.library.checks import (\n", "    check_small,\n"),
-        before("src/haori/library/verify.py", "    checks.append(check_prompts(prompt_pair))\n",
+        after("src/haori/library/proof/verify.py", "from haori.library.proof.checks import (\n", "    check_small,\n"),
+        before("src/haori/library/proof/verify.py", "    checks.append(check_prompts(prompt_pair))\n",
                "    checks.append(check_small(len(files.tensors)))\n"),
     )),
     "a licence whose terms are known": Toy((
-        after("src/haori/library/licence_terms.py", "_NAMED: tuple[tuple[str, Terms], ...] = (\n",
+        after("src/haori/library/licences/terms.py", "_NAMED: tuple[tuple[str, Terms], ...] = (\n",
               '    (r"toy-licence", Terms("no", "yes", True, "for play only")),\n'),
     )),
     "a base by name": Toy((

@@ -19,12 +19,12 @@ from haori.library import (
     inspect_adapter,
     live_probe_logits,
     merge_stored,
-    merging,
     verify_adapter,
     verify_stored,
 )
 from haori.library.cards import adapter_id
 from haori.library.head_files import HEAD_NAME, write_head
+from haori.library.proof import merging
 from tests.classifier_models import ARCHITECTURES, build_classifier_base, scores, stock_classifier, stock_scores
 from tests.library_samples import change_tensors
 

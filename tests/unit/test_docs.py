@@ -291,7 +291,7 @@ def test_automatic_choices_are_those_of_the_guide():
 
 
 def test_limits_of_the_proof_are_those_of_the_guide():
-    from haori.library import checks, merging
+    from haori.library.proof import checks, merging
 
     shares = {name.strip("`"): float(share) for name, share, _ in table(ROOT / "docs/guide/proof.md", "Limits")}
     assert shares == {"reload": checks._SHARE, "repeat": checks._SHARE, "merge": merging._SHARE}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from haori.core.records import AdapterCard, BaseReference, Combination, DataReference, Permissions
-from haori.library.licences import commercial_use, effective_licence
+from haori.library.licences.verdict import commercial_use, effective_licence
 from tests.library_samples import base_reference
 
 HUB_SD, HUB_SDXL = "creativeml-openrail-m", "openrail++"

@@ -6,8 +6,8 @@ import pytest
 
 from haori.core.records import DataReference
 from haori.library import Library, ancestors, attribution_text, effective_licence, lineage_tree
-from haori.library.attribution import licence_address, public_name
-from haori.library.licences import commercial_use
+from haori.library.licences.attribution import licence_address, public_name
+from haori.library.licences.verdict import commercial_use
 from tests.command_line import haori
 from tests.library_samples import base_reference, card_of, written_adapter
 

@@ -6,7 +6,7 @@ import pytest
 
 from haori.bases import find_base
 from haori.library import Library, effective_licence, import_adapter
-from haori.library.model_card import ModelCard, read_model_card
+from haori.library.model_cards.reading import ModelCard, read_model_card
 from tests.command_line import haori as haori_command
 from tests.library_samples import stock_lora, written_adapter
 

@@ -20,8 +20,8 @@ from haori.core.records import (
     Verification,
 )  # fmt: skip
 from haori.library import Library
-from haori.library.model_card import read_model_card
-from haori.library.model_card_text import render_model_card
+from haori.library.model_cards.reading import read_model_card
+from haori.library.model_cards.text import render_model_card
 from tests.command_line import haori
 from tests.library_samples import stock_lora
 

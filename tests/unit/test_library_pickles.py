@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from haori.core.errors import FileFormatError, InputError
-from haori.library.pickles import convert_pickle
+from haori.library.pickles.converting import convert_pickle
 from tests.command_line import haori
 
 

@@ -14,7 +14,7 @@ from haori.bases import find_base, load_model, load_tokenizer
 from haori.core.errors import VerificationError
 from haori.core.quantization import Quantization
 from haori.library import default_probes, live_probe_logits, merge_adapter, verify_adapter, verify_model
-from haori.library.exact import exact_logits
+from haori.library.proof.exact import exact_logits
 from tests.library_samples import change_tensors, save_stock, stock_lora
 
 HONEST_DELTA = Linear.get_delta_weight

@@ -7,7 +7,7 @@ import pytest
 from haori.core.errors import InputError
 from haori.core.records import DataReference, Evaluation, Metric
 from haori.library import Library, list_table
-from haori.library.query import Comparison, Filter, parse_query
+from haori.library.searching.query import Comparison, Filter, parse_query
 from tests.library_samples import base_reference, card_of, written_adapter
 
 

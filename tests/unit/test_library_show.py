@@ -15,8 +15,8 @@ from haori.core.records import (
     Metric,
     Verification,
 )
-from haori.library.entries import entries_of
-from haori.library.searching import Listed
+from haori.library.searching.entries import entries_of
+from haori.library.searching.search import Listed
 from haori.library.show import card_table, list_table, verification_table
 from haori.library.store import StoredAdapter
 

@@ -119,8 +119,8 @@ def _lost(tensors):
     ("lie", "failing", "said"),
     [
         (_zero_b, {"delta", "effect", "merge"}, "14 of 14 modules were not changed"),
-        (_nan, {"finite"}, "1 tensors hold NaN"),
-        (_infinity, {"finite"}, "1 tensors hold NaN or infinity"),
+        (_nan, {"finite"}, "holds NaN or infinity"),
+        (_infinity, {"finite"}, "holds NaN or infinity"),
         (_wide, {"keys"}, r"lora_A.weight of shape \[4, 65\] does not match the base's 64 inputs"),
         (_other_rank, {"files"}, r"the rank 4, and the shape \[6, 64\] of its lora_A.weight has another"),
         (_renamed, {"keys"}, "none of its 28 tensors belongs to a module"),

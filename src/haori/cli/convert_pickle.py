@@ -14,7 +14,7 @@ def convert_pickle(
 ) -> None:
     """Write the tensors of a pickle as safetensors, in a process with limits that reads nothing but tensors."""
     from haori.cli.console import results
-    from haori.library.pickles import convert_pickle as convert
+    from haori.library.pickles.converting import convert_pickle as convert
 
     made = convert(file, out)
     results().print(f"{made.tensors} tensors are in {made.path}.", markup=False, soft_wrap=True)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from haori.library.adapter_files import AdapterFiles, inspect_adapter
     from haori.library.adapter_names import name_for
     from haori.library.attaching import attach, attach_files, check_base
-    from haori.library.attribution import attribution_text
     from haori.library.bill_of_materials import model_bom
     from haori.library.combining.blending import BlendOptions
     from haori.library.combining.stored import Combined, blend_stored, extract_stored, resize_stored
@@ -22,20 +21,22 @@ if TYPE_CHECKING:
     from haori.library.format_folders import export_in_format
     from haori.library.formats.peft import export_peft
     from haori.library.importer import import_adapter
-    from haori.library.licences import LicenceVerdict, effective_licence
+    from haori.library.licences.attribution import attribution_text
+    from haori.library.licences.verdict import LicenceVerdict, effective_licence
     from haori.library.lineage import ancestors, lineage_tree
-    from haori.library.logits import (
+    from haori.library.merge import Merged, merge_adapter
+    from haori.library.model_cards.text import model_card_of, render_model_card, write_model_card
+    from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
+    from haori.library.prompt_formats import joint_format, prompt_format, stored_template
+    from haori.library.proof.logits import (
         LogitDifference,
         adapter_probes,
         compare_logits,
         default_probes,
         live_probe_logits,
     )
-    from haori.library.merge import Merged, merge_adapter
-    from haori.library.model_card_text import model_card_of, render_model_card, write_model_card
-    from haori.library.model_proof import verify_model
-    from haori.library.opened import OpenAdapter, base_of, merge_stored, open_adapter, verify_stored
-    from haori.library.prompt_formats import joint_format, prompt_format, stored_template
+    from haori.library.proof.model import verify_model
+    from haori.library.proof.verify import require_passed, verify_adapter
     from haori.library.show import card_table, licence_line, licence_table, list_table, verification_table
     from haori.library.signing import (
         is_key_encrypted,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     )
     from haori.library.specs import Names
     from haori.library.store import Library, Rebuilt, StoredAdapter, adapter_id, check_name, draft_card
-    from haori.library.verify import require_passed, verify_adapter
 
 __all__ = [
     "AdapterFiles",
@@ -120,7 +120,7 @@ __getattr__ = lazy_exports(
     {
         "adapter_files": ("AdapterFiles", "inspect_adapter"),
         "adapter_names": ("name_for",),
-        "attribution": ("attribution_text",),
+        "licences.attribution": ("attribution_text",),
         "attaching": ("attach", "attach_files", "check_base"),
         "bill_of_materials": ("model_bom",),
         "compatibility": ("Compatibility", "check_compatibility", "compatibility_table"),
@@ -131,12 +131,12 @@ __getattr__ = lazy_exports(
         "format_folders": ("export_in_format",),
         "formats.peft": ("export_peft",),
         "importer": ("import_adapter",),
-        "licences": ("LicenceVerdict", "effective_licence"),
+        "licences.verdict": ("LicenceVerdict", "effective_licence"),
         "lineage": ("ancestors", "lineage_tree"),
-        "logits": ("LogitDifference", "adapter_probes", "compare_logits", "default_probes", "live_probe_logits"),
+        "proof.logits": ("LogitDifference", "adapter_probes", "compare_logits", "default_probes", "live_probe_logits"),
         "merge": ("Merged", "merge_adapter"),
-        "model_card_text": ("model_card_of", "render_model_card", "write_model_card"),
-        "model_proof": ("verify_model",),
+        "model_cards.text": ("model_card_of", "render_model_card", "write_model_card"),
+        "proof.model": ("verify_model",),
         "opened": ("OpenAdapter", "base_of", "merge_stored", "open_adapter", "verify_stored"),
         "prompt_formats": ("joint_format", "prompt_format", "stored_template"),
         "show": ("card_table", "licence_line", "licence_table", "list_table", "verification_table"),
@@ -149,6 +149,6 @@ __getattr__ = lazy_exports(
         ),
         "specs": ("Names",),
         "store": ("Library", "Rebuilt", "StoredAdapter", "adapter_id", "check_name", "draft_card"),
-        "verify": ("require_passed", "verify_adapter"),
+        "proof.verify": ("require_passed", "verify_adapter"),
     },
 )

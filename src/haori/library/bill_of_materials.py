@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.hashing import hash_data, hash_file, short
 from haori.core.records import AdapterCard, BaseReference, DataReference, Evaluation, now
-from haori.library.attribution import public_name, public_verdict
 from haori.library.cards import CARD_NAME
-from haori.library.licence_sources import parse_licence
+from haori.library.licences.attribution import public_name, public_verdict
+from haori.library.licences.sources import parse_licence
 from haori.library.lineage import ancestors
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from haori.core.hashing import hash_data, hash_file
 from haori.core.records import MODEL_COMPONENT, AdapterCard, BaseReference, now
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.head_files import stock_head
-from haori.library.licences import effective_licence
+from haori.library.licences.verdict import effective_licence
 
 __all__ = ["CARD_NAME", "adapter_id", "draft_card", "id_on_base", "is_id_of", "read_card"]
 

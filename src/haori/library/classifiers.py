@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from haori.core.records import Check
 from haori.library.adapter_files import AdapterFiles
-from haori.library.checks import failed, passed
+from haori.library.proof.checks import failed, passed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

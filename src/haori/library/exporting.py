@@ -15,7 +15,7 @@ from haori.core.errors import VerificationError
 from haori.library.attaching import attach_files, check_base
 from haori.library.classifiers import wearing_head
 from haori.library.formats.peft import check_new_folder, export_peft
-from haori.library.model_card_text import write_model_card
+from haori.library.model_cards.text import write_model_card
 from haori.library.opened import base_of
 from haori.library.signing import carry_signature
 from haori.library.store import Library, StoredAdapter
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from haori.bases import Base
-    from haori.library.logits import Probe
+    from haori.library.proof.logits import Probe
 
 __all__ = ["export_stored"]
 
@@ -70,7 +70,7 @@ def export_stored(
 def _prove(base: "Base", stored: StoredAdapter, written: Path) -> None:
     from haori.bases import load_model, load_tokenizer
     from haori.library.adapter_files import inspect_adapter
-    from haori.library.logits import adapter_probes, compare_logits, default_probes
+    from haori.library.proof.logits import adapter_probes, compare_logits, default_probes
 
     files = inspect_adapter(stored.path)
     probes = adapter_probes(files, default_probes(load_tokenizer(base)))
@@ -92,8 +92,8 @@ def _prove(base: "Base", stored: StoredAdapter, written: Path) -> None:
 
 
 def _logits(base: "Base", model: "nn.Module", probes: "Sequence[Probe]") -> "list[Tensor]":
-    from haori.library.exact import exact_logits
-    from haori.library.logits import live_probe_logits
+    from haori.library.proof.exact import exact_logits
+    from haori.library.proof.logits import live_probe_logits
 
     return (exact_logits if base.quantization is None else live_probe_logits)(model, probes)
 

@@ -9,7 +9,7 @@ from haori.core.storage import staged_folder
 from haori.library.contents import is_single_file
 from haori.library.format_export import convert_stored
 from haori.library.formats.peft import check_new_folder
-from haori.library.model_card_text import write_model_card
+from haori.library.model_cards.text import write_model_card
 from haori.library.signing import carry_signature, copy_kept_files, signed_with
 from haori.library.store import Library
 

@@ -15,13 +15,13 @@ from haori.library.adapter_files import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, 
 from haori.library.adapter_names import check_no_base_name
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card, read_card
-from haori.library.logits import default_probes
-from haori.library.model_card import read_model_card
+from haori.library.model_cards.reading import read_model_card
 from haori.library.prompt_formats import prompt_format
+from haori.library.proof.logits import default_probes
+from haori.library.proof.verify import require_passed, verify_adapter
 from haori.library.stated import Stated
 from haori.library.store import Library, StoredAdapter, check_name
 from haori.library.validation import validate_tensors
-from haori.library.verify import require_passed, verify_adapter
 
 if TYPE_CHECKING:
     from haori.bases import Base

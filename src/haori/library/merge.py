@@ -18,13 +18,13 @@ from haori.core.storage import staged_folder
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.attaching import attach_files, check_base
 from haori.library.cards import read_card
-from haori.library.checks import failed, passed, verification_of
 from haori.library.classifiers import wearing_head
-from haori.library.exact import checksums_by_name, exact_logits
 from haori.library.formats.peft import check_new_folder
-from haori.library.logits import adapter_probes, compare_logits, default_probes
-from haori.library.merging import check_merged, merge_in_place
 from haori.library.prompt_formats import prompt_format
+from haori.library.proof.checks import failed, passed, verification_of
+from haori.library.proof.exact import checksums_by_name, exact_logits
+from haori.library.proof.logits import adapter_probes, compare_logits, default_probes
+from haori.library.proof.merging import check_merged, merge_in_place
 
 if TYPE_CHECKING:
     from torch import Tensor

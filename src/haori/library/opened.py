@@ -171,8 +171,8 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
     from haori.bases import load_tokenizer
     from haori.data import template_hash
     from haori.library.attaching import check_base
-    from haori.library.logits import default_probes
-    from haori.library.verify import verify_adapter
+    from haori.library.proof.logits import default_probes
+    from haori.library.proof.verify import verify_adapter
 
     stored = library.get(name)
     if is_single_file(stored.path):
@@ -204,10 +204,10 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
 def _verify_file(stored: StoredAdapter, base_spec: str | None) -> Verification:
     """Prove an adapter of one file again: from the file, and on its base where that is known or given."""
     from haori.library.attaching import check_base
-    from haori.library.checks import failed, verification_of
     from haori.library.families import tell_family
     from haori.library.formats.format import open_source
     from haori.library.formats.registry import format_of
+    from haori.library.proof.checks import failed, verification_of
     from haori.library.single_file import verify_file
 
     base = base_of(stored.card, base_spec) if base_spec is not None or stored.card.base.components else None

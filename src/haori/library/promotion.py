@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from haori.core.errors import LibraryDamagedError, LibraryError
 from haori.core.records import Record, now
 from haori.core.storage import write_text
-from haori.library.index import IndexRow
+from haori.library.searching.index import IndexRow
 
 if TYPE_CHECKING:
     from haori.library.specs import Names

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from haori.core.hashing import short
 from haori.core.records import AdapterCard, DataReference, Metric, Verification
-from haori.library.entries import proved
 from haori.library.file_facts import file_facts
-from haori.library.licence_terms import permission_terms
-from haori.library.licences import LicenceVerdict, Question, effective_licence
+from haori.library.licences.terms import permission_terms
+from haori.library.licences.verdict import LicenceVerdict, Question, effective_licence
 from haori.library.lineage import ancestors
-from haori.library.searching import Listed
+from haori.library.searching.entries import proved
+from haori.library.searching.search import Listed
 from haori.library.signing import signed_with
 from haori.library.store import StoredAdapter
 

@@ -25,11 +25,11 @@ from haori.core.records import AdapterCard
 from haori.core.storage import write_text
 from haori.data.seen import SEEN_NAME
 from haori.library.adapter_files import WEIGHTS_NAME
-from haori.library.attribution import public_card
 from haori.library.cards import CARD_NAME
 from haori.library.formats.peft import export_peft
-from haori.library.model_card_fields import ATTRIBUTION_NAME
-from haori.library.model_card_text import MODEL_CARD_NAME
+from haori.library.licences.attribution import public_card
+from haori.library.model_cards.fields import ATTRIBUTION_NAME
+from haori.library.model_cards.text import MODEL_CARD_NAME
 
 if TYPE_CHECKING:
     from haori.library.store import StoredAdapter

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from haori.core.errors import InputError, VerificationError
 from haori.core.records import AdapterCard, BaseReference, Check, Verification, now
 from haori.library.adapter_names import check_no_base_name
-from haori.library.checks import failed, passed, verification_of
 from haori.library.contents import file_id
 from haori.library.families import FAMILY_TITLES, Family, tell_family
 from haori.library.file_hashes import hash_weight_file
 from haori.library.fit import base_weights, match
 from haori.library.formats.format import open_source
 from haori.library.formats.registry import format_of
+from haori.library.proof.checks import failed, passed, verification_of
 from haori.library.stated import Stated
 from haori.library.store import Library, StoredAdapter, check_name
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from operator import eq
 
 from haori.core.errors import LibraryError, nearest
-from haori.library.index import IndexRow
 from haori.library.promotion import History, Promotion, promoted_row
+from haori.library.searching.index import IndexRow
 
 __all__ = ["Names", "id_digits", "likely"]
 

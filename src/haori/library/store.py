@@ -29,10 +29,10 @@ from haori.library.adapter_names import check_no_base_name, refuse_base_name
 from haori.library.cards import CARD_NAME, adapter_id, draft_card, id_on_base, read_card
 from haori.library.contents import content_id, copy_contents
 from haori.library.formats.peft import export_peft
-from haori.library.index import Index, IndexRow, Rebuilt
 from haori.library.mounts.mounts import MountedFile, Mounts
 from haori.library.promotion import PROMOTIONS_NAME, History, PromotionFile, promote, roll_back
-from haori.library.searching import Search, search
+from haori.library.searching.index import Index, IndexRow, Rebuilt
+from haori.library.searching.search import Search, search
 from haori.library.specs import Names, id_digits
 from haori.library.stored_cards import stored_folder
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from haori.bases import Base
     from haori.core.records import AdapterCard, DataReference, Head
     from haori.data.report import Leaks
-    from haori.library.logits import Probe
+    from haori.library.proof.logits import Probe
     from haori.metrics.statistics import Statistic
     from haori.tasks.examination import AnsweredRow, Examination, MeasureOptions, TextLosses
     from haori.tasks.recipe import Recipe

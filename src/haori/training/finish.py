@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from haori.library import StoredAdapter
-    from haori.library.logits import Probe
+    from haori.library.proof.logits import Probe
 
 __all__ = ["LiveProbes", "copy_model", "prove_and_store", "prove_model", "save_final"]
 

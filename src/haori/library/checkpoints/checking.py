@@ -22,7 +22,7 @@ from haori.library.checkpoints.plan import Change, FilePlan
 from haori.library.checkpoints.rounding import nearest_of
 from haori.library.checkpoints.tensors import read_tensor
 from haori.library.checkpoints.writing import Advance, results_of
-from haori.library.checks import failed, passed
+from haori.library.proof.checks import failed, passed
 
 __all__ = ["Checked", "check_file", "checks_of"]
 

@@ -21,9 +21,9 @@ from haori.library.checkpoints.checking import check_file, checks_of
 from haori.library.checkpoints.plan import MergePlan, new_index, plan_merge, untie
 from haori.library.checkpoints.tensors import BaseTensors
 from haori.library.checkpoints.writing import Advance, results_of, threads, write_file
-from haori.library.checks import verification_of
 from haori.library.formats.peft import check_new_folder
 from haori.library.merge import MERGE_RECORD, Merged, refuse_quantized
+from haori.library.proof.checks import verification_of
 
 if TYPE_CHECKING:
     from haori.bases import Base

@@ -15,14 +15,14 @@ from haori.library.families import tell_family
 from haori.library.format_export import require_alike
 from haori.library.formats.format import SINGLE_FILE, open_source
 from haori.library.formats.registry import format_named, format_of
-from haori.library.licences import effective_licence
+from haori.library.licences.verdict import effective_licence
 from haori.library.lineage import ancestors
-from haori.library.logits import default_probes
 from haori.library.prompt_formats import joint_format, prompt_format
+from haori.library.proof.logits import default_probes
+from haori.library.proof.verify import require_passed, verify_adapter
 from haori.library.single_file import draft_file_card, verify_file
 from haori.library.stated import Stated
 from haori.library.store import Library, StoredAdapter
-from haori.library.verify import require_passed, verify_adapter
 
 if TYPE_CHECKING:
     from haori.bases import Base

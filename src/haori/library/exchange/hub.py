@@ -19,7 +19,7 @@ from haori.library.adapter_files import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME
 from haori.library.exchange.addresses import HubAddress
 from haori.library.exchange.fetched import Fetched
 from haori.library.exchange.requesting import Limits
-from haori.library.model_card import read_model_card
+from haori.library.model_cards.reading import read_model_card
 from haori.library.stated import Stated
 
 __all__ = ["fetch_from_hub", "push_to_hub"]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from haori.library.entries import CREATE_ENTRIES, ENTRIES, Entry, Found, find_entries, insert_entries
-from haori.library.query import Query, folded
-from haori.library.rebuildable import IndexUnusableError, RebuildableFile
+from haori.library.searching.entries import CREATE_ENTRIES, ENTRIES, Entry, Found, find_entries, insert_entries
+from haori.library.searching.query import Query, folded
+from haori.library.searching.rebuildable import IndexUnusableError, RebuildableFile
 
 __all__ = ["Fitting", "KeptFile", "KeptFiles"]
 

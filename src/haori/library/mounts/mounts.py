@@ -12,14 +12,14 @@ from typing import NamedTuple
 from haori.core.errors import FileFormatError, LibraryError, nearest
 from haori.core.progress_bar import progress_bar
 from haori.core.records import AdapterCard
-from haori.library.entries import Entry, Found, entry_of, words_of
 from haori.library.file_hashes import hash_weight_file
 from haori.library.mounts.described import UNKNOWN, describe
 from haori.library.mounts.kept import Fitting, KeptFile, KeptFiles
 from haori.library.mounts.record import Mount, MountRecord
 from haori.library.mounts.sidecars import Sidecars
 from haori.library.mounts.walking import Seen, Tree, stamp_of, walk
-from haori.library.query import Query, folded
+from haori.library.searching.entries import Entry, Found, entry_of, words_of
+from haori.library.searching.query import Query, folded
 from haori.library.specs import likely
 
 __all__ = ["MountedFile", "Mounts", "Scan"]

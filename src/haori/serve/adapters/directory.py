@@ -19,8 +19,8 @@ from haori.core.settings import settings
 from haori.library import AdapterFiles, Library, adapter_id, check_base, check_name, inspect_adapter
 from haori.library.adapter_names import check_no_base_name
 from haori.library.cards import read_card
-from haori.library.index import IndexRow
 from haori.library.prompt_formats import check_template, joint_format, prompt_format, stored_template
+from haori.library.searching.index import IndexRow
 from haori.serve.adapters.blend import check_strength, parse_blend
 from haori.serve.adapters.library_watch import LibraryWatch, View
 from haori.serve.adapters.registered import Registered, RegisteredFile, folder_inside, registered_files, stamp_of

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from haori.core.records import AdapterCard, DataReference
     from haori.data import Conversation, TextData
     from haori.data.report import Leaks
-    from haori.library.logits import Probe
+    from haori.library.proof.logits import Probe
     from haori.metrics.statistics import Statistic
     from haori.tasks.causal_lm.examination import TextExamination
     from haori.tasks.causal_lm.objective import CausalLmObjective

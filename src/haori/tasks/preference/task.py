@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from haori.bases import Base
     from haori.core.records import AdapterCard, DataReference
     from haori.data.report import Leaks
-    from haori.library.logits import Probe
+    from haori.library.proof.logits import Probe
     from haori.metrics.statistics import Statistic
     from haori.tasks.examination import AnsweredRow, MeasureOptions, TextLosses
     from haori.tasks.preference.examination import PreferenceExamination

@@ -9,7 +9,7 @@ licences; GPL-2.0 section 6, GPL-3.0 sections 7 and 13, CC-BY-SA-4.0 section 3(b
 from collections.abc import Sequence
 from itertools import combinations
 
-from haori.library.licence_terms import FORBIDS, Limit, Terms
+from haori.library.licences.terms import FORBIDS, Limit, Terms
 
 __all__ = ["conflicts"]
 

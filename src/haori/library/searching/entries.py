@@ -15,8 +15,8 @@ from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 from haori.core.records import AdapterCard, Verification
-from haori.library.licences import commercial_use
-from haori.library.query import Comparison, Filter, Query, folded
+from haori.library.licences.verdict import commercial_use
+from haori.library.searching.query import Comparison, Filter, Query, folded
 
 __all__ = [
     "CREATE_ENTRIES",

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from haori.core.hashing import short
 from haori.core.records import AdapterCard, Permissions
-from haori.library.licence_terms import UNKNOWN_LICENCE
+from haori.library.licences.terms import UNKNOWN_LICENCE
 
 __all__ = ["PERMISSIONS_LICENCE", "Ingredient", "ingredients", "parse_licence"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import BaseError, InputError
 from haori.core.records import Check, Head, Verification
-from haori.library.checks import check_effect, check_prompts, check_reloaded, failed, passed, verification_of
-from haori.library.logits import Probe, compare_logits, default_probes, live_probe_logits
+from haori.library.proof.checks import check_effect, check_prompts, check_reloaded, failed, passed, verification_of
+from haori.library.proof.logits import Probe, compare_logits, default_probes, live_probe_logits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,10 +15,10 @@ import yaml
 from haori.core.hashing import short
 from haori.core.records import AdapterCard, DataReference, Evaluation, Metric, Verification
 from haori.core.storage import write_text
-from haori.library.attribution import attribution_text, public_card, public_verdict
-from haori.library.licences import LicenceVerdict, Question
+from haori.library.licences.attribution import attribution_text, public_card, public_verdict
+from haori.library.licences.verdict import LicenceVerdict, Question
 from haori.library.lineage import ancestors, lineage_tree
-from haori.library.model_card_fields import ATTRIBUTION_NAME, base_on_hub, card_fields, is_image
+from haori.library.model_cards.fields import ATTRIBUTION_NAME, base_on_hub, card_fields, is_image
 
 if TYPE_CHECKING:
     from haori.library.store import StoredAdapter

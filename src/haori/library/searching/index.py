@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from haori.core.errors import StorageError
 from haori.core.lock import file_lock
 from haori.core.records import AdapterCard
-from haori.library.entries import (
+from haori.library.searching.entries import (
     CREATE_ENTRIES,
     ENTRIES,
     Found,
@@ -23,8 +23,8 @@ from haori.library.entries import (
     measured_figures,
     table_of,
 )
-from haori.library.query import Query
-from haori.library.rebuildable import IndexUnusableError, RebuildableFile
+from haori.library.searching.query import Query
+from haori.library.searching.rebuildable import IndexUnusableError, RebuildableFile
 from haori.library.stored_cards import checked_cards
 
 __all__ = ["Index", "IndexRow", "Rebuilt"]

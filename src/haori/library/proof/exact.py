@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from haori.library.logits import Probe, last_logits
+from haori.library.proof.logits import Probe, last_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel

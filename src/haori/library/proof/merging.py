@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import MismatchError, VerificationError
 from haori.core.records import Check
-from haori.library.checks import failed
-from haori.library.exact import checksum, merging_logits
-from haori.library.logits import Probe, compare_logits
+from haori.library.proof.checks import failed
+from haori.library.proof.exact import checksum, merging_logits
+from haori.library.proof.logits import Probe, compare_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel

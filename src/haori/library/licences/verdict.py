@@ -13,9 +13,9 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from haori.core.records import AdapterCard
-from haori.library.licence_conflicts import conflicts
-from haori.library.licence_sources import PERMISSIONS_LICENCE, Ingredient, ingredients, parse_licence
-from haori.library.licence_terms import SEVERITY, Answer, Terms, permission_terms, terms_of
+from haori.library.licences.conflicts import conflicts
+from haori.library.licences.sources import PERMISSIONS_LICENCE, Ingredient, ingredients, parse_licence
+from haori.library.licences.terms import SEVERITY, Answer, Terms, permission_terms, terms_of
 
 __all__ = ["Credit", "LicenceVerdict", "Question", "Source", "commercial_use", "effective_licence"]
 

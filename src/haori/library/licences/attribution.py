@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 
 from haori.core.records import AdapterCard
-from haori.library.licence_sources import Ingredient
-from haori.library.licences import LicenceVerdict, Source, effective_licence
+from haori.library.licences.sources import Ingredient
+from haori.library.licences.verdict import LicenceVerdict, Source, effective_licence
 
 __all__ = ["attribution_text", "licence_address", "public_card", "public_name", "public_verdict"]
 

@@ -17,7 +17,8 @@ from haori.core.quantization import Quantization
 from haori.core.records import Check, Head, Verification
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.attaching import attach_files
-from haori.library.checks import (
+from haori.library.classifiers import check_head, wearing_head
+from haori.library.proof.checks import (
     check_effect,
     check_prompts,
     check_reloaded,
@@ -26,10 +27,16 @@ from haori.library.checks import (
     passed,
     verification_of,
 )
-from haori.library.classifiers import check_head, wearing_head
-from haori.library.exact import exact_logits
-from haori.library.logits import Probe, adapter_probes, compare_logits, default_probes, live_probe_logits, model_dtype
-from haori.library.merging import check_merged, merge_in_place
+from haori.library.proof.exact import exact_logits
+from haori.library.proof.logits import (
+    Probe,
+    adapter_probes,
+    compare_logits,
+    default_probes,
+    live_probe_logits,
+    model_dtype,
+)
+from haori.library.proof.merging import check_merged, merge_in_place
 
 if TYPE_CHECKING:
     from peft import PeftModel

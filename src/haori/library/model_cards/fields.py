@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from haori.core.records import MODEL_COMPONENT, AdapterCard, Evaluation
-from haori.library.attribution import public_name
-from haori.library.licence_terms import UNKNOWN_LICENCE
-from haori.library.licences import LicenceVerdict
+from haori.library.licences.attribution import public_name
+from haori.library.licences.terms import UNKNOWN_LICENCE
+from haori.library.licences.verdict import LicenceVerdict
 
 __all__ = ["ATTRIBUTION_NAME", "base_on_hub", "card_fields", "is_image", "library_name"]
 

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 from haori.core.errors import InputError, nearest
-from haori.library.entries import FIGURES, Entry, merge_found
-from haori.library.index import Index
 from haori.library.mounts.mounts import Mounts
 from haori.library.promotion import History
-from haori.library.query import Query, parse_query
+from haori.library.searching.entries import FIGURES, Entry, merge_found
+from haori.library.searching.index import Index
+from haori.library.searching.query import Query, parse_query
 from haori.library.specs import Names
 
 __all__ = ["Listed", "Search", "search"]

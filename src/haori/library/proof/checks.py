@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haori.core.records import Check, Verification, now
-from haori.library.logits import compare_logits
+from haori.library.proof.logits import compare_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
