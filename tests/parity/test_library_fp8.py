@@ -29,7 +29,7 @@ def test_an_adapter_in_8_bits_is_added_and_attached(tiny_base_folder: Path, tmp_
 
 
 def test_nan_in_8_bits_is_found(tiny_base_folder: Path, tmp_path: Path):
-    from haori.core.errors import VerificationError
+    from haori.core.errors import FileFormatError
 
     folder = stock_lora(tiny_base_folder, tmp_path / "a")
 
@@ -38,5 +38,5 @@ def test_nan_in_8_bits_is_found(tiny_base_folder: Path, tmp_path: Path):
         tensors[key][0, 0] = float("nan")
         tensors[key] = tensors[key].to(torch.float8_e4m3fn)
 
-    with pytest.raises(VerificationError, match="NaN"):
+    with pytest.raises(FileFormatError, match="NaN"):
         import_adapter(change_tensors(folder, spoil), find_base(str(tiny_base_folder)), name="broken")

@@ -109,8 +109,7 @@ def peft_row(case: str, what: str, folder: Path, *, reads: bool) -> Row:
 def unet_row(family: str, format_name: str, what: str, folder: Path) -> Row:
     """A file written here and loaded by a stock pipeline of diffusers."""
     pipe = pipeline(family)
-    alphas = (3.0,) if format_name == "kohya" else (None, 1.0, 3.0, 4.0)
-    updates = adapter(pipe, family, lambda name: not any(part in name for part in NOT_IN_STOCK), alphas)
+    updates = adapter(pipe, family, lambda name: not any(part in name for part in NOT_IN_STOCK))
     path = folder / "a.safetensors"
     format_named(format_name).write(updates, path)
     return _compared(what, loaded_changes(pipe, path), updates, type(pipe).__name__)

@@ -1,6 +1,6 @@
 """Converts a pickled checkpoint (.pt, .bin, .ckpt) into safetensors, in a process that can do nothing else.
 
-Reading a pickle runs what it says. The file is read by `pickle_reading.py`, a process with an empty environment,
+Reading a pickle runs what it says. The file is read by `reading.py`, a process with an empty environment,
 torch's `weights_only` reader, and limits on memory, time and output; this one never unpickles anything.
 """
 
@@ -72,7 +72,7 @@ def convert_pickle(path: Path, out: Path, *, timeout_s: float = _TIMEOUT_S) -> C
 
 def _answer(path: Path, stage: Path, timeout_s: float, *, memory: int, output: int) -> dict[str, Any]:
     limits = [str(number) for number in (math.ceil(timeout_s), memory, output)]
-    reader = Path(__file__).with_name("pickle_reading.py")
+    reader = Path(__file__).with_name("reading.py")
     command = [sys.executable, "-I", "-B", str(reader), str(path.resolve()), str(stage.resolve()), *limits]
     with tempfile.TemporaryDirectory() as empty:
         process = subprocess.Popen(
