@@ -75,7 +75,7 @@ def write_base(folder: Path, layers: int, hidden: int, shards: int) -> None:
 
 
 MERGE = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import torch
 from haori.bases import find_base
@@ -83,6 +83,7 @@ from haori.library.checkpoints.merging import write_checkpoint
 from haori.library.checkpoints.plan import plan_merge
 from haori.library.checkpoints.tensors import BaseTensors
 from haori.library.updates import AdapterUpdates, ModuleUpdate
+from haori.training.memory import current_memory_bytes, peak_memory_bytes
 folder, out = map(Path, sys.argv[1:])
 base = find_base(str(folder))
 tensors = BaseTensors(base)
@@ -98,11 +99,11 @@ for layer in range(config["num_hidden_layers"]):
         modules[f"model.model.layers.{layer}.{name}"] = ModuleUpdate("lora", factors, alpha=32.0)
 plan = plan_merge(tensors, AdapterUpdates(modules), adapter="bench")
 files = [file.source.path for file in plan.files]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = current_memory_bytes()
 began = time.perf_counter()
 write_checkpoint(plan, {path: out / path.name for path in files})
 took = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+peak = peak_memory_bytes() - before
 print(json.dumps({"s": took, "memory_bytes": peak, "shard_bytes": max(path.stat().st_size for path in files)}))
 """
 

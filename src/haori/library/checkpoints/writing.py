@@ -106,9 +106,8 @@ class _Place(NamedTuple):
         row = self.size // max(1, self.entry.shape[0] if self.entry.shape else 1)
         shape = (rows, *self.entry.shape[1:]) if self.entry.shape else ()
         start = self.source_start + first * row
-        return read_tensor(
-            self.source, 0, self.entry._replace(shape=shape, start=start, end=start + rows * row), self.name
-        )
+        part = self.entry._replace(shape=shape, start=start, end=start + rows * row)
+        return read_tensor(self.source, 0, part, self.name, into)
 
     def write(self, tensor: Tensor, offset: int) -> None:
         data: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
