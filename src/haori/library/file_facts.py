@@ -46,7 +46,6 @@ def file_facts(card: AdapterCard) -> list[tuple[str, str]]:
     return [
         ("format", card.format),
         ("components", ", ".join(card.components)),
-        ("trigger words", ", ".join(card.trigger_words)),
         ("hashes", hashes),
         ("its header says", "; ".join(training)),
         ("frequent tags", tags),

@@ -49,9 +49,10 @@ def check_same_base(parents: Sequence[StoredAdapter]) -> None:
         how = next((f" ({name}: {how})" for name, how in found.items() if how != "same"), None)
         if how is not None:
             mine, its = first.card.base, other.card.base
+            how = how if mine.components and its.components else ""  # of a family alone no component is known
             raise MismatchError(
                 f"{first.name!r} was made for the base {mine.name!r} ({mine.id}) and {other.name!r} for "
-                f"{its.name!r} ({its.id}){how or ''}; what one adds to a weight means nothing on another, so only "
+                f"{its.name!r} ({its.id}){how}; what one adds to a weight means nothing on another, so only "
                 "adapters of one base can be combined."
             )
 

@@ -44,7 +44,7 @@ def fetch(address: Address, *, allow_url: bool = False) -> Fetched:
     if isinstance(address, UrlAddress) and not (allow_url or set_up.allow_urls):
         raise DownloadError(
             f"Nothing is fetched from a plain URL such as '{address}' unless that is allowed: add --allow-url, or set "
-            "HAORI_ALLOW_URLS=true. hub:OWNER/REPO and civitai:VERSION_ID need no leave."
+            "HAORI_ALLOW_URLS=true. hub:OWNER/REPO and civitai:VERSION_ID are always allowed."
         )
     place = address.url if isinstance(address, UrlAddress) else str(address)
     folder = set_up.cache / "downloads" / hashlib.sha256(place.encode()).hexdigest()[:24]
