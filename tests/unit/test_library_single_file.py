@@ -89,11 +89,18 @@ def to_zero(found):
             found[key] = torch.zeros_like(found[key])
 
 
+def to_scale_zero(found):
+    for key in found:
+        if key.endswith(".alpha"):
+            found[key] = torch.tensor(0.0)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
         (lambda t: t[f"{UNET}.lora_up.weight"][3].fill_(float("nan")), FileFormatError, "NaN"),
         (lambda t: t[f"{TEXT}.lora_down.weight"][1, 2:3].fill_(float("inf")), FileFormatError, "infinity"),
+        (to_scale_zero, VerificationError, "none of its 2 modules changes anything"),
         (to_zero, VerificationError, "none of its 2 modules changes anything"),
         (lambda t: t.update({f"{UNET}.oft_blocks": torch.ones(4, 2, 2)}), FileFormatError, "oft_blocks"),
         (lambda t: t.update({f"{UNET}.surprise": torch.ones(2)}), FileFormatError, "surprise"),

@@ -102,6 +102,10 @@ def require_alike(before: "AdapterUpdates", after: "AdapterUpdates", out: str) -
             f"{out!r} was not kept: it holds {len(after.modules)} modules and the adapter {len(before.modules)}; "
             f"{missing[0]!r} is in one of them only."
         )
+    if lost := sorted(before.extra.keys() - after.extra.keys()):
+        raise VerificationError(
+            f"{out!r} was not kept: it lacks {lost[0]!r}, which the adapter holds beside its modules."
+        )
     for name, update in before.modules.items():
         error = _difference(update, after.modules[name])
         if not error <= _limit(update):

@@ -77,7 +77,7 @@ def import_adapter(
     source = open_source(file, _configuration(base))
     updates = format_of(source).read(source)
     if updates.components != ("model",):
-        return import_file(file, name=name, base=base, library=library, stated=stated)
+        return import_file(file, updates, len(source.tensors), name=name, base=base, library=library, stated=stated)
     if updates.format == "peft":
         raise InputError(
             f"{str(path)!r} holds the tensors of a PEFT adapter alone; its scale is in {CONFIG_NAME}. Give the folder "

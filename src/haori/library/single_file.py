@@ -7,24 +7,22 @@ changed. With the base every module must have its place there too. What it does 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from haori.core.errors import InputError, VerificationError
+from haori.core.errors import VerificationError
 from haori.core.records import AdapterCard, BaseReference, Check, Verification, now
 from haori.library.adapter_names import check_no_base_name
 from haori.library.contents import file_id
 from haori.library.families import FAMILY_TITLES, Family, tell_family
 from haori.library.file_hashes import hash_weight_file
 from haori.library.fit import base_weights, match
-from haori.library.formats.format import open_source
-from haori.library.formats.registry import format_of
 from haori.library.proof.checks import failed, passed, verification_of
 from haori.library.stated import Stated
 from haori.library.store import Library, StoredAdapter, check_name
 
 if TYPE_CHECKING:
     from haori.bases import Base
-    from haori.library.updates import AdapterUpdates
+    from haori.library.updates import AdapterUpdates, ModuleUpdate
 
 __all__ = ["draft_file_card", "import_file", "verify_file"]
 
@@ -34,38 +32,35 @@ _DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 def import_file(
     path: Path,
+    updates: "AdapterUpdates",
+    tensors: int,
     *,
     name: str,
     base: "Base | None" = None,
     library: Library | None = None,
     stated: Stated | None = None,
 ) -> StoredAdapter:
-    """Read, prove and store the adapter in one file.
+    """Prove and store the adapter for images that one file holds.
 
     Args:
         path: A safetensors file in any format that `formats` reads.
+        updates: What was read from it.
+        tensors: How many tensors it holds.
         name: Name in the library, without version.
         base: The base it was made for, if it is at hand; otherwise only the family of its base goes on record.
         library: The library to add to; by default that of this machine.
         stated: What is said of it elsewhere; it goes before what its header says.
 
     Raises:
-        FileFormatError: The file is damaged, or holds what cannot be read.
         MismatchError: It has no place in the base.
         VerificationError: It failed its proof; nothing is stored.
-        InputError: It belongs to a base for text, which is needed to prove it.
+        LibraryError: The name is not allowed.
     """
     check_name(name)
-    source = open_source(path)
-    updates = format_of(source).read(source)
-    if updates.components == ("model",):
-        raise InputError(
-            f"{str(path)!r} is an adapter of a language model, which is proved on its base: name that with --base."
-        )
     family = tell_family(updates)
     reference = _reference(base, family)
     check_no_base_name(name, reference.name)
-    verification = verify_file(updates, len(source.tensors), base, family, label=path.name)
+    verification = verify_file(updates, tensors, base, family, label=path.name)
     if not verification.passed:
         worst = "; ".join(f"{check.name}: {check.detail}" for check in verification.failures)
         raise VerificationError(f"The adapter in {str(path)!r} was not stored, for it failed its proof ({worst}).")
@@ -110,7 +105,7 @@ def _check_values(updates: "AdapterUpdates") -> list[Check]:
         tensors = [*update.factors.values(), *(t for t in (update.magnitude, update.bias) if t is not None)]
         if not all(bool(tensor.float().isfinite().all()) for tensor in tensors):
             broken.append(name)
-        elif update.magnitude is None and update.bias is None and not _changes(update.kind, update.factors):
+        elif update.magnitude is None and update.bias is None and not _changes(update):
             still.append(name)
     if broken:
         return [failed("finite", f"{len(broken)} modules hold NaN or infinity, first {broken[0]!r}")]
@@ -118,15 +113,17 @@ def _check_values(updates: "AdapterUpdates") -> list[Check]:
     if len(still) == len(updates.modules):
         return [
             *checks,
-            failed("delta", f"none of its {len(still)} modules changes anything: a factor of each is zero"),
+            failed(
+                "delta", f"none of its {len(still)} modules changes anything: a factor or the scale of each is zero"
+            ),
         ]
     rest = f"; not changed at all: {len(still)}, first {still[0]!r}" if still else ""
     return [*checks, passed("delta", f"{len(updates.modules) - len(still)} modules are changed{rest}")]
 
 
-def _changes(kind: str, factors: "Mapping[str, Any]") -> bool:
-    """Say whether the product of the factors is anything but zero; a zero factor makes it so."""
-    return all(bool(factor.any()) for factor in factors.values())
+def _changes(update: "ModuleUpdate") -> bool:
+    """Say whether scale and product of the factors are anything but zero."""
+    return update.scale != 0 and all(bool(factor.any()) for factor in update.factors.values())
 
 
 def _reference(base: "Base | None", family: Family) -> BaseReference:
