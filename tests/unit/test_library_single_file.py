@@ -190,6 +190,24 @@ def test_a_writer_that_is_off_by_a_thousandth_is_caught(file, tmp_path, monkeypa
     assert not list(tmp_path.glob("*d.safetensors*"))
 
 
+def test_a_writer_that_loses_what_lies_beside_the_modules_is_caught(tmp_path, monkeypatch):
+    import dataclasses
+
+    path = tmp_path / "with.safetensors"
+    save_file({**tensors(), "bundle_emb.zkz.string_to_param.*": torch.ones(2, 768)}, path)
+    import_adapter(path, name="with")
+    kind = type(diffusers.FORMAT)
+    write = kind.write
+
+    def forgetful(self, updates, path, card=None, **settings):
+        write(self, dataclasses.replace(updates, extra={}), path, card, **settings)
+
+    monkeypatch.setattr(kind, "write", forgetful)
+    with pytest.raises(VerificationError, match=r"it lacks 'bundle_emb\.zkz"):
+        convert_stored("with", tmp_path / "d.safetensors", "diffusers")
+    assert not (tmp_path / "d.safetensors").exists()
+
+
 def test_text_commands_say_that_it_is_for_pictures(file):
     stored = import_adapter(file, name="zkz")
     with pytest.raises(FileFormatError, match="is for an image model and kept as one file"):
