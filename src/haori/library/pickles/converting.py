@@ -93,7 +93,7 @@ def _answer(path: Path, stage: Path, timeout_s: float, *, memory: int, output: i
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
         raise _bad(
             path,
-            f"the process that read it ended without an answer ({how}); it may have needed more memory than it is given",
+            f"the process that read it ended without an answer ({how}); it may have needed more memory than it got",
         ) from None
     if not isinstance(answer, dict) or not ("error" in answer or {"tensors", "left_out"} <= answer.keys()):
         raise _bad(path, "the process that read it gave no proper answer")
