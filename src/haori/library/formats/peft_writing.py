@@ -133,8 +133,9 @@ class _Writer:
         names = (".lora_embedding_A", ".lora_embedding_B") if is_table else (".lora_A.weight", ".lora_B.weight")
         tensors = {f"{PREFIX}{name}{names[0]}": a, f"{PREFIX}{name}{names[1]}": b}
         if m is not None:
-            by_input = m.dim() > 1 and m.shape[0] == 1 and m.numel() != 1
-            if by_input != (transposed or is_table) or m.numel() != b.shape[0]:
+            by_input = m.dim() > 1 and m.shape[0] == 1
+            # A single number is a column as well as a row.
+            if m.numel() != b.shape[0] or (m.numel() != 1 and by_input != (transposed or is_table)):
                 raise InputError(
                     f"PEFT norms the rows of a weight, one for each output, and the magnitude of {name!r} is of shape "
                     f"{list(m.shape)}; merge the adapter instead."
