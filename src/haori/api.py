@@ -81,7 +81,16 @@ def recipe_of(
         return load_recipe(Path(recipe), [*given, *overrides])
     if base is None or data is None or name is None:
         raise InputError("Give a recipe file, or --base, --data and --name together.")
+    if task is None and not any(override.partition("=")[0].strip() == "task" for override in overrides):
+        given += _task_of_base(base)
     return recipe_from({}, [*given, *overrides])
+
+
+def _task_of_base(base: str) -> list[str]:
+    """Return the task of a base that is a pipeline, for pictures; the usual task is for any other."""
+    from haori.bases import find_base
+
+    return ["task=text_to_image"] if find_base(base).pipeline is not None else []
 
 
 def resume(folder: Path | str, *, progress: bool = True, on_event: "EventSink | None" = None) -> "TrainedRun":

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from haori.core.records import Advice
     from haori.training import Prepared, TrainedRun
 
+_SHOWN = 3
+
 __all__ = ["schema", "show_choices", "show_run", "train"]
 
 
@@ -67,9 +69,9 @@ def show_choices(prepared: "Prepared") -> None:
     """Print what will be trained on what, and each automatic choice with its reason."""
     from haori.cli.console import notes
 
-    base, rows = prepared.base, len(prepared.split.train)
+    base, rows, held_out = prepared.base, len(prepared.split.train), len(prepared.split.validation)
     notes().print(
-        f"[bold]{prepared.recipe.name}[/]: {rows:,} training and {len(prepared.split.validation):,} validation rows on "
+        f"[bold]{prepared.recipe.name}[/]: {rows:,} training and {held_out:,} validation {prepared.task.rows_title} on "
         f"{base.name} ({base.parameters / 1e6:,.0f}M parameters, {base.id})"
     )
     for note in prepared.split.notes:
@@ -104,9 +106,8 @@ def _show_plan(prepared: "Prepared") -> None:
     ):
         table.add_row(*row)
     results().print(table)
-    results().print("First batch; what is trained is marked:")
-    first = prepared.split.train.select(list(plan.first_rows))
-    for panel in prepared.task.show(first, prepared.processor, len(plan.first_rows)):
+    results().print("As the model sees them; what is trained is marked:")
+    for panel in prepared.task.show(prepared.split.train, prepared.processor, _SHOWN):
         results().print(panel)
 
 
@@ -118,6 +119,7 @@ def show_run(run: "TrainedRun") -> None:
     """
     from haori.cli.console import results
     from haori.cli.library import print_meaning
+    from haori.tasks.registry import task_of
 
     record = run.record
     if run.signal is not None and not run.reports:
@@ -145,10 +147,7 @@ def show_run(run: "TrainedRun") -> None:
         return
     if record.adapter is not None:
         print_meaning(record.adapter)
-    is_classifier = run.adapter is not None and run.adapter.card.head is not None
-    results().print(
-        f"Next: haori {f'classify {record.adapter} --text ...' if is_classifier else f'chat {record.adapter}'}"
-    )
+        results().print(f"Next: {task_of(run.recipe.task).next_command(record.adapter)}", soft_wrap=True, markup=False)
 
 
 def _size_bytes(folder: Path) -> int:

@@ -86,6 +86,11 @@ class TrainingSection(Section):
         default=None, description="Checkpoint every so many optimizer steps, besides one per epoch."
     )
     keep_checkpoints: Positive = Field(default=2, description="Checkpoints kept (the best is kept besides).")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Keep an average of the trained weights that decays by this factor a step, such as 0.99; it is "
+        "what is validated and saved.",
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
         default=(), description="Experiment trackers to report to."
     )
@@ -139,7 +144,7 @@ class Recipe(Section):
     )  # fmt: skip
     data: SerializeAsAny[DataSection]
     method: Method = Field(default_factory=LoraMethod)
-    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    optimizer: SerializeAsAny[OptimizerSection] = Field(default_factory=OptimizerSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     training: SerializeAsAny[TrainingSection] = Field(default_factory=TrainingSection)
 

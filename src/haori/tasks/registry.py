@@ -36,13 +36,14 @@ def task_of(kind: str) -> "Task":
     return found
 
 
-def check_components(base: "Base", needed: Sequence[str], purpose: str) -> None:
+def check_components(base: "Base", needed: Sequence[str], purpose: str, example: str = "smollm2-135m-instruct") -> None:
     """Refuse a base that does not have the components that something works with.
 
     Args:
         base: The base.
         needed: Names of components.
         purpose: What needs them, as the subject of a sentence.
+        example: A base that has them.
 
     Raises:
         BaseError: It lacks one; the sentence names its components and the tasks that can learn on them.
@@ -54,6 +55,6 @@ def check_components(base: "Base", needed: Sequence[str], purpose: str) -> None:
     can = f"what can learn on it is {', '.join(fitting)}" if fitting else "no task can learn on it yet"
     raise BaseError(
         f"The base {base.name!r} is {what} the components {', '.join(base.components)}; {purpose} needs a base with "
-        f"the component {', '.join(needed)}, such as smollm2-135m-instruct. Of the tasks there are "
+        f"the component {', '.join(needed)}, such as {example}. Of the tasks there are "
         f"({', '.join(TASKS)}), {can}."
     )

@@ -15,9 +15,9 @@ from haori.core.records import MODEL_COMPONENT
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
 
     from haori.bases import Base
+    from haori.core.quantization import Quantization
     from haori.core.records import AdapterCard, DataReference, Head
     from haori.data.report import Leaks
     from haori.library.proof.logits import Probe
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from haori.tasks.examination import AnsweredRow, Examination, MeasureOptions, TextLosses
     from haori.tasks.recipe import Recipe
 
-__all__ = ["Choice", "LossSum", "Objective", "Size", "Split", "Task"]
+__all__ = ["Choice", "LossSum", "Objective", "Observer", "Size", "Split", "Task"]
 
 
 class Choice(NamedTuple):
@@ -77,7 +77,10 @@ class Batch(Protocol):
 
 
 class Objective(Protocol):
-    """Batches of one split and their losses; all methods but `begin` are free of side effects."""
+    """Batches of one split and their losses.
+
+    Methods other than `begin` change nothing; `batch` may draw random numbers, which a checkpoint keeps the state of.
+    """
 
     @property
     def costs(self) -> Sequence[int]:
@@ -113,6 +116,13 @@ class Objective(Protocol):
 
     def origins(self, rows: Sequence[int]) -> list[str]:
         """Return where rows come from, as file:row."""
+
+
+class Observer(Protocol):
+    """Looks at the model while it trains; random numbers and training flags are put back after it."""
+
+    def __call__(self, model: "nn.Module", step: int, epoch: float) -> None:
+        """Look at the model after optimizer step `step`; at 0 it is as the base, whatever the method."""
 
 
 class Split(Protocol):
@@ -153,6 +163,10 @@ class Task(Protocol):
     """What it is for people, in lower case: text generation."""
     components: tuple[str, ...] = (MODEL_COMPONENT,)
     """Components of a base that it works with; a base that is one model by default."""
+    rows_title: str = "rows"
+    """What people call its rows, in the plural."""
+    example: str = "smollm2-135m-instruct"
+    """A base that it works with, for messages."""
     unit: str
     """What costs are measured in, in the plural: tokens, pixels, residues."""
     loss_unit: str = ""
@@ -182,11 +196,62 @@ class Task(Protocol):
         """
         return None
 
-    def processor(self, base: "Base", recipe: Any) -> "PreTrainedTokenizerBase":
+    def processor(self, base: "Base", recipe: Any) -> Any:
         """Return what turns rows into model inputs: the base's tokenizer by default."""
         from haori.bases import load_tokenizer
 
         return load_tokenizer(base)
+
+    def skeleton(self, base: "Base", recipe: Any) -> "nn.Module":
+        """Return the modules that can be adapted, without weights; the base with the task's head by default."""
+        from haori.bases import load_skeleton
+
+        found: nn.Module = load_skeleton(base, head=self.head(recipe))
+        return found
+
+    def model(
+        self, base: "Base", recipe: Any, *, dtype: str, device: str, quantization: "Quantization | None"
+    ) -> "nn.Module":
+        """Load what is trained, frozen and in evaluation mode; the base with the task's head by default."""
+        from haori.bases import load_model
+
+        found: nn.Module = load_model(
+            base, dtype=dtype, device=device, quantization=quantization, head=self.head(recipe),
+            head_seed=recipe.training.seed,
+        )  # fmt: skip
+        return found
+
+    def ready(self, recipe: Any, base: "Base", processor: Any, split: Any, device: str) -> None:
+        """Compute what rows need of parts of the base that are not trained, before the model is loaded.
+
+        Pictures are turned into latents and captions into embeddings here, so that the models that do it need not be
+        in memory while others train. It may take long, shows its progress, and does again only what is not known yet.
+        """
+        return
+
+    def rate(self, recipe: Any, parameter: str) -> float:
+        """Return the factor on the learning rate of a parameter by its name; 1 by default."""
+        return 1.0
+
+    def measured_training(self, split: Any, processor: Any, recipe: Any) -> "Objective | None":
+        """Return training rows to be measured at each validation in just the way of the validation rows.
+
+        For losses that are noisy in training, which a validation is not: the means of the steps would tell little of
+        over-fitting. None, the default, compares with the means of the steps.
+        """
+        return None
+
+    def observer(self, recipe: Any, base: "Base", processor: Any, split: Any, folder: Path) -> "Observer | None":
+        """Return what looks at the model after a validation, such as sample pictures; None, the default, if nothing.
+
+        Args:
+            recipe: Resolved.
+            base: What is trained on.
+            processor: From `processor`.
+            split: From `rows`.
+            folder: Of the run, to write into.
+        """
+        return None
 
     def rows(self, recipe: Any, base: "Base", processor: Any, *, tolerant: bool = False) -> Split:
         """Read, clean, hash and split the data.
@@ -210,6 +275,10 @@ class Task(Protocol):
     def objective(self, rows: Any, processor: Any, recipe: Any) -> Objective:
         """Return batches and losses of a part of the split."""
 
+    def measured(self, rows: Any, processor: Any, recipe: Any) -> Objective:
+        """Return losses of a part of the split as a validation measures them; as in training by default."""
+        return self.objective(rows, processor, recipe)
+
     def probes(self, processor: Any, recipe: Any, split: Any) -> "list[Probe]":
         """Return a few model inputs on which reload, merge and export are compared."""
 
@@ -220,6 +289,10 @@ class Task(Protocol):
     def write_files(self, folder: Path, processor: Any, recipe: Any, split: Any) -> None:
         """Write what belongs beside the adapter's weights, such as a chat template; nothing by default."""
         return
+
+    def next_command(self, adapter: str) -> str:
+        """Return the command that a user would run next with a trained adapter; `haori chat` by default."""
+        return f"haori chat {adapter}"
 
     def card(self, processor: Any, recipe: Any) -> dict[str, Any]:
         """Return the fields of the adapter's card that only the task knows; none by default."""

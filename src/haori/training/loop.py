@@ -22,9 +22,9 @@ from haori.adapters.methods import behaviour_of
 from haori.core.errors import TrainingError
 from haori.core.events import EventSink, Measured, Progress, Saved, discard
 from haori.core.free_memory import release_free_memory
-from haori.data.batching import plan_batches
 from haori.tasks.recipe import Recipe
-from haori.tasks.task import Objective, Task
+from haori.tasks.task import Objective, Observer, Task
+from haori.training.averaging import Average
 from haori.training.batches import Step, count_steps, epoch_steps, share_of_process
 from haori.training.checkpoint import (
     Position,
@@ -40,6 +40,7 @@ from haori.training.measurements import Measurements
 from haori.training.memory import peak_memory_bytes
 from haori.training.schedule import rate_at
 from haori.training.signals import StopRequest
+from haori.training.validation import mean_losses
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,18 +67,24 @@ class Loop:
         measurements: Measurements,
         base_name: str,
         on_event: EventSink = discard,
+        measured_training: Objective | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
         self.total_steps = count_steps(train.costs, recipe.training)
         self.behaviour = behaviour_of(model, recipe.method, self.total_steps)
-        self.optimizer = build_optimizer(self.behaviour, recipe)
+        self.average: Average | None = None
+        if recipe.training.ema is not None:
+            self.behaviour = self.average = Average(self.behaviour, recipe.training.ema)
+        self.optimizer = build_optimizer(self.behaviour, recipe, task)
         self.trainable_parameters = sum(
             p.numel() for p in self._parameters()
         )  # a method may cut or add some at the end
         self.wrapped: Any
         self.wrapped, self.prepared_optimizer = accelerator.prepare(model, self.optimizer)
         self.task, self.train, self.validation = task, train, validation
+        self.measured_training, self.observer = measured_training, observer
         self.recipe, self.run_folder, self.measurements = recipe, run_folder, measurements
         self.base_name, self.on_event = base_name, on_event
         self.position = Position()
@@ -177,13 +184,17 @@ class Loop:
         before = self.position
         train_loss = before.epoch_loss / before.epoch_count if before.epoch_count else None
         changes: dict[str, Any] = {"epoch_loss": 0.0, "epoch_count": 0}
-        means = self._validation_means()
+        with self.average.in_place() if self.average is not None else nullcontext():
+            means = self._mean_losses(self.validation)
+            of_training = self._mean_losses(self.measured_training)
+            self._observe()
+        if of_training is not None:
+            train_loss = of_training["loss"]
         loss = None if means is None else means.pop("loss")
         if means is None or loss is None:
             changes |= {"best_step": before.step, "best_epoch": math.ceil(self.epochs_done())}
         else:
-            of_training = {} if train_loss is None else {"train_loss": train_loss}
-            values = {"loss": loss, **of_training, **means}
+            values = {"loss": loss, **({} if train_loss is None else {"train_loss": train_loss}), **means}
             measured = Measured(step=before.step, epoch=self.epochs_done(), values=values)
             self.measurements.add(measured)
             counts = not first and self.behaviour.settled(before.step)
@@ -263,37 +274,24 @@ class Loop:
         batch = self.train.batch(rows or step[0], self.accelerator.device)
         return batch if rows is not None else self.train.blank(batch)
 
-    @torch.no_grad()
-    def _validation_means(self) -> dict[str, float] | None:
-        """Return the means over what counts in the validation rows: the loss, and what the objective sums besides."""
-        if self.validation is None or not len(self.validation.costs):
-            return None
-        self.wrapped.eval()
+    def _mean_losses(self, objective: Objective | None) -> dict[str, float] | None:
+        budget = self.recipe.training.budgets().microbatch
+        return mean_losses(self.accelerator, self.wrapped, objective, budget, self.position.step)
+
+    def _observe(self) -> None:
+        """Let the observer look at the model; random numbers and training flags are as before afterwards."""
+        if self.observer is None or not self.accelerator.is_main_process:
+            return
+        model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
         device = self.accelerator.device
-        batches = plan_batches(self.validation.costs, self.recipe.training.budgets().microbatch)
-        sums: dict[str, float] = {}
-        for rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-            loss = self.validation.loss(self.wrapped, self.validation.batch(rows, device))
-            also = {name: float(value) for name, value in loss.also.items()}
-            for name, value in {"count": float(loss.count), "loss": float(loss.total), **also}.items():
-                sums[name] = sums.get(name, 0.0) + value
-        names = self._names_of_all(sums)
-        mine = torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64)
-        total = dict(zip(names, self.accelerator.reduce(mine.to(device), "sum").tolist(), strict=True))
-        if not math.isfinite(total["loss"]):
-            raise TrainingError(
-                f"The validation loss became {total['loss']} at step {self.position.step}; lower optimizer.lr."
-            )
-        count = total.pop("count")
-        return {name: value / count for name, value in total.items()}
-
-    def _names_of_all(self, sums: dict[str, float]) -> list[str]:
-        """Return the names that any process has sums of; a process may have had no rows."""
-        if self.accelerator.num_processes == 1:
-            return list(sums)
-        from accelerate.utils import gather_object
-
-        return sorted({"count", "loss", *gather_object(list(sums))})
+        try:
+            with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self.observer(model, self.position.step, self.epochs_done())
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     def _validation_marks(self, steps: int) -> set[int]:
         wanted = self.recipe.training.evaluations_per_epoch
@@ -349,12 +347,21 @@ class Loop:
         )
 
 
-def build_optimizer(behaviour: Behaviour, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW over the parameter groups of a method."""
+def build_optimizer(behaviour: Behaviour, recipe: Recipe, task: Task) -> torch.optim.AdamW:
+    """Return AdamW over the parameter groups of a method, parted where a task has rates of its own for some."""
     section = recipe.optimizer
     assert section.lr != "auto"
+    factors = {id(parameter): task.rate(recipe, name) for name, parameter in behaviour.model.named_parameters()}
+    groups: list[dict[str, Any]] = []
+    for group in behaviour.parameter_groups(section.weight_decay):
+        parts: dict[float, list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+        for factor, parameters in parts.items():
+            scaled: dict[str, Any] = {key: group[key] * factor for key in ("rate", "lr_peak") if key in group}
+            groups.append({**group, **scaled, "params": parameters})
     return torch.optim.AdamW(
-        behaviour.parameter_groups(section.weight_decay),
+        groups,
         lr=section.lr,
         betas=(section.beta1, section.beta2),
         eps=section.eps,

@@ -28,7 +28,6 @@ class Plan(NamedTuple):
     epochs: int
     seconds: float
     peak_memory_bytes: int
-    first_rows: tuple[int, ...]
 
 
 def make_plan(prepared: Prepared) -> Plan:
@@ -47,6 +46,7 @@ def make_plan(prepared: Prepared) -> Plan:
         key=lambda rows: len(rows) * max(objective.costs[r] for r in rows),
     )
     padded = len(largest) * max(objective.costs[row] for row in largest)
+    prepared.task.ready(prepared.recipe, prepared.base, prepared.processor, prepared.split, prepared.device)
     batch = objective.batch(largest, prepared.device)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training.dtype)
     seconds = 0.0
@@ -75,5 +75,4 @@ def make_plan(prepared: Prepared) -> Plan:
         epochs=training.epochs,
         seconds=seconds / padded * cost * share,
         peak_memory_bytes=peak_memory_bytes(prepared.device) + _ADAM_BYTES_PER_PARAMETER * trainable,
-        first_rows=tuple(steps[0][0][:3]),
     )

@@ -52,7 +52,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     from haori.adapters.insertion import in_layers
     from haori.adapters.methods import check_method, check_plan
-    from haori.bases import choose_dtype, default_device, find_base, load_skeleton, resolve_targets
+    from haori.bases import choose_dtype, default_device, find_base, resolve_targets
 
     device = default_device()
     if recipe.training.dtype == "fp16" and device == "cpu":
@@ -69,9 +69,9 @@ def prepare(recipe: Recipe) -> Prepared:
     if recipe.from_ is not None:
         locate_origin(recipe.from_)
     task = task_of(recipe.task)
-    check_components(base, task.components, f"the task {task.kind}")
+    check_components(base, task.components, f"the task {task.kind}", task.example)
     task.check(recipe, base)
-    skeleton = load_skeleton(base, head=task.head(recipe))
+    skeleton: Any = task.skeleton(base, recipe)
     method = recipe.method
     targets: tuple[str, ...] = ()
     if isinstance(method, HeadMethod) and task.head(recipe) is None:
@@ -83,7 +83,8 @@ def prepare(recipe: Recipe) -> Prepared:
         check_method(skeleton, processor, method, targets)
     split = task.rows(recipe, base, processor)
     recipe, of_task = task.resolve(recipe, split, base, device)
-    skeleton = load_skeleton(base, head=head) if (head := task.head(recipe)) is not None else skeleton
+    head = task.head(recipe)
+    skeleton = task.skeleton(base, recipe) if head is not None else skeleton
     origin = find_origin(recipe, base, skeleton, head, processor)
     if origin is not None:
         recipe = recipe.model_copy(update={"method": origin.method, "from_": origin.name})
@@ -93,7 +94,7 @@ def prepare(recipe: Recipe) -> Prepared:
         dtype = dtype._replace(name="fp32", reason=reason)
     resolved, choices = resolve(recipe, len(split.train), base.parameters, (dtype.name, dtype.reason))
     train = task.objective(split.train, processor, resolved)
-    validation = task.objective(split.validation, processor, resolved) if len(split.validation) else None
+    validation = task.measured(split.validation, processor, resolved) if len(split.validation) else None
     check_plan(skeleton, resolved.method, targets, count_steps(train.costs, resolved.training))
     _check_calibration(resolved, train.costs)
     choices = (*choices, *of_task, *_notes(resolved.method, skeleton, resolved.training.dtype))
@@ -105,14 +106,12 @@ def adapted_model(prepared: Prepared, device: str) -> "nn.Module":
     from haori.adapters.insertion import Insertion
     from haori.adapters.loading import loading_of
     from haori.adapters.methods import insert_method
-    from haori.bases import load_model
 
     recipe = prepared.recipe
     loading = loading_of(recipe.method, recipe.training.dtype)
-    base = load_model(
-        prepared.base, dtype=loading.dtype, device=device, quantization=loading.quantization,
-        head=prepared.task.head(recipe), head_seed=recipe.training.seed,
-    )  # fmt: skip
+    base: Any = prepared.task.model(
+        prepared.base, recipe, dtype=loading.dtype, device=device, quantization=loading.quantization
+    )
     if prepared.origin is not None:
         model: nn.Module = prepared.origin.attach(base, prepared.task.peft_type(recipe), prepared.base.name)
     else:

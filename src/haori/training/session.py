@@ -95,7 +95,7 @@ def opened_loop(prepared: Prepared, folder: Path) -> Iterator[Loop]:
     with explaining_memory(prepared) as watched:
         accelerator = _accelerator(prepared, folder)
         model = _seeded_model(prepared, accelerator)
-        loop = _loop(accelerator, model, prepared, folder, None, discard)
+        loop = _loop(accelerator, model, prepared, folder, None, discard, observed=False)
         watched.model, watched.loop = model, loop
         with fast_path(model, mixed=accelerator.mixed_precision != "no"):
             prepared.train.begin(model)
@@ -125,7 +125,9 @@ def _accelerator(prepared: Prepared, folder: Path) -> "Accelerator":
 def _seeded_model(prepared: Prepared, accelerator: "Accelerator") -> "nn.Module":
     from accelerate.utils import set_seed
 
-    model = adapted_model(prepared, str(accelerator.device))
+    device = str(accelerator.device)
+    prepared.task.ready(prepared.recipe, prepared.base, prepared.processor, prepared.split, device)
+    model = adapted_model(prepared, device)
     set_seed(prepared.recipe.training.seed + accelerator.process_index)
     return model
 
@@ -137,8 +139,11 @@ def _loop(
     folder: Path,
     checkpoint: Path | None,
     on_event: EventSink,
+    *,
+    observed: bool = True,
 ) -> Loop:
     done = step_of(checkpoint) if checkpoint else 0
+    task, recipe = prepared.task, prepared.recipe
     measurements = Measurements(folder / "metrics.jsonl", done, write=accelerator.is_main_process)
     return Loop(
         accelerator,
@@ -151,6 +156,8 @@ def _loop(
         measurements,
         prepared.base.name,
         on_event,
+        task.measured_training(prepared.split, prepared.processor, recipe),
+        task.observer(recipe, prepared.base, prepared.processor, prepared.split, folder) if observed else None,
     )
 
 

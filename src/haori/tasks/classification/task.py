@@ -182,6 +182,10 @@ class Classification(Task):
         rows = split.train.select_columns(["row", "origin"])
         SeenRows.of(LabelledRow.from_json(row["row"], row["origin"]).as_text() for row in rows).write(folder)
 
+    def next_command(self, adapter: str) -> str:
+        """Return the command that labels texts."""
+        return f"haori classify {adapter} --text ..."
+
     def card(self, processor: "PreTrainedTokenizerBase", recipe: ClassificationRecipe) -> dict[str, Any]:
         """Return the head."""
         return {"head": self.head(recipe)}
