@@ -1,0 +1,45 @@
+"""Pictures with captions: from files to rows that are checked, bucketed and split, and rows to tensors.
+
+Knows nothing about models; it is told what sizes a base takes and how much text its encoder reads. Importing this
+package is light: the names below are loaded when they are first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from haori.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from haori.data.pictures.captions import full_caption, training_caption
+    from haori.data.pictures.dataset import PictureSplit, read_pictures
+    from haori.data.pictures.pixels import Colours, draw_colours, draw_crop, draw_flip, loss_weights, mask_of, pixels
+    from haori.data.pictures.row import Augmentation, Crop, PictureRow
+    from haori.data.pictures.section import PictureSection
+
+__all__ = [
+    "Augmentation",
+    "Colours",
+    "Crop",
+    "PictureRow",
+    "PictureSection",
+    "PictureSplit",
+    "draw_colours",
+    "draw_crop",
+    "draw_flip",
+    "full_caption",
+    "loss_weights",
+    "mask_of",
+    "pixels",
+    "read_pictures",
+    "training_caption",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "captions": ("full_caption", "training_caption"),
+        "dataset": ("PictureSplit", "read_pictures"),
+        "pixels": ("Colours", "draw_colours", "draw_crop", "draw_flip", "loss_weights", "mask_of", "pixels"),
+        "row": ("Augmentation", "Crop", "PictureRow"),
+        "section": ("PictureSection",),
+    },
+)

@@ -1,0 +1,135 @@
+"""Pictures ready for training: read, checked, bucketed and split, with a report in which each is accounted for."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from haori.core.errors import DataError
+from haori.core.hashing import hash_data, hash_parts
+from haori.data.pictures.buckets import sizes_for
+from haori.data.pictures.reading import Reading
+from haori.data.pictures.report import BucketCount, PictureReport
+from haori.data.pictures.row import PictureRow
+from haori.data.pictures.section import PictureSection
+from haori.data.pictures.split import hold_out
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from haori.core.records import DataReference
+
+__all__ = ["PictureSplit", "read_pictures"]
+
+
+@dataclass(frozen=True)
+class PictureSplit:
+    """Pictures to train on, regularisation pictures among them, and pictures held out."""
+
+    train: Sequence[PictureRow]
+    validation: Sequence[PictureRow]
+    report: PictureReport
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what a user should know of the reading."""
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in self.report.dropped.items())
+        return (*([f"Pictures left out: {dropped}."] if dropped else []), *self.report.notes)
+
+    @property
+    def refused(self) -> bool:
+        """Say whether nothing can be trained on these pictures."""
+        return self.report.refused
+
+    def reference(self) -> "DataReference":
+        """Return the short form that cards and runs keep."""
+        return self.report.reference()
+
+    def table(self) -> "RenderableType":
+        """Return the whole report, for a terminal."""
+        from haori.data.pictures.show import report_table
+
+        return report_table(self.report)
+
+
+def read_pictures(
+    section: PictureSection,
+    *,
+    native_size: int,
+    size_multiple: int,
+    cut: Callable[[str], str],
+    tolerant: bool = False,
+) -> PictureSplit:
+    """Read, check, bucket and split pictures.
+
+    Args:
+        section: Which pictures, and how.
+        native_size: Side in pixels of the squares that the base was made for.
+        size_multiple: What sides in pixels must divide by for this base.
+        cut: Returns what of a caption is longer than the text encoder reads; empty if nothing is.
+        tolerant: Go on after broken pictures and missing captions, and report them.
+
+    Raises:
+        DataError: The source cannot be found or read, a picture is broken or has no caption (unless `tolerant`), or
+            nothing is left to train on.
+        MissingExtraError: Pillow is not installed.
+    """
+    sizes = sizes_for(section, native_size, size_multiple)
+    reading = Reading(section, sizes, cut, tolerant=tolerant)
+    main = reading.read(section.path)
+    apart = reading.read(section.validation) if section.validation is not None else None
+    prior = reading.read(section.regularisation, prior=True) if section.regularisation is not None else []
+    reading.require_all()
+    problems, refused = list(reading.problems), False
+    try:
+        train, validation, told = hold_out(section, main, apart, reading.likeness)
+    except DataError as error:
+        if not tolerant:
+            raise
+        train, validation, told, refused = main, [], [], True
+        problems.append(str(error))
+    own = [row for row in train if not row.prior]
+    train = [*train, *prior]
+    report = PictureReport(
+        source=section.path,
+        layout="+".join(dict.fromkeys(reading.layouts)),
+        hash=_hash(section, train, validation),
+        read=reading.read_count,
+        rows={"train": len(own), "validation": len(validation)}
+        | ({"regularisation": len(train) - len(own)} if len(train) > len(own) else {}),
+        steps=sum(row.repeats for row in train),
+        dropped=dict(reading.dropped),
+        changed=dict(Counter(note for row in (*train, *validation) for note in row.notes)),
+        buckets=_buckets([*train, *validation]),
+        captions=dict(reading.captions),
+        cut=tuple(reading.cut_off),
+        refused=refused,
+        problems=tuple(problems),
+        notes=(*reading.notes, *told),
+        licence=section.licence or reading.licence,
+        attribution=section.attribution,
+    )
+    return PictureSplit(train, validation, report)
+
+
+def _buckets(rows: Sequence[PictureRow]) -> tuple[BucketCount, ...]:
+    counts = Counter(row.bucket for row in rows)
+    ordered = sorted(counts, key=lambda size: (size[0] / size[1], size))
+    return tuple(BucketCount(width=size[0], height=size[1], pictures=counts[size]) for size in ordered)
+
+
+def _hash(section: PictureSection, train: Sequence[PictureRow], validation: Sequence[PictureRow]) -> str:
+    """Return the hash of everything that decides what is trained on."""
+    names = {"path", "validation", "regularisation", "mask_folder", "licence", "attribution"}
+    rows = [(row, "train") for row in train] + [(row, "validation") for row in validation]
+    parts = (
+        part
+        for row, split in rows
+        for part in (
+            row.content_hash,
+            row.caption,
+            split,
+            str((row.bucket, row.crop, row.repeats, row.weight, row.prior)),
+        )
+    )
+    return hash_data([hash_parts(parts), section.model_dump(mode="json", exclude=names)])

@@ -1,0 +1,204 @@
+"""From a data section to rows of pictures: everything that was left out or changed is counted, and said."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from haori.core.errors import DataError
+from haori.data.pictures.buckets import bucket_of, cover
+from haori.data.pictures.captions import full_caption
+from haori.data.pictures.inspection import Inspected, inspect_picture
+from haori.data.pictures.likeness import Likeness
+from haori.data.pictures.listing import PictureFile
+from haori.data.pictures.masks import masks_in
+from haori.data.pictures.opening import require_pillow
+from haori.data.pictures.row import ALPHA, Augmentation, Mask, PictureRow
+from haori.data.pictures.section import PictureSection
+from haori.data.pictures.sources import list_pictures
+from haori.data.progress import tracked
+
+__all__ = ["Reading"]
+
+_LISTED = 20
+_NAMED = 5
+
+
+class Reading:
+    """One reading of all sources of a section, and what it met.
+
+    Attributes:
+        read_count: Pictures that the sources list.
+        dropped: Pictures left out, by reason.
+        captions: What was found of captions, counted.
+        cut_off: Captions that are too long, with what is cut off.
+        problems: What stands in the way of training, as sentences.
+        notes: What else a user should know.
+        layouts: Of the sources.
+        licence: That the sources state.
+    """
+
+    def __init__(
+        self, section: PictureSection, sizes: Sequence[tuple[int, int]], cut: Callable[[str], str], *, tolerant: bool
+    ) -> None:
+        require_pillow()
+        self.read_count = 0
+        self.dropped: Counter[str] = Counter()
+        self.captions: Counter[str] = Counter()
+        self.cut_off: list[str] = []
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.layouts: list[str] = []
+        self.licence: str | None = None
+        self._section, self._sizes, self._cut, self._tolerant = section, sizes, cut, tolerant
+        self._likeness: dict[str, Likeness] = {}
+        self._broken: list[str] = []
+        self._missing: list[str] = []
+        self._small: list[str] = []
+        self._masks = masks_in(Path(section.mask_folder).expanduser()) if section.mask_folder is not None else None
+
+    def likeness(self, row: PictureRow) -> Likeness:
+        """Return how a picture that was read looks."""
+        return self._likeness[row.content_hash]
+
+    def read(self, given: str, *, prior: bool = False) -> list[PictureRow]:
+        """Read one source.
+
+        Raises:
+            DataError: It cannot be found or understood at all.
+        """
+        listing = list_pictures(self._section, given, prior=prior)
+        self.layouts.append(listing.layout)
+        self.licence = self.licence or listing.licence
+        self._note(listing.notes)
+        for problem in listing.problems:
+            self._broken.append(str(problem))
+        if listing.ignored:
+            shown = ", ".join(listing.ignored[:_NAMED]) + (" ..." if len(listing.ignored) > _NAMED else "")
+            self.notes.append(f"Files that are no pictures and not read: {shown} ({len(listing.ignored)}).")
+        files = listing.files
+        if self._section.max_rows is not None and len(files) > self._section.max_rows:
+            self.notes.append(
+                f"Of the {len(files):,} pictures of {given!r} the first {self._section.max_rows:,} were read "
+                "(data.max_rows)."
+            )
+            files = files[: self._section.max_rows]
+        seen: set[tuple[str, str, bool]] = set()
+        rows = [self._row(file, seen) for file in tracked(files, "Reading pictures", total=len(files))]
+        kept = [row for row in rows if row is not None]
+        self._note_masks(files, kept)
+        return kept
+
+    def require_all(self) -> None:
+        """Refuse pictures that are broken or have no caption; a tolerant reading lists them instead.
+
+        Raises:
+            DataError: There are such, and the reading is not tolerant.
+        """
+        trouble = list(self._broken)
+        if self._missing:
+            shown = ", ".join(self._missing[:_NAMED]) + (" ..." if len(self._missing) > _NAMED else "")
+            trouble.append(
+                f"{len(self._missing):,} picture{'s have' if len(self._missing) > 1 else ' has'} no caption ({shown}); "
+                "write captions to files of the same names ending in .txt, give all of them one with --set "
+                "data.caption=..., or a trigger with --set data.trigger=..."
+            )
+        if self._small and self._section.too_small == "error":
+            trouble.append(
+                f"{len(self._small):,} picture{'s are' if len(self._small) > 1 else ' is'} smaller than needed "
+                f"({self._small[0]}); give larger ones, or set data.too_small to enlarge or drop."
+            )
+        if not trouble:
+            return
+        if not self._tolerant:
+            more = f" ({len(trouble) - 1} more like this; `haori data check` lists them)" if len(trouble) > 1 else ""
+            raise DataError(trouble[0] + more)
+        self.problems += trouble[:_LISTED]
+        if len(trouble) > _LISTED:
+            self.problems.append(f"{len(trouble) - _LISTED:,} more that are not listed.")
+
+    def _note(self, notes: Sequence[str]) -> None:
+        self.notes += [note for note in notes if note not in self.notes]
+
+    def _row(self, file: PictureFile, earlier: set[tuple[str, str, bool]]) -> PictureRow | None:
+        """Return a row, or None and the reason counted."""
+        self.read_count += 1
+        section = self._section
+        try:
+            caption = file.caption()
+            seen = inspect_picture(file.file, file.origin, smart=section.crop == "smart")
+        except DataError as error:
+            self.dropped["broken"] += 1
+            self._broken.append(str(error))
+            return None
+        rules = file.augmentation or Augmentation.of(section)
+        if file.prior:
+            rules = replace(rules, trigger=None)
+        caption = self._caption(file, caption, rules)
+        if caption is None:
+            self.dropped["without a caption"] += 1
+            self._missing.append(file.origin)
+            return None
+        key = (seen.content_hash, caption, file.prior)
+        if key in earlier:
+            self.dropped["exact duplicates"] += 1
+            return None
+        bucket = bucket_of(seen.width, seen.height, self._sizes)
+        notes = list(seen.notes)
+        if seen.width < bucket[0] or seen.height < bucket[1]:
+            self._small.append(f"{file.origin}: {seen.width} x {seen.height} for {bucket[0]} x {bucket[1]}")
+            if section.too_small != "enlarge":
+                self.dropped["too small"] += 1
+                return None
+            notes.append("enlarged")
+        earlier.add(key)
+        self._likeness[seen.content_hash] = seen.likeness
+        self._look_at_caption(file.origin, full_caption(caption, rules))
+        return PictureRow(
+            origin=file.origin, file=file.file, caption=caption, content_hash=seen.content_hash, width=seen.width,
+            height=seen.height, bucket=bucket, crop=cover(seen.width, seen.height, bucket, seen.centre),
+            repeats=file.repeats * section.repeats, weight=file.weight * (section.prior_weight if file.prior else 1.0),
+            prior=file.prior, mask=self._mask(file, seen), augmentation=rules, notes=tuple(notes),
+        )  # fmt: skip
+
+    def _caption(self, file: PictureFile, own: str | None, rules: Augmentation) -> str | None:
+        """Return the caption: a picture's own, else everybody's, else its folder's, else nothing but the trigger."""
+        if own is not None:
+            return own
+        shared = None if file.prior else self._section.caption
+        if shared is not None:
+            self.captions["from data.caption"] += 1
+            return shared
+        if file.fallback is not None:
+            self.captions["from the folder's name"] += 1
+            return file.fallback
+        if rules.trigger is not None:
+            self.captions["the trigger alone"] += 1
+            return ""
+        return None
+
+    def _look_at_caption(self, origin: str, caption: str) -> None:
+        if lost := self._cut(caption):
+            self.captions["longer than the text encoder reads"] += 1
+            if len(self.cut_off) < _LISTED:
+                self.cut_off.append(f"{origin}: not read from here on: {lost}")
+
+    def _mask(self, file: PictureFile, seen: Inspected) -> Mask | None:
+        if self._section.masks == "alpha":
+            return ALPHA if seen.has_alpha else None
+        if self._section.masks == "files":
+            return file.mask if self._masks is None else self._masks.get(file.file.stem)
+        return None
+
+    def _note_masks(self, files: Sequence[PictureFile], rows: Sequence[PictureRow]) -> None:
+        how = self._section.masks
+        if how == "none":
+            if unused := sum(file.mask is not None for file in files):
+                self.notes.append(
+                    f"Mask files beside pictures, not used: {unused:,}; --set data.masks=files uses them."
+                )
+            return
+        without = [row.origin for row in rows if row.mask is None and not row.prior]
+        if without:
+            shown = ", ".join(without[:_NAMED]) + (" ..." if len(without) > _NAMED else "")
+            self.notes.append(f"Pictures without a mask, which count all over: {shown} ({len(without)}).")
