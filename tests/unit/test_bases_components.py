@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from haori.bases import Base, find_base, load_model, load_tokenizer
+from haori.bases import Base, find_base, load_tokenizer
 from haori.core.errors import BaseError, FileFormatError, InputError
 from haori.core.records import BaseReference
 from tests.command_line import haori
@@ -160,7 +160,7 @@ def test_the_only_component_of_a_text_base_is_the_model(tiny_base_folder: Path, 
 
 @pytest.mark.parametrize("ask", [
     lambda base: base.fingerprint, lambda base: base.context_length, lambda base: base.reference().fingerprint,
-    load_model, load_tokenizer,
+    load_tokenizer,
 ])  # fmt: skip
 def test_nothing_takes_a_pipeline_for_one_model(folder: Path, ask: Callable[[Base], object]):
     with pytest.raises(InputError, match="'painter' is not one model: it has the components text_encoder, unet, vae"):

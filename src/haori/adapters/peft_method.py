@@ -177,7 +177,7 @@ def _feedforward(model: "PreTrainedModel", method: PeftMethod, targets: Sequence
     """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as KNOWN
 
-    ends = method.options.get("feedforward_modules", KNOWN.get(model.config.model_type, []))
+    ends = method.options.get("feedforward_modules", KNOWN.get(getattr(model.config, "model_type", None), []))
     return [name for name in targets if any(name == end or name.endswith(f".{end}") for end in ends)]
 
 

@@ -1,19 +1,22 @@
 """Loads the frozen model of a base, quietly and without running any code from its folder.
 
+A pipeline of diffusers is loaded as one `haori.bases.diffusion.DiffusionModel` of its components.
+
 A base in 16 or 32 bits may be quantised while it is loaded (bitsandbytes): its linear layers then hold 4 or 8 bits per
 weight; embeddings, norms and the output head keep the dtype asked for.
 """
 
-import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from haori.bases.base import Base
 from haori.bases.dtype import choose_dtype, default_device, torch_dtype
 from haori.bases.heads import begin_head, fresh_modules, head_class, head_modules, labelled_configuration, own_head
+from haori.bases.load_errors import LOAD_ERRORS, check_device, explain_load_errors, first_line
+from haori.bases.quantising import bitsandbytes_options, compute_alike
 from haori.bases.quiet import quiet_transformers
-from haori.core.errors import BaseError, InputError
-from haori.core.out_of_memory import is_out_of_memory
-from haori.core.quantization import Quantization, require_bitsandbytes
+from haori.core.errors import BaseError
+from haori.core.quantization import Quantization
 from haori.core.records import Head
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_model", "load_skeleton", "weight_bytes"]
 
-_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError)
+_SAFE = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 
 
 def load_model(
@@ -33,6 +36,7 @@ def load_model(
     quantization: Quantization | None = None,
     head: Head | None = None,
     head_seed: int = 0,
+    components: Sequence[str] | None = None,
 ) -> "PreTrainedModel":
     """Load `base` in evaluation mode with every weight frozen.
 
@@ -43,6 +47,7 @@ def load_model(
         quantization: Quantise the linear layers to this while loading; those of a head stay as they are.
         head: Load it as a classifier with this head: its own where it has one of these labels, else a fresh one.
         head_seed: Of the weights that a fresh head begins with.
+        components: Of a pipeline, those to load; by default the denoiser and all text encoders.
 
     Raises:
         BaseError: transformers knows no such architecture, or no such head for it, weights are missing or of another
@@ -50,38 +55,37 @@ def load_model(
         InputError: The dtype is unknown, or the device is not there.
         MissingExtraError: Quantisation is asked for without bitsandbytes.
     """
+    options: dict[str, Any]
+    if base.pipeline is not None:
+        from haori.bases.diffusion.loading import load_diffusion_model
+
+        # It answers whatever a run asks of a model: modules, config, activation checkpointing.
+        options = {"dtype": dtype, "device": device, "quantization": quantization, "components": components}
+        return cast("PreTrainedModel", load_diffusion_model(base, **options))
     device_name = device or default_device()
-    _check_device(device_name)
+    check_device(device_name)
     number_format = torch_dtype(choose_dtype(dtype, device_name).name)
     model_class = _model_class(base) if head is None else head_class(base, head)
     placed = {} if device_name == "cpu" and quantization is None else {"device_map": {"": device_name}}
-    options: dict[str, Any] = {"dtype": number_format, **placed}
-    try:
-        with quiet_transformers():
-            if quantization is not None:
-                whole = () if head is None else head_modules(load_skeleton(base, head=head))
-                options["quantization_config"] = _bitsandbytes(base, quantization, number_format, whole)
-            if head is not None:
-                options |= {
-                    "config": labelled_configuration(base, head),
-                    "ignore_mismatched_sizes": own_head(base) != head,
-                }
-            options |= {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-            model, report = model_class.from_pretrained(base.path, output_loading_info=True, **options)
-    except (MemoryError, *_LOAD_ERRORS) as error:
-        if is_out_of_memory(error):
-            raise BaseError(
-                f"The base {base.name!r} does not fit into the memory of {device_name!r}: its files hold "
-                f"{base.size_bytes / 1e9:.2f} GB; free memory or take a smaller base."
-            ) from None
-        raise BaseError(f"The base {base.name!r} cannot be loaded: {_first_line(error)}.") from error
+    options = {"dtype": number_format, **placed, **_SAFE}
+    with explain_load_errors(base, device_name), quiet_transformers():
+        if quantization is not None:
+            from transformers import BitsAndBytesConfig
+
+            whole = () if head is None else head_modules(load_skeleton(base, head=head))
+            options["quantization_config"] = BitsAndBytesConfig(
+                **bitsandbytes_options(base, quantization, number_format, whole)
+            )
+        if head is not None:
+            options |= {"config": labelled_configuration(base, head), "ignore_mismatched_sizes": own_head(base) != head}
+        model, report = model_class.from_pretrained(base.path, output_loading_info=True, **options)
     # A pooler is a head that many encoder checkpoints leave out; only a classifier uses it.
     fresh = ("pooler",) if head is None else fresh_modules(base, head, model)
     _check_complete(base, report, fresh)
     if head is not None:
         begin_head(model, fresh, head_seed)
     if quantization is not None:
-        _compute_alike(model)
+        compute_alike(model)
     frozen: PreTrainedModel = model.requires_grad_(False).eval()
     return frozen
 
@@ -100,15 +104,6 @@ def weight_bytes(model: "torch.nn.Module") -> int:
     return total
 
 
-def _check_device(device_name: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=torch.device(device_name))
-    except (RuntimeError, AssertionError):
-        raise InputError(f"The device {device_name!r} is not available on this machine; try 'cpu'.") from None
-
-
 def _check_complete(base: Base, report: dict[str, Any], fresh: tuple[str, ...]) -> None:
     """Refuse weight files that lack a weight outside the modules `fresh`, or hold one of another shape."""
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
@@ -120,44 +115,15 @@ def _check_complete(base: Base, report: dict[str, Any], fresh: tuple[str, ...]) 
         )
 
 
-def _bitsandbytes(base: Base, wanted: Quantization, compute: "torch.dtype", whole: tuple[str, ...] = ()) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if base.quantization is not None:
-        raise BaseError(
-            f"The base {base.name!r} is stored quantised ({base.quantization}) and cannot be quantised again."
-        )
-    require_bitsandbytes()
-    # It warns of kernels that are not used here, and at every 8-bit product of the cast that the method consists of.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if wanted.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(whole) or None)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=list(whole) or None,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=wanted.double,
-        bnb_4bit_compute_dtype=compute,
-    )
-
-
-def _compute_alike(model: "torch.nn.Module") -> None:
-    """Keep 4-bit layers on the one kernel that training uses.
-
-    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first forward in evaluation mode for a kernel
-    without a backward: scales are rounded to bf16, and training afterwards gets no gradient through these layers.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            vars(module)["support_avx512bf16_for_cpu"] = False
-
-
-def load_skeleton(base: Base, *, head: Head | None = None) -> "PreTrainedModel":
+def load_skeleton(
+    base: Base, *, head: Head | None = None, components: Sequence[str] | None = None
+) -> "PreTrainedModel":
     """Build the modules of `base` without weights or memory, to look at their names and shapes.
 
     Args:
         base: The base.
         head: Build it as a classifier with this head.
+        components: As in `load_model`.
 
     Raises:
         BaseError: transformers does not know the architecture, or has no head of this kind for it.
@@ -165,6 +131,11 @@ def load_skeleton(base: Base, *, head: Head | None = None) -> "PreTrainedModel":
     import torch
     from transformers import AutoConfig
 
+    if base.pipeline is not None:
+        from haori.bases.diffusion.loading import load_diffusion_skeleton
+
+        pictures: Any = load_diffusion_skeleton(base, components)
+        return cast("PreTrainedModel", pictures)
     model_class = _model_class(base) if head is None else head_class(base, head)
     try:
         with quiet_transformers(), torch.device("meta"):
@@ -172,8 +143,8 @@ def load_skeleton(base: Base, *, head: Head | None = None) -> "PreTrainedModel":
                 return model_class.from_config(labelled_configuration(base, head), trust_remote_code=False)
             config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
             return model_class.from_config(config, trust_remote_code=False)
-    except _LOAD_ERRORS as error:
-        raise BaseError(f"The base {base.name!r} cannot be built: {_first_line(error)}.") from error
+    except LOAD_ERRORS as error:
+        raise BaseError(f"The base {base.name!r} cannot be built: {first_line(error)}.") from error
 
 
 def _model_class(base: Base) -> Any:
@@ -189,8 +160,3 @@ def _model_class(base: Base) -> Any:
         )
     causal = architecture in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".:")[:300]

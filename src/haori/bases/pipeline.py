@@ -23,7 +23,7 @@ from haori.bases.folder import (
 from haori.core.errors import BaseError, FileFormatError
 from haori.core.records import MODEL_COMPONENT
 
-__all__ = ["PIPELINE_INDEX", "BaseFolder", "read_base_folder"]
+__all__ = ["PIPELINE_INDEX", "BaseFolder", "read_base_folder", "weights_variant"]
 
 PIPELINE_INDEX = "model_index.json"
 # Names of weight files: those of a transformers component and of one of diffusers.
@@ -139,6 +139,14 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     for file in variants.values():
         return indexed_files(path, file) if file.suffix == ".json" else (file,)
     raise BaseError(no_weights(path, " or ".join(f"{stem}.safetensors" for stem in reversed(_STEMS))))
+
+
+def weights_variant(path: Path) -> str | None:
+    """Return the variant, such as `fp16`, of the weights that are taken from a component's folder; None for none."""
+    plain = [f"{stem}.safetensors{end}" for stem in _STEMS for end in ("", ".index.json")]
+    if any((path / name).is_file() for name in plain):
+        return None
+    return next(iter(_variants(path)), None)
 
 
 def _variants(path: Path) -> dict[str, Path]:

@@ -6,7 +6,7 @@ them. Names match by suffix as in PEFT (`q_proj` is every module whose name ends
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from haori.bases.heads import head_modules
 from haori.core.errors import InputError, nearest
@@ -51,7 +51,8 @@ def resolve_targets(model: "nn.Module", target: str | Iterable[str]) -> list[str
     Args:
         model: The base model, without an adapter.
         target: `all-linear`, `attention`, a module name (matched by suffix) or a regular expression (matched against
-            the whole name), or several of them.
+            the whole name), or several of them. A model of several components says itself what further words mean,
+            such as `text_encoder` and `convolutions`.
 
     Raises:
         InputError: Something in `target` matches no module an adapter can attach to.
@@ -67,7 +68,12 @@ def resolve_targets(model: "nn.Module", target: str | Iterable[str]) -> list[str
 
 def _resolve_one(model: "nn.Module", item: str) -> list[str]:
     linears = linear_modules(model)
-    if item == "all-linear":
+    named: Any = getattr(model, "module_groups", dict)
+    groups: dict[str, list[str]] = named()
+    if item in groups:
+        found = groups[item]
+        linears = groups["all-linear"]
+    elif item == "all-linear":
         found = linears
     elif item == "attention":
         found = [name for name in linears if re.search(r"attn|attention", name.rpartition(".")[0], re.IGNORECASE)]

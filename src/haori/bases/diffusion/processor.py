@@ -1,0 +1,108 @@
+"""What turns captions and pictures into the inputs of an image base: tokenizers, autoencoder, text encoders.
+
+Tokenizers and configurations are read at once; the models with weights only when they are asked for, so that what a
+cache holds costs no memory.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from haori.bases.base import Base
+from haori.bases.diffusion.components import class_of, load_component
+from haori.bases.diffusion.configs import read_configs
+from haori.bases.diffusion.extra import require_diffusers
+from haori.bases.diffusion.families import family_of
+from haori.bases.diffusion.noising import Noising, noising_of
+from haori.bases.dtype import choose_dtype, default_device, torch_dtype
+from haori.bases.load_errors import first_line
+from haori.bases.quiet import quiet_diffusers
+from haori.core.errors import BaseError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from haori.bases.diffusion.family import Family
+
+__all__ = ["PipelineProcessor"]
+
+
+class PipelineProcessor:
+    """Tokenizers of a base by component, its family and noising.
+
+    Args:
+        base: A base with a pipeline.
+
+    Raises:
+        BaseError: It is no pipeline of a known family, or a tokenizer is missing or damaged.
+        MissingExtraError: diffusers is not installed.
+    """
+
+    def __init__(self, base: Base) -> None:
+        require_diffusers()
+        self.base = base
+        self._configs = read_configs(base)
+        self.family: Family = family_of(base)
+        self.noising: Noising = noising_of(self._configs.part("scheduler").config)
+        self.tokenizers: dict[str, Any] = {name: self._tokenizer(name) for name in self.family.text_encoders}
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any:
+        """Return a text as the first text encoder's tokenizer reads it; trainable tokens are found so."""
+        return next(iter(self.tokenizers.values()))(text, add_special_tokens=add_special_tokens)
+
+    @property
+    def native_size(self) -> int:
+        """Return the side in pixels of the square pictures that the base was made for."""
+        return self.family.native_size
+
+    @property
+    def size_multiple(self) -> int:
+        """Return what both sides of a picture must divide by."""
+        return self.family.size_multiple
+
+    def tokens(self, captions: Sequence[str]) -> "dict[str, Tensor]":
+        """Return captions as token ids [B, T] for each text encoder; see `Family.tokens`."""
+        return self.family.tokens(self.tokenizers, captions)
+
+    def cut(self, caption: str) -> str:
+        """Return what of a caption no text encoder reads; see `Family.cut`."""
+        return self.family.cut(self.tokenizers, caption)
+
+    def load_vae(self, dtype: str = "auto", device: str | None = None) -> "nn.Module":
+        """Load the autoencoder; in fp32 instead of fp16 where its configuration says that fp16 overflows.
+
+        Raises:
+            BaseError: It is missing or cannot be loaded.
+        """
+        at = device or default_device()
+        name = choose_dtype(dtype, at).name
+        if name == "fp16" and self._configs.part("vae").config.get("force_upcast"):
+            name = "fp32"
+        return load_component(self.base, "vae", dtype=torch_dtype(name), device=at, configs=self._configs)
+
+    def load_text_encoders(
+        self, dtype: str = "auto", device: str | None = None, names: Sequence[str] | None = None
+    ) -> "dict[str, nn.Module]":
+        """Load text encoders by name, all by default.
+
+        Raises:
+            BaseError: One is missing or cannot be loaded.
+        """
+        at = device or default_device()
+        number_format = torch_dtype(choose_dtype(dtype, at).name)
+        return {
+            name: load_component(self.base, name, dtype=number_format, device=at, configs=self._configs)
+            for name in self.family.text_encoders
+            if names is None or name in names
+        }
+
+    def _tokenizer(self, encoder: str) -> Any:
+        part = self._configs.part(encoder.replace("text_encoder", "tokenizer"))
+        kind: Any = class_of(self.base, part)
+        try:
+            with quiet_diffusers():
+                return kind.from_pretrained(part.path, local_files_only=True)
+        except Exception as error:
+            # tokenizers raises bare Exception for a damaged tokenizer.json.
+            raise BaseError(
+                f"The tokenizer {part.path.name!r} of {self.base.name!r} cannot be loaded: {first_line(error)}."
+            ) from error
