@@ -17,6 +17,7 @@ TASKS = {
     "causal_lm": "haori.tasks.causal_lm",
     "classification": "haori.tasks.classification",
     "preference": "haori.tasks.preference",
+    "text_to_image": "haori.tasks.text_to_image",
 }
 """The package of each task; it gives `RECIPE`, the class of its recipes, and `TASK`."""
 

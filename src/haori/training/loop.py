@@ -282,12 +282,13 @@ class Loop:
         """Let the observer look at the model; random numbers and training flags are as before afterwards."""
         if self.observer is None or not self.accelerator.is_main_process:
             return
-        model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        model = self.model  # unwrapping would take mixed precision away for good
         modes = {module: module.training for module in model.modules()}
         model.eval()
         device = self.accelerator.device
         try:
-            with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with torch.no_grad(), forked, self.accelerator.autocast():
                 self.observer(model, self.position.step, self.epochs_done())
         finally:
             for module, training in modes.items():

@@ -1,0 +1,240 @@
+"""Learning pictures as a task; see `haori.tasks.task.Task` for what each part is for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import BaseError, InputError, RecipeError
+from haori.core.methods import FullMethod, HeadMethod
+from haori.tasks.task import Choice, Task
+from haori.tasks.text_to_image.recipe import TextToImageRecipe
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from torch import nn
+
+    from haori.bases import Base
+    from haori.bases.diffusion import PipelineProcessor
+    from haori.core.quantization import Quantization
+    from haori.core.records import DataReference
+    from haori.data.pictures import PictureRow, PictureSplit
+    from haori.library.proof.logits import Probe
+    from haori.metrics.statistics import Statistic
+    from haori.tasks.examination import AnsweredRow, Examination, MeasureOptions
+    from haori.tasks.text_to_image.encoded import Encoded
+    from haori.tasks.text_to_image.objective import MeasuredPictures, TrainingPictures
+    from haori.tasks.text_to_image.samples import SampleSheets
+
+__all__ = ["TASK", "TextToImage"]
+
+_TIMESTEPS = 4
+_PROBES = 2
+_NOT_MEASURED = (
+    "Pictures cannot be evaluated by answers; the run folder of a training holds the losses on the pictures held out, "
+    "and sample pictures of each stage."
+)
+
+
+class TextToImage(Task):
+    """Styles, subjects and concepts for pipelines that draw pictures from text."""
+
+    kind = "text_to_image"
+    title = "text to image"
+    components = ("vae",)
+    rows_title = "pictures"
+    example = "emoji-sd"
+    unit = "pixels"
+    loss_unit = "mean square of the prediction"
+    counted = "pictures"
+
+    def peft_type(self, recipe: TextToImageRecipe) -> None:
+        """Return none: PEFT has no type for pipelines."""
+        return
+
+    def check(self, recipe: TextToImageRecipe, base: "Base") -> None:
+        """Refuse bases that draw nothing, and keys that do not go together."""
+        from haori.bases.diffusion import family_of
+
+        if base.pipeline is None:
+            raise BaseError(f"The base {base.name!r} is no text-to-image pipeline; take one such as emoji-sd.")
+        family_of(base)
+        if isinstance(recipe.method, HeadMethod):
+            raise RecipeError("The method 'head' is for classifiers; for pictures take lora, dora or full.")
+        if not recipe.training.text_encoder and recipe.optimizer.text_encoder_lr != "auto":
+            raise RecipeError("'optimizer.text_encoder_lr' needs training.text_encoder=true; leave it out.")
+
+    def processor(self, base: "Base", recipe: TextToImageRecipe) -> "PipelineProcessor":
+        """Return tokenizers, family and noise of the pipeline."""
+        from haori.bases.diffusion import PipelineProcessor
+
+        return PipelineProcessor(base)
+
+    def skeleton(self, base: "Base", recipe: TextToImageRecipe) -> "nn.Module":
+        """Return the denoiser, with the text encoders where they are adapted."""
+        from haori.bases.diffusion import load_diffusion_skeleton
+
+        return load_diffusion_skeleton(base, _adapted(base, recipe))
+
+    def model(
+        self,
+        base: "Base",
+        recipe: TextToImageRecipe,
+        *,
+        dtype: str,
+        device: str,
+        quantization: "Quantization | None",
+    ) -> "nn.Module":
+        """Load the denoiser, with the text encoders where they are trained."""
+        from haori.bases.diffusion import load_diffusion_model
+
+        components = _loaded(base, recipe)
+        return load_diffusion_model(base, dtype=dtype, device=device, quantization=quantization, components=components)
+
+    def rows(
+        self, recipe: TextToImageRecipe, base: "Base", processor: "PipelineProcessor", *, tolerant: bool = False
+    ) -> "PictureSplit":
+        """Read the pictures."""
+        from haori.data.pictures import read_pictures
+
+        return read_pictures(
+            recipe.data, native_size=processor.native_size, size_multiple=processor.size_multiple, cut=processor.cut,
+            tolerant=tolerant,
+        )  # fmt: skip
+
+    def show(self, rows: "Sequence[PictureRow]", processor: "PipelineProcessor", count: int) -> "list[RenderableType]":
+        """Return pictures' files with their captions and crops."""
+        from haori.tasks.text_to_image.show import picture_panels
+
+        return picture_panels(rows[:count])
+
+    def resolve(
+        self, recipe: TextToImageRecipe, split: "PictureSplit", base: "Base", device: str
+    ) -> tuple[TextToImageRecipe, tuple[Choice, ...]]:
+        """Choose rank, rate, batch and the rest; see choices.py."""
+        from haori.bases.diffusion import family_of
+        from haori.tasks.text_to_image.choices import resolve_choices
+
+        processor = self.processor(base, recipe)
+        resolved, found = resolve_choices(recipe, split, base, processor, device)
+        warned = family_of(base).distilled()
+        return resolved, (*found, *([Choice("base", base.name, warned)] if warned else ()))
+
+    def ready(
+        self,
+        recipe: TextToImageRecipe,
+        base: "Base",
+        processor: "PipelineProcessor",
+        split: "PictureSplit",
+        device: str,
+    ) -> None:
+        """Compute latents of all pictures and embeddings of all captions that are not known yet."""
+        self._encoded(recipe, processor).compute(split.validation, split.train, device)
+
+    def objective(
+        self, rows: "Sequence[PictureRow]", processor: "PipelineProcessor", recipe: TextToImageRecipe
+    ) -> "TrainingPictures":
+        """Return batches and losses of training pictures."""
+        from haori.tasks.text_to_image.objective import TrainingPictures
+
+        return TrainingPictures(rows, self._encoded(recipe, processor), recipe.noise)
+
+    def measured(
+        self, rows: "Sequence[PictureRow]", processor: "PipelineProcessor", recipe: TextToImageRecipe
+    ) -> "MeasuredPictures":
+        """Return pictures with fixed noise and timesteps."""
+        from haori.tasks.text_to_image.objective import MeasuredPictures
+
+        return MeasuredPictures(rows, self._encoded(recipe, processor), _TIMESTEPS, recipe.training.seed)
+
+    def measured_training(
+        self, split: "PictureSplit", processor: "PipelineProcessor", recipe: TextToImageRecipe
+    ) -> "MeasuredPictures | None":
+        """Return as many training pictures as are held out, at the same timesteps."""
+        own = [row for row in split.train if not row.prior][: len(split.validation)]
+        return self.measured(own, processor, recipe) if own else None
+
+    def observer(
+        self,
+        recipe: TextToImageRecipe,
+        base: "Base",
+        processor: "PipelineProcessor",
+        split: "PictureSplit",
+        folder: Path,
+    ) -> "SampleSheets | None":
+        """Return what draws sample pictures."""
+        from haori.tasks.text_to_image.samples import SampleSheets
+
+        if not recipe.samples.prompts:
+            return None
+        epochs = recipe.training.epochs
+        assert epochs != "auto"
+        side = processor.native_size
+        return SampleSheets(recipe.samples, base, folder, epochs, (side, side), recipe.training.seed)
+
+    def rate(self, recipe: TextToImageRecipe, parameter: str) -> float:
+        """Return the factor of text encoders' own learning rate."""
+        lr, own = recipe.optimizer.lr, recipe.optimizer.text_encoder_lr
+        if lr == "auto" or own == "auto" or ".text_encoder" not in f".{parameter}":
+            return 1.0
+        return own / lr
+
+    def probes(self, processor: "PipelineProcessor", recipe: TextToImageRecipe, split: "PictureSplit") -> "list[Probe]":
+        """Return a few training pictures at fixed timesteps with fixed noise."""
+        own = [row for row in split.train if not row.prior][:_PROBES]
+        pictures = self.measured(own, processor, recipe)
+        return [pictures.inputs(pictures.batch([row])) for row in range(len(pictures.costs))]
+
+    def next_command(self, adapter: str) -> str:
+        """Return the command that writes a file for AUTOMATIC1111, ComfyUI and others."""
+        return f"haori export {adapter} {adapter}.safetensors --format kohya"
+
+    def card(self, processor: "PipelineProcessor", recipe: TextToImageRecipe) -> dict[str, Any]:
+        """Return the trigger words."""
+        return {"trigger_words": (recipe.data.trigger,) if recipe.data.trigger else ()}
+
+    def read(self, section: Any) -> "tuple[Sequence[Any], DataReference, tuple[str, ...]]":
+        """Refuse: pictures are measured by the loss of the rows held out."""
+        raise InputError(_NOT_MEASURED)
+
+    def held_out(self, split: "PictureSplit") -> "Sequence[PictureRow]":
+        """Return the pictures held out."""
+        return split.validation
+
+    def examine(
+        self, model: "nn.Module", processor: "PipelineProcessor", rows: Sequence[Any], options: "MeasureOptions"
+    ) -> "Examination":
+        """Refuse, as `read`."""
+        raise InputError(_NOT_MEASURED)
+
+    def statistics(self, rows: "Sequence[AnsweredRow]", labels: Sequence[str]) -> "dict[str, Statistic]":
+        """Return none."""
+        return {}
+
+    def _encoded(self, recipe: TextToImageRecipe, processor: "PipelineProcessor") -> "Encoded":
+        from haori.tasks.text_to_image.encoded import Encoded
+
+        return Encoded(
+            processor.base, processor, recipe.training.seed, unmasked_weight=recipe.data.unmasked_weight,
+            live_text=len(_loaded(processor.base, recipe)) > 1,
+        )  # fmt: skip
+
+
+def _adapted(base: "Base", recipe: TextToImageRecipe) -> tuple[str, ...]:
+    """Return the components whose modules are adapted."""
+    from haori.bases.diffusion import family_of
+
+    family = family_of(base)
+    return (family.denoiser, *(family.text_encoders if recipe.training.text_encoder else ()))
+
+
+def _loaded(base: "Base", recipe: TextToImageRecipe) -> tuple[str, ...]:
+    """Return the components that are in memory in training; tokens are trained in a text encoder."""
+    from haori.bases.diffusion import family_of
+
+    family = family_of(base)
+    tokens = not isinstance(recipe.method, FullMethod) and bool(getattr(recipe.method, "trainable_tokens", ()))
+    needed = recipe.training.text_encoder or tokens
+    return (family.denoiser, *(family.text_encoders if needed else ()))
+
+
+TASK = TextToImage()
