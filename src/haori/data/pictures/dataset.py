@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import DataError
 from haori.core.hashing import hash_data, hash_parts
-from haori.data.pictures.buckets import sizes_for
+from haori.data.pictures.listing import listed
 from haori.data.pictures.reading import Reading
 from haori.data.pictures.report import BucketCount, PictureReport
 from haori.data.pictures.row import PictureRow
@@ -74,11 +74,8 @@ def read_pictures(
             nothing is left to train on.
         MissingExtraError: Pillow is not installed.
     """
-    sizes = sizes_for(section, native_size, size_multiple)
-    reading = Reading(section, sizes, cut, tolerant=tolerant)
-    main = reading.read(section.path)
-    apart = reading.read(section.validation) if section.validation is not None else None
-    prior = reading.read(section.regularisation, prior=True) if section.regularisation is not None else []
+    reading = Reading(section, native_size=native_size, size_multiple=size_multiple, cut=cut, tolerant=tolerant)
+    main, apart = _sources(section, reading)
     reading.require_all()
     problems, refused = list(reading.problems), False
     try:
@@ -89,7 +86,7 @@ def read_pictures(
         train, validation, told, refused = main, [], [], True
         problems.append(str(error))
     own = [row for row in train if not row.prior]
-    train = [*train, *prior]
+    licence = section.licence or _licence(reading)
     report = PictureReport(
         source=section.path,
         layout="+".join(dict.fromkeys(reading.layouts)),
@@ -106,10 +103,30 @@ def read_pictures(
         refused=refused,
         problems=tuple(problems),
         notes=(*reading.notes, *told),
-        licence=section.licence or reading.licence,
+        licence=licence,
         attribution=section.attribution,
     )
     return PictureSplit(train, validation, report)
+
+
+def _sources(section: PictureSection, reading: Reading) -> tuple[list[PictureRow], list[PictureRow] | None]:
+    """Read all sources: what is trained on, and what is held out, or None where no source says that."""
+    main, apart = reading.read(section.path)
+    if section.validation is not None:
+        if apart:
+            reading.dropped["held out by the set itself, while data.validation names other pictures"] += len(apart)
+        apart = [row for part in reading.read(section.validation) for row in part]
+    if section.regularisation is not None:
+        main += [row for part in reading.read(section.regularisation, prior=True) for row in part]
+    return main, apart if apart or section.validation is not None else None
+
+
+def _licence(reading: Reading) -> str | None:
+    """Return the licence that the sources state, where it is one."""
+    found = sorted(set(reading.licences))
+    if len(found) > 1:
+        reading.notes.append(f"Licences that the pictures' own data state: {listed(found)}; data.licence can say one.")
+    return found[0] if len(found) == 1 else None
 
 
 def _buckets(rows: Sequence[PictureRow]) -> tuple[BucketCount, ...]:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from haori.core.errors import DataError
-from haori.data.pictures.buckets import bucket_of, cover
+from haori.data.pictures.buckets import bucket_of, cover, sizes_for
 from haori.data.pictures.captions import full_caption
 from haori.data.pictures.inspection import Inspected, inspect_picture
 from haori.data.pictures.likeness import Likeness
-from haori.data.pictures.listing import PictureFile
+from haori.data.pictures.listing import PictureFile, listed
 from haori.data.pictures.masks import masks_in
 from haori.data.pictures.opening import require_pillow
 from haori.data.pictures.row import ALPHA, Augmentation, Mask, PictureRow
@@ -21,7 +21,6 @@ from haori.data.progress import tracked
 __all__ = ["Reading"]
 
 _LISTED = 20
-_NAMED = 5
 
 
 class Reading:
@@ -35,11 +34,17 @@ class Reading:
         problems: What stands in the way of training, as sentences.
         notes: What else a user should know.
         layouts: Of the sources.
-        licence: That the sources state.
+        licences: That the sources state.
     """
 
     def __init__(
-        self, section: PictureSection, sizes: Sequence[tuple[int, int]], cut: Callable[[str], str], *, tolerant: bool
+        self,
+        section: PictureSection,
+        *,
+        native_size: int,
+        size_multiple: int,
+        cut: Callable[[str], str],
+        tolerant: bool,
     ) -> None:
         require_pillow()
         self.read_count = 0
@@ -49,33 +54,40 @@ class Reading:
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.layouts: list[str] = []
-        self.licence: str | None = None
-        self._section, self._sizes, self._cut, self._tolerant = section, sizes, cut, tolerant
+        self.licences: list[str] = []
+        self._section, self._cut, self._tolerant = section, cut, tolerant
+        self._base = (native_size, size_multiple)
+        self._sizes: dict[PictureSection, list[tuple[int, int]]] = {}
+        self._masks: dict[str, dict[str, Path]] = {}
         self._likeness: dict[str, Likeness] = {}
         self._broken: list[str] = []
         self._missing: list[str] = []
         self._small: list[str] = []
-        self._masks = masks_in(Path(section.mask_folder).expanduser()) if section.mask_folder is not None else None
+        self._sizes_of(section)
 
     def likeness(self, row: PictureRow) -> Likeness:
         """Return how a picture that was read looks."""
         return self._likeness[row.content_hash]
 
-    def read(self, given: str, *, prior: bool = False) -> list[PictureRow]:
+    def read(self, given: str, *, prior: bool = False) -> tuple[list[PictureRow], list[PictureRow]]:
         """Read one source.
+
+        Returns:
+            Its pictures to train on, and those that it keeps for validation itself.
 
         Raises:
             DataError: It cannot be found or understood at all.
         """
         listing = list_pictures(self._section, given, prior=prior)
         self.layouts.append(listing.layout)
-        self.licence = self.licence or listing.licence
+        self.licences += listing.licences
         self._note(listing.notes)
         for problem in listing.problems:
+            self.read_count += 1
+            self.dropped["broken"] += 1
             self._broken.append(str(problem))
         if listing.ignored:
-            shown = ", ".join(listing.ignored[:_NAMED]) + (" ..." if len(listing.ignored) > _NAMED else "")
-            self.notes.append(f"Files that are no pictures and not read: {shown} ({len(listing.ignored)}).")
+            self.notes.append(f"Files that are no pictures and not read: {listed(listing.ignored)}.")
         files = listing.files
         if self._section.max_rows is not None and len(files) > self._section.max_rows:
             self.notes.append(
@@ -85,9 +97,9 @@ class Reading:
             files = files[: self._section.max_rows]
         seen: set[tuple[str, str, bool]] = set()
         rows = [self._row(file, seen) for file in tracked(files, "Reading pictures", total=len(files))]
-        kept = [row for row in rows if row is not None]
-        self._note_masks(files, kept)
-        return kept
+        kept = [(row, file.held_out) for row, file in zip(rows, files, strict=True) if row is not None]
+        self._note_masks(files, [row for row, _ in kept])
+        return [row for row, held_out in kept if not held_out], [row for row, held_out in kept if held_out]
 
     def require_all(self) -> None:
         """Refuse pictures that are broken or have no caption; a tolerant reading lists them instead.
@@ -97,13 +109,13 @@ class Reading:
         """
         trouble = list(self._broken)
         if self._missing:
-            shown = ", ".join(self._missing[:_NAMED]) + (" ..." if len(self._missing) > _NAMED else "")
             trouble.append(
-                f"{len(self._missing):,} picture{'s have' if len(self._missing) > 1 else ' has'} no caption ({shown}); "
+                f"{len(self._missing):,} picture{'s have' if len(self._missing) > 1 else ' has'} no caption "
+                f"({listed(self._missing)}); "
                 "write captions to files of the same names ending in .txt, give all of them one with --set "
                 "data.caption=..., or a trigger with --set data.trigger=..."
             )
-        if self._small and self._section.too_small == "error":
+        if self._small:
             trouble.append(
                 f"{len(self._small):,} picture{'s are' if len(self._small) > 1 else ' is'} smaller than needed "
                 f"({self._small[0]}); give larger ones, or set data.too_small to enlarge or drop."
@@ -123,7 +135,7 @@ class Reading:
     def _row(self, file: PictureFile, earlier: set[tuple[str, str, bool]]) -> PictureRow | None:
         """Return a row, or None and the reason counted."""
         self.read_count += 1
-        section = self._section
+        section = file.section
         try:
             caption = file.caption()
             seen = inspect_picture(file.file, file.origin, smart=section.crop == "smart")
@@ -131,7 +143,7 @@ class Reading:
             self.dropped["broken"] += 1
             self._broken.append(str(error))
             return None
-        rules = file.augmentation or Augmentation.of(section)
+        rules = Augmentation.of(section)
         if file.prior:
             rules = replace(rules, trigger=None)
         caption = self._caption(file, caption, rules)
@@ -143,10 +155,11 @@ class Reading:
         if key in earlier:
             self.dropped["exact duplicates"] += 1
             return None
-        bucket = bucket_of(seen.width, seen.height, self._sizes)
+        bucket = bucket_of(seen.width, seen.height, self._sizes_of(section))
         notes = list(seen.notes)
         if seen.width < bucket[0] or seen.height < bucket[1]:
-            self._small.append(f"{file.origin}: {seen.width} x {seen.height} for {bucket[0]} x {bucket[1]}")
+            if section.too_small == "error":
+                self._small.append(f"{file.origin}: {seen.width} x {seen.height} for {bucket[0]} x {bucket[1]}")
             if section.too_small != "enlarge":
                 self.dropped["too small"] += 1
                 return None
@@ -165,7 +178,7 @@ class Reading:
         """Return the caption: a picture's own, else everybody's, else its folder's, else nothing but the trigger."""
         if own is not None:
             return own
-        shared = None if file.prior else self._section.caption
+        shared = None if file.prior else file.section.caption
         if shared is not None:
             self.captions["from data.caption"] += 1
             return shared
@@ -183,22 +196,26 @@ class Reading:
             if len(self.cut_off) < _LISTED:
                 self.cut_off.append(f"{origin}: not read from here on: {lost}")
 
+    def _sizes_of(self, section: PictureSection) -> list[tuple[int, int]]:
+        if section not in self._sizes:
+            self._sizes[section] = sizes_for(section, *self._base)
+            if section.masks == "files" and section.mask_folder is not None:
+                self._masks[section.mask_folder] = masks_in(Path(section.mask_folder).expanduser())
+        return self._sizes[section]
+
     def _mask(self, file: PictureFile, seen: Inspected) -> Mask | None:
-        if self._section.masks == "alpha":
+        section = file.section
+        if section.masks == "alpha":
             return ALPHA if seen.has_alpha else None
-        if self._section.masks == "files":
-            return file.mask if self._masks is None else self._masks.get(file.file.stem)
+        if section.masks == "files":
+            if section.mask_folder is not None:
+                return self._masks[section.mask_folder].get(file.file.stem)
+            return file.mask
         return None
 
     def _note_masks(self, files: Sequence[PictureFile], rows: Sequence[PictureRow]) -> None:
-        how = self._section.masks
-        if how == "none":
-            if unused := sum(file.mask is not None for file in files):
-                self.notes.append(
-                    f"Mask files beside pictures, not used: {unused:,}; --set data.masks=files uses them."
-                )
-            return
-        without = [row.origin for row in rows if row.mask is None and not row.prior]
-        if without:
-            shown = ", ".join(without[:_NAMED]) + (" ..." if len(without) > _NAMED else "")
-            self.notes.append(f"Pictures without a mask, which count all over: {shown} ({len(without)}).")
+        if unused := sum(file.mask is not None and file.section.masks == "none" for file in files):
+            self.notes.append(f"Mask files beside pictures, not used: {unused:,}; --set data.masks=files uses them.")
+        masked = {file.origin for file in files if file.section.masks != "none" and not file.prior}
+        if without := [row.origin for row in rows if row.mask is None and row.origin in masked]:
+            self.notes.append(f"Pictures without a mask, which count all over: {listed(without)}.")
