@@ -341,7 +341,8 @@ def folders(tmp_path: Path) -> Path:
 
 def test_concepts_of_onetrainer_are_read_as_they_are(folders: Path):
     path = concepts(folders, [
-        concept("one", image={"enable_random_flip": True, "enable_random_rotate": True}, balancing=3.0, loss_weight=0.5),
+        concept("one", image={"enable_random_flip": True, "enable_random_rotate": True}, balancing=3.0,
+                loss_weight=0.5),
         concept("two", text={"prompt_source": "filename", "enable_tag_shuffling": True}, include_subdirectories=True),
         concept("three", text={"prompt_source": "concept", "prompt_path": "prompt.txt"}, validation_concept=True),
         concept("off", enabled=False),
