@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from haori.library.combining.stored import Combined, blend_stored, extract_stored, resize_stored
     from haori.library.compatibility import Compatibility, check_compatibility, compatibility_table
     from haori.library.exporting import export_stored
+    from haori.library.families import reference_of
     from haori.library.format_export import convert_adapter, convert_stored
     from haori.library.format_folders import export_in_format
     from haori.library.formats.peft import export_peft
@@ -100,6 +101,7 @@ __all__ = [
     "name_for",
     "open_adapter",
     "prompt_format",
+    "reference_of",
     "render_model_card",
     "require_passed",
     "resize_stored",
@@ -128,6 +130,7 @@ __getattr__ = lazy_exports(
         "combining.blending": ("BlendOptions",),
         "combining.stored": ("Combined", "blend_stored", "extract_stored", "resize_stored"),
         "exporting": ("export_stored",),
+        "families": ("reference_of",),
         "format_folders": ("export_in_format",),
         "formats.peft": ("export_peft",),
         "importer": ("import_adapter",),

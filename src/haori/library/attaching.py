@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import MismatchError
 from haori.core.records import AdapterCard, BaseReference
+from haori.library.adapter_components import changed_components, needed_components
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.cards import read_card
 
@@ -60,7 +61,8 @@ def attach(
     card = card or read_card(folder)
     if card is not None:
         check_base(card, base.reference(), allow_different_weights=allow_different_weights)
-    model = load_model(base, dtype=dtype, device=device, head=files.head)
+    needed = needed_components(base, changed_components(base.components, files))
+    model = load_model(base, dtype=dtype, device=device, head=files.head, components=needed)
     return attach_files(model, files, base_name=base.name, trainable=trainable)
 
 

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from haori.core.errors import LibraryError
 from haori.core.hashing import hash_data, hash_file
 from haori.core.records import MODEL_COMPONENT, AdapterCard, BaseReference, now
+from haori.library.adapter_components import changed_components
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
+from haori.library.formats.peft_components import is_of_pipeline
 from haori.library.head_files import stock_head
 from haori.library.licences.verdict import effective_licence
 
@@ -85,7 +87,9 @@ def draft_card(
     fields.setdefault("versions", _foreign_versions(files) if origin == "added" else _versions())
     fields.setdefault("created", now())
     fields.setdefault("head", files.head)
-    fields.setdefault("task", "causal_lm" if files.head is None else "classification")
+    task = "causal_lm" if files.head is None else "classification"
+    fields.setdefault("task", "text_to_image" if is_of_pipeline(files.config) else task)
+    fields.setdefault("components", changed_components(base.components, files))
     card = AdapterCard(
         id=adapter_id(files),
         origin=origin,

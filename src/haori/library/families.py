@@ -8,12 +8,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from haori.core.errors import BaseError
 from haori.library.update_shapes import weight_shape
 
 if TYPE_CHECKING:
+    from haori.bases import Base
+    from haori.core.records import BaseReference
     from haori.library.updates import AdapterUpdates
 
-__all__ = ["FAMILY_TITLES", "Family", "family_of", "stated_family", "tell_family"]
+__all__ = ["FAMILY_TITLES", "Family", "family_of", "is_runnable", "reference_of", "stated_family", "tell_family"]
 
 FAMILY_TITLES: Mapping[str, str] = {
     "sd15": "Stable Diffusion 1",
@@ -114,6 +117,33 @@ def stated_family(metadata: Mapping[str, str]) -> str | None:
             if value and re.match(pattern, value):
                 return family
     return None
+
+
+def reference_of(base: "Base", otherwise: str | None = None) -> "BaseReference":
+    """Return the record of a base, with its family.
+
+    Args:
+        base: The base.
+        otherwise: What the adapter tells of its family; it counts for a pipeline whose class says nothing.
+    """
+    reference = base.reference()
+    if base.pipeline is None:
+        return reference
+    return reference.with_fields(family=_of_base(base) or otherwise)
+
+
+def is_runnable(base: "Base") -> bool:
+    """Say whether a base is a pipeline of a family that can be run and trained here."""
+    return base.pipeline is not None and _of_base(base) is not None
+
+
+def _of_base(base: "Base") -> str | None:
+    from haori.bases.diffusion import family_of as family_of_base
+
+    try:
+        return family_of_base(base).name
+    except BaseError:
+        return None
 
 
 def _by_shapes(updates: "AdapterUpdates") -> str | None:

@@ -9,12 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import InputError, VerificationError
 from haori.core.storage import explain_os_errors
 from haori.library.contents import is_single_file
+from haori.library.families import FAMILY_TITLES
 from haori.library.formats.format import SINGLE_FILE, open_source
 from haori.library.formats.peft import check_new_folder
 from haori.library.formats.registry import format_named, format_of
@@ -70,7 +72,7 @@ def convert_adapter(
     target = format_named(wanted)
     config = _configuration(base)
     source = open_source(path, config)
-    updates = format_of(source).read(source)
+    updates = _of_family(format_of(source).read(source), card)
     with _staged(out) as stage:
         target.write(updates, stage, card, base_config=config)
         written = open_source(stage, config)  # of a format's own variant for a family, such as kohya's for Flux
@@ -134,6 +136,12 @@ def _difference(update: "ModuleUpdate", other: "ModuleUpdate") -> float:
 def _limit(update: "ModuleUpdate") -> float:
     narrow = any(factor.element_size() < 4 for factor in update.factors.values())
     return _SIXTEEN_BIT_LIMIT if narrow else _LIMIT
+
+
+def _of_family(updates: "AdapterUpdates", card: "AdapterCard | None") -> "AdapterUpdates":
+    """Return an adapter with the family of its base where that is on record: few blocks may look like another's."""
+    family = None if card is None else card.base.family
+    return updates if family not in FAMILY_TITLES else replace(updates, family=family)
 
 
 def _configuration(base: "Base | None") -> Mapping[str, Any] | None:

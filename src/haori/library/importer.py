@@ -15,6 +15,8 @@ from haori.library.adapter_files import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, 
 from haori.library.adapter_names import check_no_base_name
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card, read_card
+from haori.library.families import reference_of
+from haori.library.formats.peft_components import component_folders, is_of_pipeline
 from haori.library.model_cards.reading import read_model_card
 from haori.library.prompt_formats import prompt_format
 from haori.library.proof.logits import default_probes
@@ -70,7 +72,7 @@ def import_adapter(
     if path.is_dir():
         said = read_model_card(path)
         stated = stated.before(Stated(licence=said.licence, tags=said.tags, stated_bases=said.bases))
-    if path.is_dir() and any((path / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME)):
+    if component_folders(path) or any((path / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME)):
         return _import_peft(path, _needed(base, path), name=name, library=library, dtype=dtype, stated=stated)
     file = _only_file(path) if path.is_dir() else path
     validate_tensors(file)
@@ -97,7 +99,10 @@ def _import_peft(
     from haori.data import template_hash
 
     check_no_base_name(name, base.name)
-    validate_tensors(inspect_adapter(folder).weights)
+    for part in component_folders(folder).values() or (folder,):
+        validate_tensors(inspect_adapter(part).weights)
+    if base.pipeline is not None:
+        return _import_pictures(folder, base, name=name, library=library, dtype=dtype, stated=stated)
     card: AdapterCard | None = read_card(folder)
     if card is not None:
         check_base(card, base.reference())
@@ -113,6 +118,33 @@ def _import_peft(
         **stated.card_fields(),
     )
     return (library or Library()).add(folder, name, drafted)
+
+
+def _import_pictures(
+    folder: Path, base: "Base", *, name: str, library: Library | None, dtype: str, stated: Stated
+) -> StoredAdapter:
+    """Prove and store a PEFT folder over a pipeline, of one of its components, or a folder with one for each."""
+    if component_folders(folder) or not is_of_pipeline(inspect_adapter(folder).config):
+        with tempfile.TemporaryDirectory() as place:
+            converted = _as_one_folder(folder, Path(place) / "adapter")
+            return _import_pictures(converted, base, name=name, library=library, dtype=dtype, stated=stated)
+    card = read_card(folder)
+    if card is not None:
+        check_base(card, base.reference())
+    verification = verify_adapter(base, folder, dtype=dtype)
+    require_passed(verification)
+    drafted = draft_card(folder, reference_of(base), origin="added", verification=verification, **stated.card_fields())
+    return (library or Library()).add(folder, name, drafted)
+
+
+def _as_one_folder(path: Path, out: Path) -> Path:
+    """Write PEFT folders of a pipeline's components as one over the pipeline."""
+    from haori.library.formats.format import Source
+    from haori.library.formats.peft_reading import read_peft
+    from haori.library.formats.peft_writing import write_pipeline_peft
+
+    write_pipeline_peft(read_peft(Source(path)), out)
+    return out
 
 
 def _needed(base: "Base | None", path: Path) -> "Base":

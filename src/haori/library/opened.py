@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from haori.core.errors import BaseError, HaoriError, InputError, LibraryError
 from haori.core.hashing import hash_parts
 from haori.core.methods import QloraMethod
-from haori.core.records import AdapterCard, Check, Verification
+from haori.core.records import MODEL_COMPONENT, AdapterCard, Check, Verification
 from haori.library.adapter_names import refuse_base_name
 from haori.library.contents import describes, is_single_file
 from haori.library.prompt_formats import prompt_format, stored_template
@@ -77,11 +77,15 @@ class OpenAdapter:
 
 
 def require_writer(stored: StoredAdapter) -> None:
-    """Refuse a classifier where text is to be written.
+    """Refuse a classifier, or an adapter for pictures, where text is to be written.
 
     Raises:
         LibraryError: It is one.
     """
+    if stored.card.components != (MODEL_COMPONENT,):
+        raise LibraryError(
+            f"{stored.name!r} changes {', '.join(stored.card.components)} of a base of pictures and writes no text."
+        )
     head = stored.card.head
     if head is not None:
         labels = ", ".join(head.labels[:6]) + (", ..." if len(head.labels) > 6 else "")
@@ -117,6 +121,8 @@ def open_adapter(
     from haori.library.attaching import attach
 
     stored = (library or Library()).get(name)
+    if stored.card.components != (MODEL_COMPONENT,):
+        require_writer(stored)
     base = base_of(stored.card, base_spec)
     refuse_base_name(name, base.name, stored.name)
     prompts = prompt_format(load_tokenizer(base), stored.path, stored.card)
@@ -171,7 +177,6 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
     from haori.bases import load_tokenizer
     from haori.data import template_hash
     from haori.library.attaching import check_base
-    from haori.library.proof.logits import default_probes
     from haori.library.proof.verify import verify_adapter
 
     stored = library.get(name)
@@ -181,14 +186,9 @@ def verify_stored(library: Library, name: str, *, base_spec: str | None = None) 
         return found
     base = base_of(stored.card, base_spec)
     check_base(stored.card, base.reference())
-    tokenizer = load_tokenizer(base)
-    found = verify_adapter(
-        base,
-        stored.path,
-        probes=default_probes(tokenizer),
-        quantization=_quantization(stored.card),
-    )
+    found = verify_adapter(base, stored.path, quantization=_quantization(stored.card))
     if stored.card.template_hash is not None:
+        tokenizer = load_tokenizer(base)
         template = stored_template(stored.path)
         used = template_hash(tokenizer) if template is None else hash_parts([template])
         same = stored.card.template_hash == used

@@ -1,7 +1,7 @@
 """Takes an adapter that came as one file into the library: read whole, proved as far as can be, stored as it is.
 
 Without its base an adapter is proved from the file alone: every key was read, the numbers are finite, and something is
-changed. With the base every module must have its place there too. What it does to pictures is proved by generating.
+changed. With the base every module must have its place there too, and the adapter must move what the base predicts.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from haori.core.errors import VerificationError
 from haori.core.records import AdapterCard, BaseReference, Check, Verification, now
 from haori.library.adapter_names import check_no_base_name
 from haori.library.contents import file_id
-from haori.library.families import FAMILY_TITLES, Family, tell_family
+from haori.library.families import FAMILY_TITLES, Family, is_runnable, reference_of, tell_family
 from haori.library.file_hashes import hash_weight_file
 from haori.library.fit import base_weights, match
 from haori.library.proof.checks import failed, passed, verification_of
@@ -94,8 +94,19 @@ def verify_file(
         fit = match(updates, base_weights(base))
         fit.require(label, base.name)
         checks.append(passed("base", f"all {len(fit.weights)} modules have their place and shape in {base.name}"))
+        if all(check.passed for check in checks):
+            checks += _check_effect(base, updates)
     stored = Counter(str(factor.dtype) for update in updates.modules.values() for factor in update.factors.values())
     return verification_of(checks, _DTYPES.get(stored.most_common(1)[0][0], "fp32") if stored else "fp32")
+
+
+def _check_effect(base: "Base", updates: "AdapterUpdates") -> list[Check]:
+    """Run the adapter on its base, where that is a pipeline of a family that is known here."""
+    if base.pipeline is None or not is_runnable(base):
+        return [passed("effect", f"skipped: predictions of a {base.pipeline} are not run here")]
+    from haori.library.proof.noise import check_noise
+
+    return check_noise(base, updates)
 
 
 def _check_values(updates: "AdapterUpdates") -> list[Check]:
@@ -128,7 +139,7 @@ def _changes(update: "ModuleUpdate") -> bool:
 
 def _reference(base: "Base | None", family: Family) -> BaseReference:
     if base is not None:
-        return base.reference().with_fields(family=family.name)
+        return reference_of(base, family.name)
     return BaseReference(name=_title(family.name), source=_UNKNOWN, components={}, family=family.name or _UNKNOWN)
 
 

@@ -64,7 +64,15 @@ def prove_and_store(
     Raises:
         VerificationError: It is not what was trained; it stays in the run folder and out of the library.
     """
-    from haori.library import StoredAdapter, ancestors, draft_card, effective_licence, require_passed, verify_adapter
+    from haori.library import (
+        StoredAdapter,
+        ancestors,
+        draft_card,
+        effective_licence,
+        reference_of,
+        require_passed,
+        verify_adapter,
+    )
     from haori.library.cards import read_card
 
     loading = loading_of(prepared.recipe.method, prepared.recipe.training.dtype)
@@ -91,7 +99,7 @@ def prove_and_store(
     packages = (*_PACKAGES, "bitsandbytes") if loading.quantization is not None else _PACKAGES
     card = draft_card(
         folder / "adapter",
-        prepared.base.reference(),
+        reference_of(prepared.base),
         origin="trained",
         data=(prepared.split.reference(),),
         recipe=prepared.recipe,

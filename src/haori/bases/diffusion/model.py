@@ -53,6 +53,9 @@ class DiffusionModel(nn.Module):
         components: The denoiser and any text encoders, by name.
     """
 
+    # PEFT takes a model that does not say for one whose first layer must ask for gradients.
+    is_gradient_checkpointing = False
+
     def __init__(self, family: "Family", noising: "Noising", components: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.family, self.noising = family, noising

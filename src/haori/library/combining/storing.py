@@ -11,7 +11,7 @@ from haori.core.records import MODEL_COMPONENT, AdapterCard, Combination
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card
 from haori.library.combining.energy import Energy
-from haori.library.families import tell_family
+from haori.library.families import reference_of, tell_family
 from haori.library.format_export import require_alike
 from haori.library.formats.format import SINGLE_FILE, open_source
 from haori.library.formats.registry import format_named, format_of
@@ -174,7 +174,7 @@ def _written_file(
     verification = verify_file(read, len(source.tensors), base, family, label="result")
     require_passed(verification)
     known = [parent.card.base for parent in parents if parent.card.base.components] or [p.card.base for p in parents]
-    reference = known[0] if base is None else base.reference().with_fields(family=family.name)
+    reference = known[0] if base is None else reference_of(base, family.name)
     return path, draft_file_card(path, read, reference, verification, stated)
 
 

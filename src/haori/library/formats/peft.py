@@ -11,6 +11,7 @@ from haori.core.errors import FileFormatError, InputError, LibraryError
 from haori.core.storage import staged_folder
 from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME, inspect_adapter
 from haori.library.formats.format import Format, Source
+from haori.library.formats.peft_components import component_folders
 from haori.library.head_files import HEAD_NAME
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class _Peft:
     def detect(self, source: Source) -> bool:
         """Say whether it is a folder with a configuration, or has PEFT's names and none of an image model's blocks."""
         if source.path.is_dir():
-            return (source.path / CONFIG_NAME).is_file()
+            return (source.path / CONFIG_NAME).is_file() or bool(component_folders(source.path))
         factors = [key for key in source.tensors if key.startswith("base_model.model.") and ".lora_" in key]
         return bool(factors) and not any(block in key for key in factors for block in _IMAGE_BLOCKS)
 

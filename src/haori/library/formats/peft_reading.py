@@ -7,20 +7,21 @@ tell without the weights of the base (VeRA, IA3, OFT, ...) is refused.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import FileFormatError
-from haori.core.records import MODEL_COMPONENT
 from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME, inspect_adapter
 from haori.library.config_values import PatternValues
 from haori.library.formats.format import Source
+from haori.library.formats.peft_components import canonical_name, component_folders, component_of
 from haori.library.update_shapes import fault_of, weight_shape
 from haori.library.updates import AdapterUpdates, Kind, ModuleUpdate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONFIG_KEY", "CONV1D_MODELS", "CONV1D_NAMES", "MODEL_CLASSES", "PREFIX", "config_of", "read_peft"]
+__all__ = ["CONFIG_KEY", "CONV1D_MODELS", "CONV1D_NAMES", "PREFIX", "config_of", "read_peft"]
 
 PREFIX = "base_model.model."
 CONFIG_KEY = "adapter_config"
@@ -31,14 +32,6 @@ CONV1D_NAMES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 
 CONV1D_MODELS = frozenset({"decision_transformer", "gpt2", "imagegpt"})
 """Types of models (`model_type`) in which they are."""
-
-MODEL_CLASSES = {
-    "UNet2DConditionModel": "unet", "FluxTransformer2DModel": "transformer", "SD3Transformer2DModel": "transformer",
-    "QwenImageTransformer2DModel": "transformer", "Flux2Transformer2DModel": "transformer",
-    "ZImageTransformer2DModel": "transformer", "CLIPTextModel": "text_encoder",
-    "CLIPTextModelWithProjection": "text_encoder_2",
-}  # fmt: skip
-"""The component of a pipeline that a class of diffusers is, as PEFT notes it in `auto_mapping`."""
 
 _KINDS: dict[str, Kind] = {"LORA": "lora", "ADALORA": "lora", "ARD_LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
 _FACTORS = {
@@ -82,11 +75,14 @@ def read_peft(source: Source) -> AdapterUpdates:
     """Read a PEFT folder, or a weight file as PEFT names its tensors, into the neutral form.
 
     A file alone says nothing of alpha unless it has `.alpha` tensors: without them the scale is 1, as everywhere.
+    A folder of folders holds one adapter of a pipeline, a PEFT folder for each of its components.
 
     Raises:
         FileFormatError: A key is not known, parts do not fit, or the method cannot be told from its file.
     """
     path = source.path
+    if folders := component_folders(path):
+        return _joined({name: read_peft(replace(source, path=folder)) for name, folder in folders.items()})
     if not path.is_dir() and path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file():
         path = path.parent
     where = f"The adapter in {str(path)!r}"
@@ -109,6 +105,20 @@ def read_peft(source: Source) -> AdapterUpdates:
     if path.is_dir():
         metadata[CONFIG_KEY] = json.dumps(config, default=_listed)
     return _Reader(where, config, tensors, source.base_config).read(metadata)
+
+
+def _joined(parts: Mapping[str, AdapterUpdates]) -> AdapterUpdates:
+    """Join the adapters of single components, each named by the folder that it was in."""
+    modules: dict[str, ModuleUpdate] = {}
+    extra: dict[str, Tensor] = {}
+    for component, part in parts.items():
+        modules |= {_within(component, name): update for name, update in part.modules.items()}
+        extra |= {_within(component, name): tensor for name, tensor in part.extra.items()}
+    return AdapterUpdates(modules, {}, "peft", None, extra)
+
+
+def _within(component: str, name: str) -> str:
+    return canonical_name(component, name.partition(".")[2])
 
 
 def config_of(updates: AdapterUpdates) -> dict[str, Any]:
@@ -140,7 +150,7 @@ class _Reader:
 
     def read(self, metadata: Mapping[str, str]) -> AdapterUpdates:
         """Return the adapter."""
-        component = _component(self.config)
+        component = component_of(self.config)
         whole = {}
         for key, tensor in self.tensors.items():
             if (found := self._part(key)) is None:
@@ -150,10 +160,10 @@ class _Reader:
             else:
                 self.parts[found.module][found.part] = tensor
         for key, tensor in whole.items():
-            self.extra[f"{component}.{self._whole_name(key)}"] = tensor
+            self.extra[canonical_name(component, self._whole_name(key))] = tensor
         self._ranks = PatternValues(self.config.get("rank_pattern"), self.config.get("r", 8), self.parts.keys())
         self._alphas = PatternValues(self.config.get("alpha_pattern"), self._alpha(), self.parts.keys())
-        modules = {f"{component}.{name}": self._update(name, parts) for name, parts in self.parts.items()}
+        modules = {canonical_name(component, name): self._update(name, parts) for name, parts in self.parts.items()}
         found_modules = {name: update for name, update in modules.items() if update is not None}
         if not found_modules and not self.extra:
             raise FileFormatError(f"{self.where} holds no update of any module.")
@@ -299,11 +309,6 @@ def _refuse_variants(where: str, config: Mapping[str, Any]) -> None:
             f"{where} was trained over a base that its start {start!r} had changed, so it does not act on the base as "
             "it is; save it as a plain LoRA where it was trained (PEFT: path_initial_model_for_weight_conversion)."
         )
-
-
-def _component(config: Mapping[str, Any]) -> str:
-    mapping = config.get("auto_mapping")
-    return MODEL_CLASSES.get(str(mapping.get("base_model_class")) if isinstance(mapping, dict) else "", MODEL_COMPONENT)
 
 
 def _check_dtypes(where: str, source: Source) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from haori.adapters.patterns import exact_key
 from haori.core.errors import InputError
@@ -18,7 +18,8 @@ from haori.core.records import MODEL_COMPONENT
 from haori.core.storage import staged_folder
 from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME
 from haori.library.formats.lokr_layout import full_factors
-from haori.library.formats.peft_reading import CONV1D_MODELS, CONV1D_NAMES, MODEL_CLASSES, PREFIX, config_of
+from haori.library.formats.peft_components import MODEL_CLASSES, PIPELINE_CLASS, installed_name
+from haori.library.formats.peft_reading import CONV1D_MODELS, CONV1D_NAMES, PREFIX, config_of
 from haori.library.head_files import write_head
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
     from haori.core.records import AdapterCard
 
-__all__ = ["write_peft"]
+__all__ = ["write_peft", "write_pipeline_peft"]
 
+_Value = TypeVar("_Value")
 _HEAD_TYPES = {"sequence_classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
 _CONV1D_CLASSES = ("GPT2", "ImageGPT", "DecisionTransformer")
 
@@ -36,10 +38,10 @@ _CONV1D_CLASSES = ("GPT2", "ImageGPT", "DecisionTransformer")
 def write_peft(
     updates: AdapterUpdates, path: Path, card: "AdapterCard | None", base_config: Mapping[str, Any] | None
 ) -> None:
-    """Write an adapter as a new PEFT folder.
+    """Write an adapter as a new PEFT folder, or, if it changes several components, as a folder with one for each.
 
     Args:
-        updates: What to write; changes of one component only.
+        updates: What to write.
         path: The folder; what is there is replaced.
         card: For the base's name, the task and the head.
         base_config: The base's configuration; needed where names leave open whether a layer is GPT-2's.
@@ -47,9 +49,39 @@ def write_peft(
     Raises:
         InputError: A PEFT folder cannot hold it; the reason is named.
     """
+    components = sorted({name.partition(".")[0] for name in (*updates.modules, *updates.extra)})
+    if len(components) == 1:
+        _write_model(_Writer(updates, components[0], card, base_config), path, card)
+        return
+    if not components:
+        raise InputError("The adapter changes nothing, so there is no PEFT folder of it.")
+    with staged_folder(path) as stage:
+        for component in components:
+            part = replace(
+                updates,
+                modules=_of_component(updates.modules, component),
+                extra=_of_component(updates.extra, component),
+            )
+            _write_model(_Writer(part, component, card, base_config), stage / component, card)
+
+
+def write_pipeline_peft(updates: AdapterUpdates, path: Path, card: "AdapterCard | None" = None) -> None:
+    """Write an adapter of a pipeline as the one PEFT folder that training, proof and library work with.
+
+    Args:
+        updates: What to write.
+        path: The folder; what is there is replaced.
+        card: For the classes of the components; without it text encoders are taken for those of Stable Diffusion.
+
+    Raises:
+        InputError: A PEFT folder cannot hold it; the reason is named.
+    """
+    _write_model(_Writer(updates, None, card, None), path, card)
+
+
+def _write_model(writer: "_Writer", path: Path, card: "AdapterCard | None") -> None:
     from safetensors.torch import save_file
 
-    writer = _Writer(updates, card, base_config)
     config, tensors = writer.written()
     with staged_folder(path) as stage:
         save_file(
@@ -60,22 +92,23 @@ def write_peft(
             write_head(stage, card.head)
 
 
+def _of_component(named: "Mapping[str, _Value]", component: str) -> "dict[str, _Value]":
+    return {name: value for name, value in named.items() if name.partition(".")[0] == component}
+
+
 class _Writer:
-    """Makes the configuration and the tensors of one adapter."""
+    """Makes the configuration and the tensors of one adapter: of one component, or of a whole pipeline (None)."""
 
     def __init__(
-        self, updates: AdapterUpdates, card: "AdapterCard | None", base_config: Mapping[str, Any] | None
+        self,
+        updates: AdapterUpdates,
+        component: str | None,
+        card: "AdapterCard | None",
+        base_config: Mapping[str, Any] | None,
     ) -> None:
-        self.updates, self.card, self.base = updates, card, base_config
+        self.updates, self.component, self.card, self.base = updates, component, card, base_config
         self.before = config_of(updates)
-        components = {name.partition(".")[0] for name in (*updates.modules, *updates.extra)}
-        if len(components) != 1:
-            raise InputError(
-                f"A PEFT folder holds the changes of one model, and this one changes {', '.join(sorted(components))}; "
-                "write it in a format for pipelines, such as diffusers."
-            )
-        self.component = components.pop()
-        self.modules = {name.partition(".")[2]: update for name, update in updates.modules.items()}
+        self.modules = {self._installed(name): update for name, update in updates.modules.items()}
 
     def written(self) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
         """Return adapter_config.json and the tensors."""
@@ -205,7 +238,7 @@ class _Writer:
         """Add the tensors that are kept whole; return the modules they belong to."""
         saved = set()
         for full, tensor in self.updates.extra.items():
-            name = full.partition(".")[2]
+            name = self._installed(full)
             module, _, parameter = name.rpartition(".")
             owner = module.removesuffix(".base_layer")
             if not module or parameter not in {"weight", "bias"}:
@@ -227,26 +260,38 @@ class _Writer:
             kind, _, place = self.card.base.source.partition(":")
             config["base_model_name_or_path"] = place if kind == "hub" else self.card.base.name
             config["revision"] = self.card.base.revision if kind == "hub" else None
-        if self.component != MODEL_COMPONENT:
-            names = [name for name, component in MODEL_CLASSES.items() if component == self.component]
-            model = self._architecture() or (names[0] if names else None)
-            config["auto_mapping"] = {"base_model_class": model, "parent_library": "diffusers"}
-        if isinstance(mapping := self.before.get("auto_mapping"), dict):
+        if self.component is None:
+            config["auto_mapping"] = {"base_model_class": PIPELINE_CLASS, "parent_library": "haori.bases.diffusion"}
+        elif self.component != MODEL_COMPONENT:
+            kind = self._architecture(self.component)
+            library = "transformers" if self.component.startswith("text_encoder") else "diffusers"
+            config["auto_mapping"] = {"base_model_class": kind or None, "parent_library": library}
+        elif isinstance(mapping := self.before.get("auto_mapping"), dict):
             config["auto_mapping"] = mapping
         return config
+
+    def _installed(self, full: str) -> str:
+        """Return what the model that is written for calls a module of this neutral name."""
+        component, _, path = full.partition(".")
+        if component.startswith("text_encoder"):
+            path = installed_name(self._architecture(component), path)
+        return path if self.component is not None else f"{component}.{path}"
 
     def _task_type(self) -> str | None:
         if self.card is not None and self.card.head is not None:
             return _HEAD_TYPES[self.card.head.kind]
         if self.before.get("task_type"):
             return str(self.before["task_type"])
-        return "CAUSAL_LM" if self._architecture().endswith(("ForCausalLM", "LMHeadModel")) else None
+        architecture = self._architecture(MODEL_COMPONENT)
+        return "CAUSAL_LM" if architecture.endswith(("ForCausalLM", "LMHeadModel")) else None
 
-    def _architecture(self) -> str:
+    def _architecture(self, component: str) -> str:
         if self.base is not None:
             return str((self.base.get("architectures") or [""])[0])
-        found = self.card.base.components.get(self.component) if self.card is not None else None
-        return found.architecture if found is not None else ""
+        found = self.card.base.components.get(component) if self.card is not None else None
+        if found is not None:
+            return found.architecture
+        return next((kind for kind, of in MODEL_CLASSES.items() if of == component), "")
 
     def _is_conv1d(self, name: str) -> bool:
         """Say whether a layer keeps its weight as [in, out]."""
@@ -254,7 +299,7 @@ class _Writer:
             return False
         if self.base is not None:
             return self.base.get("model_type") in CONV1D_MODELS
-        if architecture := self._architecture():
+        if architecture := self._architecture(MODEL_COMPONENT):
             return architecture.startswith(_CONV1D_CLASSES)
         if "fan_in_fan_out" in self.before:
             return bool(self.before["fan_in_fan_out"])

@@ -26,27 +26,31 @@ __all__ = [
 _SHARE = 0.05
 
 
-def check_effect(of_trained: "Sequence[Tensor]", of_base: "Sequence[Tensor]", *, subject: str = "adapter") -> Check:
-    """Check that what was trained computes numbers, and others than the base."""
+def check_effect(
+    of_trained: "Sequence[Tensor]", of_base: "Sequence[Tensor]", *, subject: str = "adapter", measured: str = "logits"
+) -> Check:
+    """Check that what was trained computes numbers, and others than the base; `measured` says what numbers."""
     effect = compare_logits(of_trained, of_base)
     if not math.isfinite(effect.rms):
-        return failed("effect", f"with the {subject} the logits are NaN or infinite")
-    detail = f"the {subject} moves the logits by {effect.rms:.2g} of their spread"
+        return failed("effect", f"with the {subject} the {measured} are NaN or infinite")
+    detail = f"the {subject} moves the {measured} by {effect.rms:.2g} of their spread"
     if effect.max == 0:
         detail = f"with the {subject} the model computes exactly what the base does"
     return Check(name="effect", passed=effect.max > 0, detail=detail, value=effect.rms, limit=0.0)
 
 
-def check_reloaded(of_reloaded: "Sequence[Tensor]", live: "Sequence[Tensor] | None", effect: float) -> Check:
+def check_reloaded(
+    of_reloaded: "Sequence[Tensor]", live: "Sequence[Tensor] | None", effect: float, *, measured: str = "logits"
+) -> Check:
     """Check that what was read from disk computes what the live model did, within a share of the training's effect."""
     if live is None:
         return passed("reload", "skipped: there is no live model to compare with")
     error, limit = compare_logits(live, of_reloaded).rms, _SHARE * effect
-    detail = "reloaded and live logits are equal to the last bit"
+    detail = f"reloaded and live {measured} are equal to the last bit"
     if error != 0:
         detail = (
-            f"reloaded and live logits differ by {error:.2g} of their spread (limit {limit:.2g}, which is {_SHARE:g} "
-            f"of the {effect:.2g} by which training moved them)"
+            f"reloaded and live {measured} differ by {error:.2g} of their spread (limit {limit:.2g}, which is "
+            f"{_SHARE:g} of the {effect:.2g} by which training moved them)"
         )
     return Check(name="reload", passed=error <= limit, detail=detail, value=error, limit=limit)
 

@@ -10,17 +10,19 @@ float64 too.
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from haori.library.proof.logits import Probe, last_logits
+from haori.library.proof.logits import Probe, last_logits, noise_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from haori.library.updates import ModuleUpdate
 
 __all__ = ["checksum", "checksums_by_name", "exact_logits", "merging_logits"]
 
@@ -29,13 +31,20 @@ _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _SHORTHANDS = (Tensor.float, Tensor.bfloat16, Tensor.half)
 
 
-def exact_logits(model: nn.Module, probes: Sequence[Probe]) -> list[Tensor]:
+def exact_logits(
+    model: nn.Module, probes: Sequence[Probe], changes: "Mapping[str, ModuleUpdate] | None" = None
+) -> list[Tensor]:
     """Return the logits of the last positions of each probe, [T', V] on the CPU, with T' at most 8.
 
     They are float64, or fp32 where the model is on an Apple GPU, which has no float64.
     The probes run as one right-padded batch. The model is left as it was.
+
+    Args:
+        model: With or without adapters of PEFT.
+        probes: Inputs.
+        changes: Updates in the neutral form to run the model with, by the names of its modules.
     """
-    with _widened(model, merge=False):
+    with _widened(model, merge=False, changes=changes):
         return _logits(model, probes)
 
 
@@ -52,9 +61,12 @@ def merging_logits(adapted: "PeftModel", probes: Sequence[Probe]) -> tuple[list[
         ValueError, RuntimeError, NotImplementedError, TypeError: From PEFT, if a layer cannot be merged.
     """
     with _widened(adapted, merge=True) as hooks:
+        hooks.put_back = _stacked(probes) is None and _batch(adapted, probes) is None
         logits = _logits(adapted, probes)
-        for part in hooks.parts:  # an expert, or a tower of another modality, that the probes did not reach
-            if part not in hooks.ran:
+        again, hooks.put_back = hooks.put_back, False
+        for part in hooks.parts:
+            # Also an expert, or a tower of another modality, that the probes did not reach.
+            if again or part not in hooks.ran:
                 hooks.widen(part)
                 hooks.narrow(part)
     return logits, {parameter: checksum(parameter) for parameter in adapted.parameters()}
@@ -74,6 +86,9 @@ def checksums_by_name(model: nn.Module, dtype: torch.dtype | None = None) -> dic
 
 def _logits(model: nn.Module, probes: Sequence[Probe]) -> list[Tensor]:
     device = next(model.parameters()).device
+    if (stacked := _stacked(probes)) is not None:
+        of_noise: Any = model(**{name: tensor.to(device) for name, tensor in stacked.inputs.items()})
+        return [noise_of(part).cpu() for part in of_noise.sample.split(stacked.rows)]
     inputs = _batch(model, probes)
     if inputs is None:
         return [last_logits(model, probe, device).cpu() for probe in probes]
@@ -87,11 +102,25 @@ def _logits(model: nn.Module, probes: Sequence[Probe]) -> list[Tensor]:
     return [values[row, max(before, end - _POSITIONS) : end].cpu() for row, end in enumerate(ends)]
 
 
-def _batch(model: nn.Module, probes: Sequence[Probe]) -> dict[str, Tensor] | None:
-    """Return probes of tokens as one right-padded batch, each tensor [B, T]; None for inputs of another shape.
+class _Stacked(NamedTuple):
+    """Probes of a model for pictures as one batch, with the rows of each."""
 
-    A merge must run once: its second run would be over weights that are rounded already.
-    """
+    inputs: dict[str, Tensor]
+    rows: list[int]
+
+
+def _stacked(probes: Sequence[Probe]) -> _Stacked | None:
+    """Return the probes of a model for pictures as one batch; None for others, or where their sizes differ."""
+    rows = [probe for probe in probes if isinstance(probe, Mapping) and "noisy" in probe]
+    sizes = {tuple((name, tensor.shape[1:]) for name, tensor in sorted(row.items())) for row in rows}
+    if not rows or len(rows) < len(probes) or len(sizes) > 1:
+        return None
+    inputs = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return _Stacked(inputs, [len(row["noisy"]) for row in rows])
+
+
+def _batch(model: nn.Module, probes: Sequence[Probe]) -> dict[str, Tensor] | None:
+    """Return probes of tokens as one right-padded batch, each tensor [B, T]; None for inputs of another shape."""
     rows = [
         dict(probe) if isinstance(probe, Mapping) else {"input_ids": torch.tensor([list(probe)])} for probe in probes
     ]
@@ -114,13 +143,16 @@ def _batch(model: nn.Module, probes: Sequence[Probe]) -> dict[str, Tensor] | Non
 
 
 @contextmanager
-def _widened(model: nn.Module, *, merge: bool) -> Iterator["_Hooks"]:
+def _widened(
+    model: nn.Module, *, merge: bool, changes: "Mapping[str, ModuleUpdate] | None" = None
+) -> Iterator["_Hooks"]:
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     model.eval()
     with _Asked(wide) as asked, _plain_experts(model):
-        hooks = _Hooks(model, asked, merge=merge)
+        updates = {model.get_submodule(name): update for name, update in (changes or {}).items()}
+        hooks = _Hooks(model, asked, updates, merge=merge)
         try:
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 yield hooks
@@ -166,8 +198,11 @@ class _Asked(TorchFunctionMode):
 class _Hooks:
     """Widens each part of a model before it runs and narrows it afterwards."""
 
-    def __init__(self, model: nn.Module, asked: _Asked, *, merge: bool) -> None:
-        self.asked, self.merge = asked, merge
+    def __init__(
+        self, model: nn.Module, asked: _Asked, updates: "Mapping[nn.Module, ModuleUpdate]", *, merge: bool
+    ) -> None:
+        self.asked, self.updates, self.merge = asked, updates, merge
+        self.put_back = False  # merged weights after every run, for probes that cannot run at once
         self.parts = _parts(model)
         self.ran: set[nn.Module] = set()
         self.kept: dict[nn.Module, list[tuple[Any, str, Tensor]]] = {}
@@ -196,13 +231,20 @@ class _Hooks:
                 if buffer.is_floating_point():
                     kept.append((module, name, buffer))
                     module._buffers[name] = buffer.to(self.asked.wide)
+        for module in part.modules():
+            if module in self.updates:
+                _change(module, self.updates[module])
         self.asked.on = True
         if self.merge:
             _merge_layers(part)
 
     def narrow(self, part: nn.Module) -> None:
         """Put a part back: as it was, or rounded once if it was merged."""
-        if self.merge:
+        if self.merge and self.put_back:
+            for module in part.modules():
+                if hasattr(module, "merged_adapters"):
+                    vars(module)["merged_adapters"] = []
+        elif self.merge:
             self.asked.on = False
             self.kept[part] = [
                 (owner, name, owner.data.to(before.dtype) if not name else before)
@@ -251,6 +293,15 @@ def _parts(model: nn.Module) -> list[nn.Module]:
 
     visit(model)
     return found
+
+
+def _change(module: Any, update: "ModuleUpdate") -> None:
+    """Add an update to the weights of a module, which are copies in float64 at that time."""
+    device = module.weight.device
+    change = update.change(module.weight.data.cpu())
+    module.weight.data += change.to(device)
+    if update.bias is not None:
+        module.bias.data += update.bias.to(device=device, dtype=module.bias.dtype)
 
 
 def _merge_layers(part: nn.Module) -> None:

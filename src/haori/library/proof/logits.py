@@ -1,7 +1,8 @@
 """Runs short prompts through a model and compares the logits: the measuring device of every proof.
 
 The live model and the reloaded one are measured here, in the same way: one prompt at a time without padding, eval mode,
-no autocast, the last positions only, in the arithmetic of their own weights. `exact` measures in float64.
+no autocast, the last positions only, in the arithmetic of their own weights. `exact` measures in float64. Of a model
+for pictures the prediction of noise is measured; what is said of logits here is true of it too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "last_logits",
     "live_probe_logits",
     "model_dtype",
+    "noise_of",
 ]
 
 _POSITIONS = 8
@@ -136,7 +138,10 @@ def model_dtype(model: "nn.Module") -> str:
 
 
 def last_logits(model: "nn.Module", probe: Probe, device: "torch.device") -> "Tensor":
-    """Return the last positions of what a model computes for one probe: [T', V], or [1, C] for one answer per row."""
+    """Return the last positions of what a model computes for one probe: [T', V], or [1, C] for one answer per row.
+
+    Of a model for pictures it is its prediction of noise, as `noise_of` gives it.
+    """
     import torch
 
     if isinstance(probe, Mapping):
@@ -144,5 +149,12 @@ def last_logits(model: "nn.Module", probe: Probe, device: "torch.device") -> "Te
     else:
         ids = torch.tensor([list(probe)], device=device)  # [1, T]; an explicit mask, which prompt tuning lengthens
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    if hasattr(output, "sample"):
+        return noise_of(output.sample)
     values: Tensor = output.logits if hasattr(output, "logits") else output[0]  # [1, T, V] or [1, C]
     return values if values.dim() == 2 else values[0, -_POSITIONS:]
+
+
+def noise_of(prediction: "Tensor") -> "Tensor":
+    """Return a prediction [B, C, h, w] as a column [B * C * h * w, 1], which is compared value by value."""
+    return prediction.reshape(-1, 1)

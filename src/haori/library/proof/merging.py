@@ -76,7 +76,12 @@ def merge_in_place(adapted: "PeftModel", probes: "Sequence[Probe]") -> MergedInP
 
 
 def check_merged(
-    merged: MergedInPlace, of_adapter: "Sequence[Tensor]", of_base: "Sequence[Tensor]", dtype: str
+    merged: MergedInPlace,
+    of_adapter: "Sequence[Tensor]",
+    of_base: "Sequence[Tensor]",
+    dtype: str,
+    *,
+    measured: str = "logits",
 ) -> Check:
     """Check that the model merged in place is base and adapter; all logits are exact ones (see `exact_logits`).
 
@@ -85,15 +90,22 @@ def check_merged(
         of_adapter: Logits of base and adapter, unmerged.
         of_base: Logits of the bare base.
         dtype: What the weights were rounded to.
+        measured: What the logits are, where they are something else.
     """
-    check = compare_merged(merged.logits, of_adapter, of_base)
+    check = compare_merged(merged.logits, of_adapter, of_base, measured=measured)
     if check.passed and merged.altered:
         names = f"{len(merged.altered)} weights, first {merged.altered[0]!r},"
         return failed("merge", f"{names} are not the sum of base and adapter rounded to {dtype}")
     return check
 
 
-def compare_merged(of_merged: "Sequence[Tensor]", of_adapter: "Sequence[Tensor]", of_base: "Sequence[Tensor]") -> Check:
+def compare_merged(
+    of_merged: "Sequence[Tensor]",
+    of_adapter: "Sequence[Tensor]",
+    of_base: "Sequence[Tensor]",
+    *,
+    measured: str = "logits",
+) -> Check:
     """Check that the logits of merged weights, before these are rounded, are those of the adapter.
 
     The limit is a share of what the adapter does, so that a merge at another strength fails however small that is.
@@ -101,8 +113,8 @@ def compare_merged(of_merged: "Sequence[Tensor]", of_adapter: "Sequence[Tensor]"
     error, effect = compare_logits(of_adapter, of_merged), compare_logits(of_adapter, of_base)
     limit = max(_SHARE * effect.rms, _NOISE[str(of_merged[0].dtype)])
     detail = (
-        f"merged and unmerged logits differ by {error.rms:.2g} of their spread before rounding (limit {limit:.2g}); "
-        f"the adapter moves them by {effect.rms:.2g}"
+        f"merged and unmerged {measured} differ by {error.rms:.2g} of their spread before rounding (limit "
+        f"{limit:.2g}); the adapter moves them by {effect.rms:.2g}"
     )
     if compare_logits(of_base, of_merged).max == 0:
         return failed("merge", "the merged model computes exactly what the base does: the adapter was lost")
@@ -157,6 +169,8 @@ def _unshare(adapted: "PeftModel") -> None:
 
 def _untie_if_apart(model: "PreTrainedModel") -> None:
     """Let the configuration say that embedding and head are no longer one matrix, if so."""
+    if not hasattr(model, "get_output_embeddings"):  # of pictures
+        return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or head is None or getattr(head, "weight", None) is embedding.weight:
         return

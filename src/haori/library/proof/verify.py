@@ -7,14 +7,14 @@ and then merged into the base itself.
 """
 
 import gc
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import FileFormatError, MismatchError, VerificationError
 from haori.core.quantization import Quantization
 from haori.core.records import Check, Head, Verification
+from haori.library.adapter_components import changed_components, needed_components, only_component
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
 from haori.library.attaching import attach_files
 from haori.library.classifiers import check_head, wearing_head
@@ -27,16 +27,17 @@ from haori.library.proof.checks import (
     passed,
     verification_of,
 )
+from haori.library.proof.deltas import check_delta
 from haori.library.proof.exact import exact_logits
 from haori.library.proof.logits import (
     Probe,
     adapter_probes,
     compare_logits,
-    default_probes,
     live_probe_logits,
     model_dtype,
 )
 from haori.library.proof.merging import check_merged, merge_in_place
+from haori.library.proof.noise import NOISE, probes_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,12 +46,7 @@ if TYPE_CHECKING:
 
     from haori.bases import Base
 
-__all__ = ["delta_norms", "require_passed", "verify_adapter"]
-
-# Methods whose layers say dW in full. The others rotate, rescale or prepend; for them only the logits are compared.
-_ADDITIVE = frozenset({
-    "ADALORA", "ARD_LORA", "C3A", "DELORA", "FOURIERFT", "LOHA", "LOKR", "LORA", "RANDLORA", "VBLORA", "VERA",
-})  # fmt: skip
+__all__ = ["require_passed", "verify_adapter"]
 
 # Starts that take a part out of the base's weights, again at every load; in stock PEFT some of them draw it at random.
 _RESIDUAL_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -76,7 +72,8 @@ def verify_adapter(
     Args:
         base: The base it was trained on.
         folder: Its PEFT folder.
-        probes: Token ids of a few prompts; by default, or where there are none, `default_probes`.
+        probes: Token ids of a few prompts, or noisy latents for a base of pictures; by default, or where there are
+            none, `probes_of`.
         dtype: Dtype of the base, the same as in training where `live_logits` are given.
         device: Where to load the base.
         quantization: How the base was quantised on loading for the training, if it was.
@@ -87,8 +84,6 @@ def verify_adapter(
     Returns:
         The checks; it never raises for an adapter that is wrong. See `require_passed`.
     """
-    from haori.bases import load_tokenizer
-
     try:
         files = inspect_adapter(folder)
     except FileFormatError as error:
@@ -99,8 +94,8 @@ def verify_adapter(
         checks.append(failed("labels", f"{', '.join(head.labels)} were trained, and the folder keeps {kept}"))
     checks.append(_check_finite(files))
     if checks[-1].passed:
-        probes = probes or default_probes(load_tokenizer(base))
-        loader = _BaseLoader(base, dtype, device, quantization, files.head)
+        probes = probes or probes_of(base, files)
+        loader = _BaseLoader(base, dtype, device, quantization, files.head, changed_components(base.components, files))
         found, dtype = _check_on_base(loader, files, probes, live_logits)
         checks += found
     checks.append(check_prompts(prompt_pair))
@@ -118,33 +113,6 @@ def require_passed(verification: Verification, *, subject: str = "adapter") -> N
         raise VerificationError(f"The {subject} failed its proof ({failures}).")
 
 
-def delta_norms(adapted: "PeftModel") -> dict[str, float]:
-    """Return the Frobenius norm of what the adapter changes, by module name.
-
-    For LoRA and its kin the norm of dW (before DoRA's rescaling); for modules saved whole and trained tokens the norm
-    of the difference to the base. Modules of methods that do not add to weights are absent.
-    """
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import ModulesToSaveWrapper
-
-    additive = str(adapted.peft_config["default"].peft_type.value) in _ADDITIVE
-    norms = {}
-    for full_name, module in adapted.named_modules():
-        name = full_name.removeprefix("base_model.model.")
-        if isinstance(module, ModulesToSaveWrapper):
-            norms[name] = _distance(module.modules_to_save["default"], module.original_module)
-        elif isinstance(module, TrainableTokensLayer):
-            if module.tied_adapter is None:
-                norms[name] = _token_distance(module)
-        elif isinstance(module, BaseTunerLayer) and additive and hasattr(module, "get_delta_weight"):
-            if getattr(module, "r", {}).get("default") == 0:
-                continue  # AdaLoRA took every rank away
-            delta: Tensor = module.get_delta_weight("default")
-            norms[name] = float(delta.detach().float().norm())
-    return norms
-
-
 class _BaseLoader(NamedTuple):
     """A base and how to load it."""
 
@@ -153,13 +121,20 @@ class _BaseLoader(NamedTuple):
     device: str | None
     quantization: Quantization | None
     head: Head | None
+    changed: tuple[str, ...]
+    """Components that the adapter changes."""
 
     def load(self) -> "PreTrainedModel":
         from haori.bases import load_model
 
         return load_model(
-            self.base, dtype=self.dtype, device=self.device, quantization=self.quantization, head=self.head
-        )
+            self.base, dtype=self.dtype, device=self.device, quantization=self.quantization, head=self.head,
+            components=needed_components(self.base, self.changed),
+        )  # fmt: skip
+
+    @property
+    def measured(self) -> str:
+        return "logits" if self.base.pipeline is None else NOISE
 
     @property
     def quantised(self) -> bool:
@@ -199,9 +174,10 @@ def _check_on_base(
     checks = [
         *head,
         passed("keys", f"all {len(files.tensors)} tensors were used, none is missing"),
-        _check_delta(adapted),
-        check_effect(of_adapter, of_base),
-        check_reloaded(reloaded, live_logits, effect),
+        *check_delta(adapted, loader.changed),
+        check_effect(of_adapter, of_base, measured=loader.measured),
+        *_check_each(loader, adapted, probes, of_base),
+        check_reloaded(reloaded, live_logits, effect, measured=loader.measured),
     ]
     if start := _residual_start(files):
         del model, adapted
@@ -211,7 +187,8 @@ def _check_on_base(
         if not checks[-1].passed:
             return checks, dtype
     if loader.quantization is None:
-        return [*checks, _check_merge(loader.base, adapted, probes, of_adapter, of_base, dtype)], dtype
+        merge = _check_merge(loader.base, adapted, probes, of_adapter, of_base, dtype, loader.measured)
+        return [*checks, merge], dtype
     model = adapted = None
     gc.collect()  # before the base is loaded once more, unquantised
     return [*checks, *_check_unquantised(loader, files, probes, of_adapter, of_base, dtype)], dtype
@@ -239,12 +216,13 @@ def _check_unquantised(
     effect, grid = compare_logits(of_adapter, of_base).rms, compare_logits(plain_base, of_base).rms
     limit = max(effect, _AMPLIFIED * grid)
     detail = (
-        f"over the base in {dtype} the adapter's logits differ by {moved:.2g} of their spread from those over the "
-        f"{loader.quantization.label} base it was trained on (limit {limit:.2g}); the bare bases differ by {grid:.2g}"
+        f"over the base in {dtype} the adapter's {loader.measured} differ by {moved:.2g} of their spread from those "
+        f"over the {loader.quantization.label} base it was trained on (limit {limit:.2g}); the bare bases differ by "
+        f"{grid:.2g}"
     )
     return [
         Check(name="quantization", passed=moved <= limit, detail=detail, value=moved, limit=limit),
-        _check_merge(loader.base, adapted, probes, plain_adapter, plain_base, dtype),
+        _check_merge(loader.base, adapted, probes, plain_adapter, plain_base, dtype, loader.measured),
     ]
 
 
@@ -263,25 +241,17 @@ def _check_finite(files: AdapterFiles) -> Check:
     return passed("finite", "no NaN and no infinity")
 
 
-def _check_delta(adapted: "PeftModel") -> Check:
-    from haori.bases import head_modules
-
-    norms = delta_norms(adapted)
-    heads = head_modules(adapted.get_base_model())
-    trained = {name: norm for name, norm in norms.items() if name not in heads}
-    # The head of a classifier is trained from scratch: it says nothing of the rest, unless it is all there is.
-    norms = trained or norms
-    if not norms:
-        return passed("delta", "skipped: this method adds nothing to weights; its effect on the logits is checked")
-    zero = [name for name, norm in norms.items() if not norm > 0]
-    if len(zero) == len(norms):
-        detail = f"{len(zero)} of {len(norms)} modules were not changed at all, first {zero[0]!r}"
-        return Check(name="delta", passed=False, detail=detail, value=0.0, limit=0.0)
-    least = min((name for name in norms if norms[name] > 0), key=lambda name: norms[name])
-    detail = f"{len(norms) - len(zero)} of {len(norms)} modules changed; smallest norm {norms[least]:.3g} in {least!r}"
-    if zero:
-        detail += f"; not changed at all: {_some(zero)}"
-    return Check(name="delta", passed=True, detail=detail, value=norms[least], limit=0.0)
+def _check_each(
+    loader: _BaseLoader, adapted: "PeftModel", probes: Sequence[Probe], of_base: "Sequence[Tensor]"
+) -> list[Check]:
+    """Check of an adapter of several components that each has an effect of its own, with the others left bare."""
+    checks = []
+    for name in loader.changed if len(loader.changed) > 1 else ():
+        with only_component(adapted, name):
+            alone = loader.logits(adapted, probes)
+        found = check_effect(alone, of_base, subject=f"adapter on {name!r} alone", measured=NOISE)
+        checks.append(found.with_fields(name=f"effect of {name}"))
+    return checks
 
 
 def _check_merge(
@@ -291,6 +261,7 @@ def _check_merge(
     of_adapter: "Sequence[Tensor]",
     of_base: "Sequence[Tensor]",
     dtype: str,
+    measured: str,
 ) -> Check:
     """Merge in place, which ends the use of `adapted`."""
     if base.quantization is not None:
@@ -301,23 +272,4 @@ def _check_merge(
         return passed("merge", f"skipped: {error}")
     except VerificationError as error:
         return failed("merge", str(error))
-    return check_merged(merged, of_adapter, of_base, dtype)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _distance(changed: "nn.Module", original: "nn.Module") -> float:
-    before = dict(original.named_parameters())
-    squares = [
-        float((value.detach().float() - before[key].detach().float()).square().sum())
-        for key, value in changed.named_parameters()
-    ]
-    return math.sqrt(sum(squares))
-
-
-def _token_distance(layer: Any) -> float:
-    rows = layer.token_indices["default"]
-    base: Tensor = layer.get_base_layer().weight[rows]
-    return float((layer.trainable_tokens_delta["default"].detach().float() - base.detach().float()).norm())
+    return check_merged(merged, of_adapter, of_base, dtype, measured=measured)

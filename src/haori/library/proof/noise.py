@@ -1,0 +1,119 @@
+"""The probes of a base of pictures: noisy latents at fixed timesteps with a few captions.
+
+Where text encoders are adapted they run with the rest, from the captions' tokens; where none is, the captions are
+embedded beforehand, so that encoders and denoiser never share the memory.
+"""
+
+import gc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from haori.core.records import Check
+from haori.library.adapter_components import changed_components, needed_components
+from haori.library.formats.peft_components import installed_name
+from haori.library.proof.checks import check_effect
+from haori.library.proof.exact import exact_logits
+from haori.library.proof.logits import Probe, default_probes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from haori.bases import Base
+    from haori.bases.diffusion import PipelineProcessor
+    from haori.library.adapter_files import AdapterFiles
+    from haori.library.updates import AdapterUpdates, ModuleUpdate
+
+__all__ = ["NOISE", "check_noise", "live_changes", "noise_probes", "probes_of"]
+
+NOISE = "noise predictions"
+"""What is measured of a base of pictures, in words."""
+
+_CAPTIONS = ("a photo of a cat", "a red house by the sea, watercolour", "")
+_TIMESTEPS = (900.0, 500.0, 100.0)
+_SEED = 20240817
+_SIDE = 256  # pixels: enough for every layer to act, on a base of any size
+
+
+def probes_of(base: "Base", files: "AdapterFiles") -> list[Probe]:
+    """Return the probes of an adapter in a PEFT folder where none are given: prompts, or noisy latents."""
+    if base.pipeline is not None:
+        return noise_probes(base, changed_components(base.components, files))
+    from haori.bases import load_tokenizer
+
+    return list(default_probes(load_tokenizer(base)))
+
+
+def noise_probes(base: "Base", changed: Sequence[str]) -> list[Probe]:
+    """Return arguments of `DiffusionModel.forward`, one row each, all of the same sizes.
+
+    Args:
+        base: A pipeline.
+        changed: The components that are adapted.
+
+    Raises:
+        BaseError: It belongs to no known family, or cannot be loaded.
+    """
+    import torch
+
+    from haori.bases.diffusion import PictureSize, PipelineProcessor
+
+    processor = PipelineProcessor(base)
+    family = processor.family
+    multiple = family.size_multiple
+    side = -(-min(family.native_size, _SIDE) // multiple) * multiple
+    latent = side // family.latent_factor
+    numbers = torch.Generator().manual_seed(_SEED)
+    noisy = torch.randn(len(_CAPTIONS), family.latent_channels, latent, latent, generator=numbers)
+    tokens = family.tokens(processor.tokenizers, _CAPTIONS)
+    is_live = bool(set(family.text_encoders) & set(changed))
+    text = {f"tokens_{name}": ids for name, ids in tokens.items()} if is_live else _embedded(processor, tokens)
+    conditions = text | family.sizes([PictureSize((side, side), (0, 0), (side, side))] * len(_CAPTIONS))
+    batch = {"noisy": noisy, "timesteps": torch.tensor(_TIMESTEPS), **conditions}
+    return [{name: value[row : row + 1] for name, value in batch.items()} for row in range(len(_CAPTIONS))]
+
+
+def check_noise(base: "Base", updates: "AdapterUpdates") -> list[Check]:
+    """Check that an adapter in the neutral form moves the base's predictions, and each component's part of it alone.
+
+    Args:
+        base: A pipeline in which every module of the adapter has its place.
+        updates: The adapter.
+
+    Raises:
+        BaseError: The base belongs to no known family, or cannot be loaded.
+    """
+    from haori.bases import load_model
+
+    changed = updates.components
+    probes = noise_probes(base, changed)
+    model = load_model(base, components=needed_components(base, changed))
+    live = live_changes(base, updates)
+    of_base = exact_logits(model, probes)
+    checks = [check_effect(exact_logits(model, probes, live), of_base, measured=NOISE)]
+    for component in changed if len(changed) > 1 else ():
+        part = {name: update for name, update in live.items() if name.partition(".")[0] == component}
+        subject = f"adapter on {component!r} alone"
+        found = check_effect(exact_logits(model, probes, part), of_base, subject=subject, measured=NOISE)
+        checks.append(found.with_fields(name=f"effect of {component}"))
+    return checks
+
+
+def live_changes(base: "Base", updates: "AdapterUpdates") -> "dict[str, ModuleUpdate]":
+    """Return the updates by what a loaded base calls its modules."""
+    found = {}
+    for name, update in updates.modules.items():
+        component, _, path = name.partition(".")
+        found[f"{component}.{installed_name(base.components[component].architecture, path)}"] = update
+    return found
+
+
+def _embedded(processor: "PipelineProcessor", tokens: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    import torch
+
+    encoders = processor.load_text_encoders()
+    with torch.no_grad():
+        device = next(next(iter(encoders.values())).parameters()).device
+        found = processor.family.embed(encoders, {name: ids.to(device) for name, ids in tokens.items()})
+    del encoders
+    gc.collect()
+    return {name: value.cpu() for name, value in found.items()}
