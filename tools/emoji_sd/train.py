@@ -1,0 +1,216 @@
+"""Trains text encoder and denoiser of emoji-sd: `python train.py FOLDER --steps N`; run again, it goes on.
+
+Every draw (pictures, captions, times, noise) follows from the number of the step and of the process, so what a
+checkpoint must hold is weights, optimizer, averages and the step. Several processes of one thread each share a batch
+and average their gradients: beside other work on the same cores this is faster than one process of several threads.
+"""
+
+import argparse
+import copy
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from captions import ALIASES, caption, name_of, tokenizer
+from latents import PatchCode, as_tensor
+from lists import HELD_OUT_STYLES, HELD_OUT_SUBJECTS, STYLES, SUBJECTS
+from model import denoiser, scheduler, text_encoder
+from torch import Tensor, nn
+
+__all__ = ["Trainer"]
+
+EMA = 0.998
+
+
+class Trainer:
+    """The state of a training, and one step of it."""
+
+    def __init__(self, folder: Path, *, batch: int, rate: float, unet: dict[str, Any], rank: int, world: int) -> None:
+        torch.manual_seed(0)
+        data = torch.load(folder / "pictures.pt")
+        self.code = PatchCode(**data["code"])
+        self.latents = self.code.encode(as_tensor(data["pictures"].numpy()))
+        self.labels: list[tuple[str, str]] = data["labels"]
+        self.tokenizer = caption_tokenizer()
+        self.scheduler = scheduler()
+        self.model = nn.ModuleDict({"text": text_encoder(self.tokenizer), "unet": denoiser(**unet)})
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        )
+        self.batch, self.rate, self.rank, self.world = batch, rate, rank, world
+        self.step_number = 0
+
+    def step(self) -> float:
+        """Train on one batch; return its loss."""
+        self.model.train()
+        drawn = torch.Generator().manual_seed(self.step_number * 64 + self.rank)
+        chance = random.Random(self.step_number * 64 + self.rank)
+        rows = self.rows(self.step_number)
+        texts = [caption(subject, style, chance) for style, subject in (self.labels[row] for row in rows)]
+        times = (1000 * torch.rand(len(rows), generator=drawn) ** 0.75).long().clamp(max=999)
+        noise = torch.randn(len(rows), *self.latents.shape[1:], generator=drawn)
+        loss = self.losses(self.model, self.latents[rows], texts, times, noise).mean()
+        loss.backward()
+        self._share_gradients()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * min(1.0, (self.step_number + 1) / 100)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step_number += 1
+        decay = min(EMA, self.step_number / (self.step_number + 10))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        return loss.item()
+
+    def rows(self, step: int) -> list[int]:
+        """The pictures of a step for this process; each picture comes once in an epoch."""
+        count, total = len(self.labels), self.batch * self.world
+        rows = []
+        for place in range(step * total + self.rank * self.batch, step * total + (self.rank + 1) * self.batch):
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(place // count))
+            rows.append(int(order[place % count]))
+        return rows
+
+    def losses(self, model: nn.ModuleDict, clean: Tensor, texts: list[str], times: Tensor, noise: Tensor) -> Tensor:
+        """Squared error of v for each picture, [n]."""
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        noisy = self.scheduler.add_noise(clean, noise, times)
+        target = self.scheduler.get_velocity(clean, noise, times)
+        with torch.autocast("cpu", torch.bfloat16):
+            states = model["text"](tokens).last_hidden_state
+            predicted = model["unet"](noisy, times, states, return_dict=False)[0]
+        return (predicted.float() - target).square().mean((1, 2, 3))
+
+    @torch.no_grad()
+    def gap(self) -> tuple[float, float]:
+        """Mean loss of the average at fixed times with true captions, and how much worse shuffled captions are."""
+        drawn = torch.Generator().manual_seed(1)
+        rows = torch.randperm(len(self.labels), generator=drawn)[:128].tolist()
+        texts = [f"{style} {name_of(subject)}" for style, subject in (self.labels[row] for row in rows)]
+        times = torch.tensor([500, 700, 850, 950]).repeat(32)
+        noise = torch.randn(128, *self.latents.shape[1:], generator=drawn)
+        clean = self.latents[rows]
+        self.average.eval()
+        true, shuffled = (
+            self.losses(self.average, clean, words, times, noise).mean().item()
+            for words in (texts, texts[1:] + texts[:1])
+        )
+        return true, shuffled - true
+
+    def _share_gradients(self) -> None:
+        if self.world == 1:
+            return
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        flat = torch.cat([gradient.view(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def save(self, path: Path) -> None:
+        """Write the whole state at once or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_number,
+        }
+        with path.with_suffix(".tmp").open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        path.with_suffix(".tmp").replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a saved state."""
+        state = torch.load(path)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_number = state["step"]
+
+
+def caption_tokenizer() -> "PreTrainedTokenizerBase":  # noqa: F821
+    """The tokenizer of every caption there can be, and of the words of held-out subjects and of usual prompts."""
+    names = [name_of(subject) for subject in SUBJECTS + HELD_OUT_SUBJECTS]
+    further = [alias for aliases in ALIASES.values() for alias in aliases]
+    return tokenizer(
+        [*names, *further, *STYLES, *HELD_OUT_STYLES, "a an the of in with and style picture drawing icon emoji"]
+    )
+
+
+def run(arguments: argparse.Namespace, rank: int) -> None:
+    """Train in this process until the budget of steps is used up."""
+    torch.set_num_threads(arguments.threads)
+    if arguments.processes > 1:
+        store = f"file://{arguments.folder.resolve()}/{arguments.name}.rendezvous"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=arguments.processes)
+    trainer = Trainer(
+        arguments.folder,
+        batch=arguments.batch,
+        rate=arguments.rate,
+        unet=json.loads(arguments.unet),
+        rank=rank,
+        world=arguments.processes,
+    )
+    checkpoint = arguments.folder / f"{arguments.name}.pt"
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    total, started, seen = 0.0, time.monotonic(), 0
+    while trainer.step_number < arguments.steps:
+        total += trainer.step()
+        seen += 1
+        if trainer.step_number % arguments.every == 0 and rank == 0:
+            trainer.save(checkpoint)
+            true, worse = trainer.gap()
+            took = time.monotonic() - started
+            entry = {
+                "step": trainer.step_number,
+                "pictures": trainer.step_number * arguments.batch * arguments.processes,
+                "loss": round(total / seen, 4),
+                "fixed": round(true, 4),
+                "gap": round(worse, 4),
+                "pictures_per_s": round(seen * arguments.batch * arguments.processes / took, 1),
+                "time": time.strftime("%H:%M:%S"),
+            }
+            with (arguments.folder / f"{arguments.name}.jsonl").open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+            total, started, seen = 0.0, time.monotonic(), 0
+    if rank == 0:
+        trainer.save(checkpoint)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--name", default="train")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--batch", type=int, default=32, help="pictures of a step in each process")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--unet", default='{"addition_embed_type": "text", "addition_embed_type_num_heads": 8}')
+    arguments = parser.parse_args()
+    (arguments.folder / f"{arguments.name}.rendezvous").unlink(missing_ok=True)
+    if arguments.processes == 1:
+        run(arguments, 0)
+    else:
+        context = torch.multiprocessing.get_context("spawn")
+        workers = [context.Process(target=run, args=(arguments, rank)) for rank in range(arguments.processes)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if any(worker.exitcode for worker in workers):
+            raise SystemExit("a process of the training failed; run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()
