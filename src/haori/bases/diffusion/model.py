@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["DiffusionConfig", "DiffusionModel", "DiffusionOutput"]
 
 _TOKENS = "tokens_"
+_LAYER = re.compile(r"(?!.*\b(visual|vision)).*\.\d+\..*")  # of text; the encoder of Qwen-Image sees too
 _CONVOLUTIONS = re.compile(r".*\b(resnets|downsamplers|upsamplers)\.\d+\..*")
 
 
@@ -157,9 +158,7 @@ class DiffusionModel(nn.Module):
             ],
         }
         for encoder in self.text_encoders:
-            groups[encoder] = [
-                name for name in linear if name.startswith(f"{encoder}.") and re.search(r"\.\d+\.", name)
-            ]
+            groups[encoder] = [name for name in linear if _LAYER.fullmatch(name) and name.startswith(f"{encoder}.")]
         return groups
 
 

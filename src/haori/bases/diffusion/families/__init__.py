@@ -15,6 +15,11 @@ __all__ = ["FAMILIES", "family_of"]
 
 FAMILIES: Mapping[str, str] = {
     "StableDiffusionPipeline": "stable_diffusion.StableDiffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl.StableDiffusionXL",
+    "FluxPipeline": "flux1.Flux1",
+    "Flux2KleinPipeline": "flux2.Flux2Klein",
+    "ZImagePipeline": "z_image.ZImage",
+    "QwenImagePipeline": "qwen_image.QwenImage",
 }
 """Class of a diffusers pipeline -> module and class of the family that serves it."""
 

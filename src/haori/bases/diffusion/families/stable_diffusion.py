@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from haori.bases.diffusion.captions import cut_text, padded_tokens
+from haori.bases.diffusion.distillation import distillation_of
 from haori.bases.diffusion.latents import decode_kl, encode_kl, kl_factor
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class StableDiffusion:
     adapted = r"unet\..*\battentions\.\d+\..*"
 
     def __init__(self, configs: "PipelineConfigs") -> None:
+        self._configs = configs
         self._unet = configs.part("unet").config
         self._vae = configs.part("vae").config
         self._reads_mask = bool(configs.part("text_encoder").config.get("use_attention_mask"))
@@ -91,5 +93,5 @@ class StableDiffusion:
         return predicted
 
     def distilled(self) -> str | None:
-        """Return None: nothing in the files of these bases tells that they were distilled."""
-        return None
+        """Return a sentence for SD Turbo, LCM and the like, told by name or scheduler."""
+        return distillation_of(self._configs, "Stable Diffusion itself")
