@@ -64,8 +64,10 @@ def linear_stand_in(layer: nn.Module) -> StandIn:
 
 def mlp_stand_in(mlp: Any, config: Any = None) -> StandIn | None:
     """Return the fused forward of a gated MLP; None if the module is none or has no adapter."""
-    parts: list[Any] = [getattr(mlp, name, None) for name in _MLP_PARTS]
-    if not hasattr(mlp, "act_fn") or not all(isinstance(part, nn.Module) for part in parts) or not _adapted(parts):
+    # By its children: models of diffusers warn of settings that are asked of them by attribute.
+    children = dict(mlp.named_children())
+    parts: list[Any] = [children.get(name) for name in _MLP_PARTS]
+    if not all(isinstance(part, nn.Module) for part in parts) or not hasattr(mlp, "act_fn") or not _adapted(parts):
         return None
     reason = _first_reason(parts, _MLP_PARTS) or unusual_mlp(mlp, config)
     activation = _activation(mlp.act_fn)
