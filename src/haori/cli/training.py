@@ -106,7 +106,8 @@ def _show_plan(prepared: "Prepared") -> None:
     ):
         table.add_row(*row)
     results().print(table)
-    results().print("As the model sees them; what is trained is marked:")
+    marked = "; what is trained is marked" if prepared.task.unit == "tokens" else ""
+    results().print(f"The first {prepared.task.rows_title} as the model sees them{marked}:")
     for panel in prepared.task.show(prepared.split.train, prepared.processor, _SHOWN):
         results().print(panel)
 
@@ -141,6 +142,10 @@ def show_run(run: "TrainedRun") -> None:
         results().print(f"  {sentence}")
     _show_advice(record.advice, run.folder)
     results().print(f"  Run folder with recipe, metrics and loss plot: {run.folder}", soft_wrap=True)
+    if (run.folder / "samples.png").is_file():
+        results().print(
+            f"  Sample pictures of each stage, the base's own first: {run.folder / 'samples.png'}", soft_wrap=True
+        )
     if record.model is not None:
         results().print(f"  The model, a base like any other: {record.model}", soft_wrap=True)
         results().print(f"Next: haori bases add {record.model} --name {record.name}", soft_wrap=True)

@@ -162,6 +162,7 @@ class RunRecord(Record):
     validation_loss: float | None = None
     initial_validation_loss: float | None = None
     cost: int = Field(default=0, alias="tokens", description="Processed in all, in the task's unit.")
+    unit: str = Field(default="tokens", description="What the cost is measured in, in the plural.")
     seconds: float = 0.0
     peak_memory_bytes: int = Field(default=0, description="Of the first process.")
     processes: int = 1

@@ -189,7 +189,9 @@ def _run(card: AdapterCard) -> list[tuple[str, str]]:
     if card.run is None:
         return []
     run = card.run
-    figures = f"{run.steps} steps, {run.cost:,} tokens, {run.seconds:.0f} s, peak {run.peak_memory_bytes / 1e9:.2f} GB"
+    figures = (
+        f"{run.steps} steps, {run.cost:,} {run.unit}, {run.seconds:.0f} s, peak {run.peak_memory_bytes / 1e9:.2f} GB"
+    )
     return [("training", figures), ("diagnosis", " ".join(run.diagnosis))]
 
 

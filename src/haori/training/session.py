@@ -187,6 +187,7 @@ def _record(prepared: Prepared, loop: Loop, ended: Position, started: str, statu
             "validation_loss": ended.best_loss,
             "initial_validation_loss": initial,
             "cost": ended.cost,
+            "unit": prepared.task.unit,
             "seconds": ended.seconds,
             "peak_memory_bytes": peak_memory_bytes(prepared.device),
             "processes": loop.accelerator.num_processes,

@@ -52,10 +52,10 @@ def pipeline_of(
     for name in base.components:
         if name not in live and name not in given:
             live[name] = load_component(base, name, dtype=number_format, device=at, configs=configs)
-    kind: Any = getattr(diffusers, configs.pipeline)
-    for part in configs.parts.values():
-        class_of(base, part)
     with explain_load_errors(base, at), quiet_diffusers():
+        for part in configs.parts.values():
+            class_of(base, part)
+        kind: Any = getattr(diffusers, configs.pipeline)
         pipeline: DiffusionPipeline = kind.from_pretrained(base.path, local_files_only=True, **given, **live)
         pipeline.set_progress_bar_config(disable=True)
     return pipeline

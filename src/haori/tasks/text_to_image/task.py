@@ -186,7 +186,7 @@ class TextToImage(Task):
 
     def next_command(self, adapter: str) -> str:
         """Return the command that writes a file for AUTOMATIC1111, ComfyUI and others."""
-        return f"haori export {adapter} {adapter}.safetensors --format kohya"
+        return f"haori library export {adapter} --format kohya --out {adapter.partition('@')[0]}.safetensors"
 
     def card(self, processor: "PipelineProcessor", recipe: TextToImageRecipe) -> dict[str, Any]:
         """Return the trigger words."""
