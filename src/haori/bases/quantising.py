@@ -1,4 +1,7 @@
-"""Quantises the linear layers of a model while it is loaded, through bitsandbytes."""
+"""Quantises the linear layers of a model through bitsandbytes: while transformers loads it, or layer by layer.
+
+diffusers would quantise only where there is a GPU, so what it loads is quantised here.
+"""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -9,8 +12,9 @@ from haori.core.quantization import Quantization, require_bitsandbytes
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-__all__ = ["bitsandbytes_options", "compute_alike"]
+__all__ = ["bitsandbytes_options", "compute_alike", "quantise_linears"]
 
 
 def bitsandbytes_options(
@@ -45,6 +49,47 @@ def bitsandbytes_options(
         "bnb_4bit_use_double_quant": wanted.double,
         "bnb_4bit_compute_dtype": compute,
     }
+
+
+def quantise_linears(base: Base, model: "nn.Module", wanted: Quantization, compute: "torch.dtype", device: str) -> None:
+    """Replace the linear layers of a loaded model in memory by quantised ones on `device`; the rest is moved there.
+
+    Modules that their class keeps in fp32 stay as they are.
+
+    Raises:
+        BaseError: The base is stored quantised.
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    from torch import nn
+
+    bitsandbytes_options(base, wanted, compute)  # refuses what cannot be quantised
+    whole = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    found = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    for name in found:
+        if not whole & set(name.split(".")):
+            parent, _, leaf = name.rpartition(".")
+            layer = _quantised(model.get_submodule(name), wanted, compute)
+            setattr(model.get_submodule(parent), leaf, layer.to(device))
+    model.to(device)
+    compute_alike(model)
+
+
+def _quantised(linear: Any, wanted: Quantization, compute: "torch.dtype") -> "nn.Module":
+    """Return the layer that holds a linear layer's weights in fewer bits; they are quantised when it is moved."""
+    import bitsandbytes
+
+    quantised: Any = bitsandbytes.nn
+    sizes = {"input_features": linear.in_features, "output_features": linear.out_features}
+    layer: nn.Module
+    if wanted.bits == 8:
+        layer = quantised.Linear8bitLt(**sizes, bias=False, has_fp16_weights=False, threshold=6.0)
+        layer.weight = quantised.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    else:
+        kind: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": wanted.double}
+        layer = quantised.Linear4bit(**sizes, bias=False, compute_dtype=compute, **kind)
+        layer.weight = quantised.Params4bit(linear.weight.data, requires_grad=False, **kind)
+    layer.bias = linear.bias
+    return layer.requires_grad_(False)
 
 
 def compute_alike(model: "torch.nn.Module") -> None:

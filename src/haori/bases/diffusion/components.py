@@ -6,7 +6,7 @@ from haori.bases.base import Base
 from haori.bases.diffusion.configs import Part, PipelineConfigs, read_configs
 from haori.bases.load_errors import LOAD_ERRORS, explain_load_errors, first_line
 from haori.bases.pipeline import weights_variant
-from haori.bases.quantising import bitsandbytes_options, compute_alike
+from haori.bases.quantising import quantise_linears
 from haori.bases.quiet import quiet_diffusers
 from haori.core.errors import BaseError
 from haori.core.quantization import Quantization
@@ -34,7 +34,7 @@ def load_component(
         name: The component, such as `unet`.
         dtype: Of its weights.
         device: Where to.
-        quantization: Quantise its linear layers to this while loading.
+        quantization: Quantise its linear layers to this.
         configs: What the base's files say, where that is known already.
 
     Raises:
@@ -47,13 +47,11 @@ def load_component(
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
     if part.library == "transformers":
         options["trust_remote_code"] = False
-    if device != "cpu" or quantization is not None:
+    if device != "cpu" and quantization is None:
         options["device_map"] = {"": device}
     if variant := weights_variant(part.path):
         options["variant"] = variant
     with explain_load_errors(base, device), quiet_diffusers():
-        if quantization is not None:
-            options["quantization_config"] = _bitsandbytes(part)(**bitsandbytes_options(base, quantization, dtype))
         model, report = kind.from_pretrained(part.path, output_loading_info=True, **options)
     lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
     if lacking:
@@ -62,7 +60,8 @@ def load_component(
             f"{lacking[0]!r}; its config.json and weights do not belong together."
         )
     if quantization is not None:
-        compute_alike(model)
+        with explain_load_errors(base, device):
+            quantise_linears(base, model, quantization, dtype, device)
     frozen: nn.Module = model.requires_grad_(False).eval()
     return frozen
 
@@ -110,13 +109,3 @@ def class_of(base: Base, part: Part) -> type:
             "not know; a newer one may."
         )
     return found
-
-
-def _bitsandbytes(part: Part) -> Any:
-    if part.library == "transformers":
-        from transformers import BitsAndBytesConfig
-
-        return BitsAndBytesConfig
-    from diffusers import BitsAndBytesConfig as OfDiffusers
-
-    return OfDiffusers

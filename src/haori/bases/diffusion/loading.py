@@ -35,7 +35,7 @@ def load_diffusion_model(
         base: A base with a pipeline.
         dtype: `auto`, `fp32`, `bf16` or `fp16`; see `choose_dtype`.
         device: `cpu`, `cuda`, `cuda:1`; None takes the GPU where there is one.
-        quantization: Quantise the linear layers of the denoiser while loading; text encoders stay as they are.
+        quantization: Quantise the linear layers of what is loaded.
         components: The denoiser and any text encoders; None means all of them.
 
     Raises:
@@ -52,13 +52,12 @@ def load_diffusion_model(
     configs, family = read_configs(base), family_of(base)
     loaded = {
         name: load_component(
-            base, name, dtype=number_format, device=device_name, configs=configs,
-            quantization=quantization if name == family.denoiser else None,
+            base, name, dtype=number_format, device=device_name, configs=configs, quantization=quantization
         )
         for name in _wanted(base, family, components)
     }  # fmt: skip
     noising = noising_of(configs.part("scheduler").config)
-    return DiffusionModel(family, noising, loaded).requires_grad_(False).eval()
+    return DiffusionModel(family, noising, loaded, quantization).requires_grad_(False).eval()
 
 
 def load_diffusion_skeleton(base: Base, components: Sequence[str] | None = None) -> "DiffusionModel":

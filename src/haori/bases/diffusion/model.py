@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from haori.core.errors import InputError
+from haori.core.quantization import Quantization
 
 if TYPE_CHECKING:
     from haori.bases.diffusion.family import Family
@@ -52,13 +53,20 @@ class DiffusionModel(nn.Module):
         family: How the denoiser is spoken to.
         noising: How noise is put in, by the base's scheduler.
         components: The denoiser and any text encoders, by name.
+        quantization: How their linear layers are held, if in fewer bits.
     """
 
-    # PEFT takes a model that does not say for one whose first layer must ask for gradients.
-    is_gradient_checkpointing = False
-
-    def __init__(self, family: "Family", noising: "Noising", components: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        family: "Family",
+        noising: "Noising",
+        components: Mapping[str, nn.Module],
+        quantization: Quantization | None = None,
+    ) -> None:
         super().__init__()
+        # By these names PEFT asks before it puts an adapter over a quantised layer.
+        self.is_loaded_in_4bit = quantization is not None and quantization.bits == 4
+        self.is_loaded_in_8bit = quantization is not None and quantization.bits == 8
         self.family, self.noising = family, noising
         self.config = DiffusionConfig(family.name)
         for name, component in components.items():
@@ -136,6 +144,10 @@ class DiffusionModel(nn.Module):
             found: nn.Module = model.get_input_embeddings()
             return found
         raise InputError("Tokens can only be trained in a text encoder, and none is loaded beside the denoiser.")
+
+    def get_output_embeddings(self) -> None:
+        """Return None: there is no head over tokens."""
+        return
 
     def module_groups(self) -> dict[str, list[str]]:
         """Return the full names of modules that a recipe's target can mean by one word.
