@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from haori.data.pictures.captions import holds, training_caption
-from haori.data.pictures.pixels import (
+from haori.data.pictures.row import Augmentation, Crop, PictureRow
+from haori.data.pictures.tensors import (
     Colours,
     draw_colours,
     draw_crop,
@@ -18,7 +19,6 @@ from haori.data.pictures.pixels import (
     mask_of,
     pixels,
 )
-from haori.data.pictures.row import Augmentation, Crop, PictureRow
 from tests.pictures import picture, picture_folder, read
 
 CHANGE_NOTHING = Colours(1.0, 1.0, 1.0, 0.0)

@@ -164,8 +164,10 @@ def test_captions_that_are_too_long_are_shown_where_they_are_cut(tmp_path: Path)
     folder = picture_folder(tmp_path, 4)
     (folder / "02.txt").write_text("one two three four five six")
     split = read(folder, validation_share=0.0, trigger="sks", cut=lambda text: " ".join(text.split()[5:]))
-    assert split.report.captions == {"longer than the text encoder reads": 1}
-    assert split.report.cut == (f"{folder}/02.png: not read from here on: five six",)  # the trigger takes a place
+    assert split.report.captions["longer than the text encoder reads"] == 1
+    assert split.report.cut == (
+        f"{folder}/02.png: the text encoder does not read the end: five six",
+    )  # the trigger takes a place
     assert "Cut: " in table(split)
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from haori.core.errors import DataError, nearest
 
-__all__ = ["Splits", "choose_split", "kind_of", "splits_of_folder", "unknown_split"]
+__all__ = ["FRONT_MATTER", "Splits", "choose_split", "kind_of", "splits_of_folder", "unknown_split"]
 
 _KINDS = {
     "test": ("test", "tests", "testing", "testset", "eval", "evaluation"),
@@ -22,7 +22,7 @@ _KINDS = {
     "train": ("train", "training", "trainset"),
 }
 _SHARD = re.compile(r"(?P<name>.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
-_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _CARD_LIMIT_BYTES = 4 << 20
 
 
@@ -109,7 +109,7 @@ def _config(folder: Path) -> Mapping[str, Any] | None:
     path = folder / "README.md"
     try:
         text = path.read_bytes()[:_CARD_LIMIT_BYTES].decode("utf-8", "replace")
-        front = _FRONT_MATTER.match(text)
+        front = FRONT_MATTER.match(text)
         facts = yaml.safe_load(front[1]) if front is not None else None
     except (OSError, yaml.YAMLError):
         return None

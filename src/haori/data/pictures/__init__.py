@@ -11,9 +11,11 @@ from haori.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from haori.data.pictures.captions import full_caption, training_caption
     from haori.data.pictures.dataset import PictureSplit, read_pictures
-    from haori.data.pictures.pixels import Colours, draw_colours, draw_crop, draw_flip, loss_weights, mask_of, pixels
     from haori.data.pictures.row import Augmentation, Crop, PictureRow
     from haori.data.pictures.section import PictureSection
+    from haori.data.pictures.sheet import contact_sheet
+    from haori.data.pictures.sources import holds_pictures
+    from haori.data.pictures.tensors import Colours, draw_colours, draw_crop, draw_flip, loss_weights, mask_of, pixels
 
 __all__ = [
     "Augmentation",
@@ -22,10 +24,12 @@ __all__ = [
     "PictureRow",
     "PictureSection",
     "PictureSplit",
+    "contact_sheet",
     "draw_colours",
     "draw_crop",
     "draw_flip",
     "full_caption",
+    "holds_pictures",
     "loss_weights",
     "mask_of",
     "pixels",
@@ -36,9 +40,11 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "sheet": ("contact_sheet",),
+        "sources": ("holds_pictures",),
         "captions": ("full_caption", "training_caption"),
         "dataset": ("PictureSplit", "read_pictures"),
-        "pixels": ("Colours", "draw_colours", "draw_crop", "draw_flip", "loss_weights", "mask_of", "pixels"),
+        "tensors": ("Colours", "draw_colours", "draw_crop", "draw_flip", "loss_weights", "mask_of", "pixels"),
         "row": ("Augmentation", "Crop", "PictureRow"),
         "section": ("PictureSection",),
     },

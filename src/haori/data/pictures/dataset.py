@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import DataError
 from haori.core.hashing import hash_data, hash_parts
+from haori.data.pictures.findings import augmentation_notes, caption_findings
 from haori.data.pictures.listing import listed
 from haori.data.pictures.reading import Reading
 from haori.data.pictures.report import BucketCount, PictureReport
@@ -74,7 +75,7 @@ def read_pictures(
             nothing is left to train on.
         MissingExtraError: Pillow is not installed.
     """
-    reading = Reading(section, native_size=native_size, size_multiple=size_multiple, cut=cut, tolerant=tolerant)
+    reading = Reading(section, native_size=native_size, size_multiple=size_multiple, tolerant=tolerant)
     main, apart = _sources(section, reading)
     reading.require_all()
     problems, refused = list(reading.problems), False
@@ -86,7 +87,8 @@ def read_pictures(
         train, validation, told, refused = main, [], [], True
         problems.append(str(error))
     own = [row for row in train if not row.prior]
-    licence = section.licence or _licence(reading)
+    findings = caption_findings([*train, *validation], cut, shared=section.caption)
+    notes = [*reading.notes, *findings.notes, *augmentation_notes(train), *_rights(section, reading), *told]
     report = PictureReport(
         source=section.path,
         layout="+".join(dict.fromkeys(reading.layouts)),
@@ -98,12 +100,12 @@ def read_pictures(
         dropped=dict(reading.dropped),
         changed=dict(Counter(note for row in (*train, *validation) for note in row.notes)),
         buckets=_buckets([*train, *validation]),
-        captions=dict(reading.captions),
-        cut=tuple(reading.cut_off),
+        captions=dict(reading.captions) | findings.counts,
+        cut=findings.cut,
         refused=refused,
         problems=tuple(problems),
-        notes=(*reading.notes, *told),
-        licence=licence,
+        notes=tuple(notes),
+        licence=section.licence or _licence(reading),
         attribution=section.attribution,
     )
     return PictureSplit(train, validation, report)
@@ -123,10 +125,19 @@ def _sources(section: PictureSection, reading: Reading) -> tuple[list[PictureRow
 
 def _licence(reading: Reading) -> str | None:
     """Return the licence that the sources state, where it is one."""
-    found = sorted(set(reading.licences))
-    if len(found) > 1:
-        reading.notes.append(f"Licences that the pictures' own data state: {listed(found)}; data.licence can say one.")
-    return found[0] if len(found) == 1 else None
+    found = set(reading.licences)
+    return found.pop() if len(found) == 1 else None
+
+
+def _rights(section: PictureSection, reading: Reading) -> list[str]:
+    """Say what is known of rights in the pictures that a user should look at."""
+    notes = []
+    if section.licence is None and len(found := sorted(set(reading.licences))) > 1:
+        notes.append(f"Licences that the pictures' own data state: {listed(found)}; data.licence can say one.")
+    if reading.copyrights:
+        told = listed([f"{notice} ({count:,})" for notice, count in reading.copyrights.most_common()], 3)
+        notes.append(f"Pictures that carry a copyright notice: {told}; see that you may train on them.")
+    return notes
 
 
 def _buckets(rows: Sequence[PictureRow]) -> tuple[BucketCount, ...]:

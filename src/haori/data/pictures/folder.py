@@ -11,6 +11,7 @@ from pathlib import Path
 
 from haori.core.errors import DataError
 from haori.data.pictures.captions import ENDINGS, read_sidecar
+from haori.data.pictures.card import card_licence
 from haori.data.pictures.listing import Listing, PictureFile, listed, picture_origin
 from haori.data.pictures.masks import pair_masks
 from haori.data.pictures.metadata import METADATA_NAMES, Metadata, read_metadata
@@ -90,7 +91,8 @@ def list_folder(
     known = {path.with_suffix(end) for path in pictures for end in ENDINGS} | metadata.files
     ignored = [picture_origin(given, folder, path) for path in others if path not in known]
     layout = "+".join(sorted({path.name for path in metadata.files})) or "folder"
-    return Listing(layout, files, ignored, notes, metadata.problems, metadata.licences)
+    licences = metadata.licences or [licence for licence in [card_licence(folder)] if licence]
+    return Listing(layout, files, ignored, notes, metadata.problems, licences)
 
 
 def _caption_reader(path: Path, origin: str, section: PictureSection, metadata: Metadata) -> Callable[[], str | None]:

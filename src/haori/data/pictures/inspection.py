@@ -23,6 +23,7 @@ class Inspected:
         likeness: How it looks, for finding others like it.
         centre: Point to crop around, as shares of its sides.
         notes: What was done to it.
+        copyright: The notice that it carries; None where it carries none.
     """
 
     content_hash: str
@@ -32,6 +33,7 @@ class Inspected:
     likeness: Likeness
     centre: tuple[float, float]
     notes: tuple[str, ...]
+    copyright: str | None
 
 
 def inspect_picture(path: Path, origin: str, *, smart: bool) -> Inspected:
@@ -55,4 +57,5 @@ def inspect_picture(path: Path, origin: str, *, smart: bool) -> Inspected:
         likeness=likeness_of(image),
         centre=salient_point(image) if smart else (0.5, 0.5),
         notes=picture.notes,
+        copyright=picture.copyright,
     )

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Likeness", "group_alike", "likeness_of"]
 
 _SIDE, _LOW, _COPY = 32, 8, 8
-_BITS = 6
-_LEVELS = 6.0
+_BITS = 10
+_LEVELS = 4.0
 _BLOCK = 1024
 
 
@@ -60,7 +60,7 @@ def _cosines() -> "NDArray[np.float64]":
 def group_alike(pictures: Sequence[Likeness]) -> list[int]:
     """Return for each picture the number of its group: pictures that look alike, and those like them, have one.
 
-    Pictures look alike when at most 6 of 64 bits differ and their small copies differ by at most 6 of 255 levels on
+    Pictures look alike when at most 10 of 64 bits differ and their small copies differ by at most 4 of 255 levels on
     average. A group has the number of its first picture.
     """
     import numpy as np

@@ -34,11 +34,13 @@ class Picture:
         image: Upright, in RGB, what was transparent composed on white.
         alpha: Its alpha channel, in L; None where every pixel is opaque.
         notes: What was done to it, in a few words each.
+        copyright: The notice in its EXIF data; None where there is none.
     """
 
     image: "Image"
     alpha: "Image | None"
     notes: tuple[str, ...]
+    copyright: str | None = None
 
 
 def require_pillow() -> None:
@@ -61,7 +63,7 @@ def open_picture(path: Path, origin: str) -> Picture:
         MissingExtraError: Pillow is not installed.
     """
     with _decoded(path, origin) as (image, notes):
-        upright = _upright(image, notes)
+        upright, notice = _upright(image, notes)
         if "16-bit" in notes:
             upright = _eight_bits(upright, origin)
         if upright.mode == "P" and "transparency" not in upright.info:
@@ -71,11 +73,11 @@ def open_picture(path: Path, origin: str) -> Picture:
             alpha = whole.getchannel("A")
             if alpha.getextrema() != (255, 255):
                 notes.append("alpha on white")
-                return Picture(_on_white(whole), alpha, tuple(notes))
-            return Picture(whole.convert("RGB"), None, tuple(notes))
+                return Picture(_on_white(whole), alpha, tuple(notes), notice)
+            return Picture(whole.convert("RGB"), None, tuple(notes), notice)
         if upright.mode == "CMYK":
             notes.append("CMYK")
-        return Picture(upright.convert("RGB"), None, tuple(notes))
+        return Picture(upright.convert("RGB"), None, tuple(notes), notice)
 
 
 def open_mask(path: Path, origin: str) -> "Image":
@@ -133,18 +135,21 @@ def _check_size(image: "Image", origin: str) -> None:
         )
 
 
-def _upright(image: "Image", notes: list[str]) -> "Image":
+def _upright(image: "Image", notes: list[str]) -> tuple["Image", str | None]:
+    """Return the picture turned as its EXIF data say, and the copyright notice in them."""
     from PIL import ExifTags, ImageOps
 
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        exif = image.getexif()
+        turned = exif.get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        notice = " ".join(str(exif.get(ExifTags.Base.Copyright) or "").replace("\0", " ").split())[:200] or None
         upright = ImageOps.exif_transpose(image) if turned else image
     except Exception:  # noqa: BLE001 - a damaged tag raises whatever the parser met
         notes.append("unreadable EXIF")
-        return image
+        return image, None
     if turned:
         notes.append("turned by EXIF")
-    return upright
+    return upright, notice
 
 
 def _eight_bits(image: "Image", origin: str) -> "Image":

@@ -1,13 +1,12 @@
 """From a data section to rows of pictures: everything that was left out or changed is counted, and said."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from haori.core.errors import DataError
 from haori.data.pictures.buckets import bucket_of, cover, sizes_for
-from haori.data.pictures.captions import full_caption
 from haori.data.pictures.inspection import Inspected, inspect_picture
 from haori.data.pictures.likeness import Likeness
 from haori.data.pictures.listing import PictureFile, listed
@@ -30,11 +29,11 @@ class Reading:
         read_count: Pictures that the sources list.
         dropped: Pictures left out, by reason.
         captions: What was found of captions, counted.
-        cut_off: Captions that are too long, with what is cut off.
         problems: What stands in the way of training, as sentences.
         notes: What else a user should know.
         layouts: Of the sources.
         licences: That the sources state.
+        copyrights: Notices that pictures carry, counted.
     """
 
     def __init__(
@@ -43,19 +42,18 @@ class Reading:
         *,
         native_size: int,
         size_multiple: int,
-        cut: Callable[[str], str],
         tolerant: bool,
     ) -> None:
         require_pillow()
         self.read_count = 0
         self.dropped: Counter[str] = Counter()
         self.captions: Counter[str] = Counter()
-        self.cut_off: list[str] = []
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.layouts: list[str] = []
         self.licences: list[str] = []
-        self._section, self._cut, self._tolerant = section, cut, tolerant
+        self.copyrights: Counter[str] = Counter()
+        self._section, self._tolerant = section, tolerant
         self._base = (native_size, size_multiple)
         self._sizes: dict[PictureSection, list[tuple[int, int]]] = {}
         self._masks: dict[str, dict[str, Path]] = {}
@@ -166,7 +164,8 @@ class Reading:
             notes.append("enlarged")
         earlier.add(key)
         self._likeness[seen.content_hash] = seen.likeness
-        self._look_at_caption(file.origin, full_caption(caption, rules))
+        if seen.copyright is not None:
+            self.copyrights[seen.copyright] += 1
         return PictureRow(
             origin=file.origin, file=file.file, caption=caption, content_hash=seen.content_hash, width=seen.width,
             height=seen.height, bucket=bucket, crop=cover(seen.width, seen.height, bucket, seen.centre),
@@ -189,12 +188,6 @@ class Reading:
             self.captions["the trigger alone"] += 1
             return ""
         return None
-
-    def _look_at_caption(self, origin: str, caption: str) -> None:
-        if lost := self._cut(caption):
-            self.captions["longer than the text encoder reads"] += 1
-            if len(self.cut_off) < _LISTED:
-                self.cut_off.append(f"{origin}: not read from here on: {lost}")
 
     def _sizes_of(self, section: PictureSection) -> list[tuple[int, int]]:
         if section not in self._sizes:

@@ -14,12 +14,20 @@ from haori.data.pictures.section import PictureSection
 from haori.data.pictures.tables import list_table
 from haori.data.readers import READERS
 
-__all__ = ["list_pictures"]
+__all__ = ["holds_pictures", "list_pictures"]
 
 _KINDS = (
     "a folder of pictures, a zip of one, a kohya dataset (.toml), OneTrainer concepts (.json), or a set with the "
     "pictures in it (.parquet, .arrow, a folder saved by `datasets`)"
 )
+
+
+def holds_pictures(given: str) -> bool:
+    """Say whether a source is one of pictures, by names alone: a folder with a picture in it, or files about such."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return any(file.suffix.lower() in EXTENSIONS for file in path.rglob("*"))
+    return path.suffix.lower() in {".zip", ".toml"} or (path.suffix.lower() == ".json" and is_concepts(path))
 
 
 def list_pictures(section: PictureSection, given: str, *, prior: bool = False) -> Listing:

@@ -5,6 +5,7 @@ look alike moves as one and has the greatest point of its members: a picture tha
 training, and never takes it out of there.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 from haori.core.errors import DataError
@@ -76,7 +77,7 @@ def hold_out(
             "--set data.validation_share=0."
         )
     elif note:
-        notes.append(note.replace("row", "picture"))
+        notes.append(re.sub(r"\brow(s?)\b", r"picture\1", note))
     out = set(map(id, held))
     return [row for row in rows if id(row) not in out], held, notes
 

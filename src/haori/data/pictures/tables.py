@@ -16,6 +16,7 @@ from haori.core.errors import DataError
 from haori.core.hashing import hash_data, short
 from haori.core.settings import settings
 from haori.core.storage import staged_folder
+from haori.data.pictures.card import card_licence
 from haori.data.pictures.listing import Listing, PictureFile, listed
 from haori.data.pictures.metadata import caption_column, caption_of
 from haori.data.pictures.opening import MAX_FILE_BYTES
@@ -45,6 +46,8 @@ def list_table(given: str, section: PictureSection, *, prior: bool = False) -> L
         _list_source(listing, source, section, prior=prior, held_out=held_out)
     if sources[0].ignored:
         listing.ignored.extend(sources[0].ignored)
+    if not listing.licences and sources[0].folder and (licence := card_licence(sources[0].folder)):
+        listing.licences.append(licence)
     return replace(listing, layout="datasets" if sources[0].hub or sources[0].folder else Path(given).suffix[1:])
 
 

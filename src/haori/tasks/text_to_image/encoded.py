@@ -17,7 +17,7 @@ from haori.core.errors import DataError
 from haori.core.progress_bar import progress_bar
 from haori.core.settings import settings
 from haori.data.pictures.captions import training_caption
-from haori.data.pictures.pixels import draw_colours, draw_crop, loss_weights, mask_of, pixels
+from haori.data.pictures.tensors import draw_colours, draw_crop, loss_weights, mask_of, pixels
 from haori.tasks.text_to_image.tensor_cache import TensorCache, key_of
 
 if TYPE_CHECKING:
