@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from haori.evaluation import EvaluationResult
     from haori.training import TrainedRun
 
-__all__ = ["run_demo"]
+__all__ = ["run_demo", "train_shown"]
 
 _BASE = "smollm2-135m-instruct"
 _NAME = "movie-reviews"
@@ -67,7 +67,7 @@ def run_demo(rows: int) -> None:
     _print_scores(console, "base", before)
 
     console.rule("3. Training an adapter")
-    run = _train(_recipe(train, LICENCE, ATTRIBUTION))
+    run = train_shown(_recipe(train, LICENCE, ATTRIBUTION))
     assert run.adapter is not None
 
     console.rule("4. What the adapter can do")
@@ -117,7 +117,8 @@ def _measure_base(base: "Base", conversations: "list[Conversation]", reference: 
     return result
 
 
-def _train(recipe: Recipe) -> "TrainedRun":
+def train_shown(recipe: Recipe) -> "TrainedRun":
+    """Train as `haori train` does, with everything that it prints."""
     from haori.cli.console import notes
     from haori.cli.training import show_choices, show_run
     from haori.training import TrainingDisplay, prepare, train_run

@@ -54,8 +54,16 @@ def evaluate(
 
 def demo(
     rows: Annotated[int, typer.Option(min=100, max=4000, help="Reviews to train on.")] = 640,
+    images: Annotated[
+        bool, typer.Option("--images", help="Learn a style from 50 pictures instead, and draw with it.")
+    ] = False,
 ) -> None:
     """Train on movie reviews and show what it was worth: base and adapter on 400 test reviews."""
+    if images:
+        from haori.cli.demo_pictures import run_picture_demo
+
+        run_picture_demo()
+        return
     from haori.cli.demo import run_demo
 
     run_demo(rows)
