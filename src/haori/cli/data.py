@@ -5,9 +5,14 @@ from typing import Annotated
 
 import typer
 
+from haori.cli.caption import caption
+
 __all__ = ["app"]
 
 app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+
+
+app.command("caption")(caption)
 
 
 @app.callback()

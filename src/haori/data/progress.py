@@ -15,7 +15,13 @@ _Row = TypeVar("_Row")
 
 
 def tracked(
-    rows: Iterable[_Row], what: str, *, total: float | None, size: str | None = None, console: Any = None
+    rows: Iterable[_Row],
+    what: str,
+    *,
+    total: float | None,
+    size: str | None = None,
+    console: Any = None,
+    every: int = _EVERY,
 ) -> Iterator[_Row]:
     """Yield the rows, with rows/s and time left on standard error when it takes longer than two seconds.
 
@@ -25,6 +31,7 @@ def tracked(
         total: Where the bar ends: bytes when `size` is given, else rows; None when it is not known.
         size: Name of the rows' attribute that says how far the reading is.
         console: Rich console to draw on, instead of standard error.
+        every: Look at the clock after so many rows; fewer for rows that take long.
     """
     start = time.monotonic()
     display: Progress | None = None
@@ -32,7 +39,7 @@ def tracked(
     try:
         for count, row in enumerate(rows, start=1):
             yield row
-            if count % _EVERY:
+            if count % every:
                 continue
             elapsed = time.monotonic() - start
             if display is None and elapsed > PATIENCE_S:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from haori.data.progress import tracked
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -20,7 +22,7 @@ __all__ = ["Likeness", "group_alike", "likeness_of"]
 _SIDE, _LOW, _COPY = 32, 8, 8
 _BITS = 10
 _LEVELS = 4.0
-_BLOCK = 1024
+_PAIRS = 1 << 22  # compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,10 @@ def group_alike(pictures: Sequence[Likeness]) -> list[int]:
 
     bits = np.array([picture.bits for picture in pictures], dtype=np.uint64)
     copies = np.stack([picture.copy for picture in pictures]).astype(np.int16)
-    for start in range(0, len(pictures), _BLOCK):
-        rows: NDArray[Any] = bits[start : start + _BLOCK, None] ^ bits[None, :]
+    block = max(1, _PAIRS // len(pictures))
+    starts = range(0, len(pictures), block)
+    for start in tracked(starts, "Comparing pictures", total=len(starts), every=1):
+        rows: NDArray[Any] = bits[start : start + block, None] ^ bits[None, :]
         for row, other in zip(*np.nonzero(np.bitwise_count(rows) <= _BITS), strict=True):
             one, two = start + int(row), int(other)
             if one < two and np.abs(copies[one] - copies[two]).mean() <= _LEVELS:

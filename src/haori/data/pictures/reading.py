@@ -94,7 +94,7 @@ class Reading:
             )
             files = files[: self._section.max_rows]
         seen: set[tuple[str, str, bool]] = set()
-        rows = [self._row(file, seen) for file in tracked(files, "Reading pictures", total=len(files))]
+        rows = [self._row(file, seen) for file in tracked(files, "Reading pictures", total=len(files), every=8)]
         kept = [(row, file.held_out) for row, file in zip(rows, files, strict=True) if row is not None]
         self._note_masks(files, [row for row, _ in kept])
         return [row for row, held_out in kept if not held_out], [row for row, held_out in kept if held_out]
@@ -110,8 +110,8 @@ class Reading:
             trouble.append(
                 f"{len(self._missing):,} picture{'s have' if len(self._missing) > 1 else ' has'} no caption "
                 f"({listed(self._missing)}); "
-                "write captions to files of the same names ending in .txt, give all of them one with --set "
-                "data.caption=..., or a trigger with --set data.trigger=..."
+                "write captions to files of the same names ending in .txt (`haori data caption` does it with a model), "
+                "give all of them one with --set data.caption=..., or a trigger with --set data.trigger=..."
             )
         if self._small:
             trouble.append(
