@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from haori.bases import find_base
+from haori.core.errors import VerificationError
 from haori.library import Library, export_in_format, export_stored, import_adapter
+from tests.command_line import haori
 from tests.diffusion_pipelines import saved, stable_diffusion
 from tests.picture_adapters import CONVOLUTIONS, TEXT, UNET, adapted, changed_tensors, drawn, saved_adapter
 
@@ -61,6 +63,33 @@ def lost(tensors: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("fault", [weaker, lost])
+def test_an_export_at_less_than_its_strength_is_refused(
+    base: Any, tmp_path: Path, fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer's fault is hidden from the comparison of files, so that only the stock pipeline can find it."""
+    from safetensors.torch import load_file
+
+    from haori.library import format_export
+    from haori.library.formats import diffusers
+
+    import_adapter(saved_adapter(adapted(base, UNET), tmp_path / "a"), base, name="ours", dtype="fp32")
+    write = diffusers.write_hashed
+
+    def wrong(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+        tensors = dict(tensors)
+        fault(tensors)
+        write(path, tensors, metadata)
+
+    monkeypatch.setattr(diffusers, "write_hashed", wrong)
+    monkeypatch.setattr(format_export, "require_alike", lambda *_: None)
+    with pytest.raises(VerificationError, match="predictions of the stock StableDiffusionPipeline differ"):
+        export_in_format("ours", tmp_path / "out.safetensors", "diffusers")
+    assert not (tmp_path / "out.safetensors").exists()
+    monkeypatch.undo()
+    assert load_file(export_in_format("ours", tmp_path / "out.safetensors", "diffusers"))
+
+
+@pytest.mark.parametrize("fault", [weaker, lost])
 def test_a_tenth_less_would_be_seen(base: Any, tmp_path: Path, fault: Any) -> None:
     live = adapted(base, UNET)
     import_adapter(changed_tensors(saved_adapter(live, tmp_path / "a"), fault), base, name="ours", dtype="fp32")
@@ -88,3 +117,13 @@ def test_stock_peft_draws_the_same_from_a_folder_for_each_component(base: Any, t
     assert again.card.components == ("text_encoder", "unet")
     import_adapter(out / "unet", base, name="half", dtype="fp32")
     assert Library().get("half").card.components == ("unet",)
+
+
+def test_the_merged_pipeline_draws_the_same(base: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from diffusers import DiffusionPipeline
+
+    live = adapted(base, f"{UNET}|{TEXT}|{CONVOLUTIONS}", use_dora=True)
+    import_adapter(saved_adapter(live, tmp_path / "a"), base, name="ours", dtype="fp32")
+    assert haori(capsys, "merge", "ours", "--out", tmp_path / "merged").code == 0
+    merged = DiffusionPipeline.from_pretrained(tmp_path / "merged", safety_checker=None, local_files_only=True)
+    assert_same(drawn(merged), drawn_live(base, live), drawn(fresh(base)))

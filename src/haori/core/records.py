@@ -259,6 +259,10 @@ class AdapterCard(Record):
     trigger_words: tuple[str, ...] = Field(
         default=(), exclude_if=_is_empty, description="Words that call up in a prompt what was learnt."
     )
+    recommended_strength: float | None = Field(
+        default=None, exclude_if=lambda strength: strength is None,
+        description="The strength to use it at, as its maker or its training says.",
+    )  # fmt: skip
     file_hashes: dict[str, str] = Field(
         default_factory=dict, exclude_if=_is_empty,
         description="Hashes of the weight file as model sites know it: sha256, autov1, autov2, autov3.",

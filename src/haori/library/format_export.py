@@ -8,19 +8,20 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haori.core.errors import InputError, VerificationError
+from haori.core.errors import HaoriError, InputError, VerificationError
 from haori.core.storage import explain_os_errors
 from haori.library.contents import is_single_file
-from haori.library.families import FAMILY_TITLES
+from haori.library.families import FAMILY_TITLES, is_runnable
 from haori.library.formats.format import SINGLE_FILE, open_source
 from haori.library.formats.peft import check_new_folder
 from haori.library.formats.registry import format_named, format_of
 from haori.library.opened import base_of
+from haori.library.proof.stock_pipelines import prove_in_pipeline
 from haori.library.store import Library
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_adapter", "convert_stored", "require_alike"]
 
+_STOCK = "diffusers"  # the format that stock pipelines load
 _LIMIT = 1e-6
 """Largest difference of a module's dW as a share of its norm: factors are rewritten in the dtype they had."""
 _SIXTEEN_BIT_LIMIT = 2e-3
@@ -43,7 +45,8 @@ def convert_stored(
 ) -> Path:
     """Write an adapter of the library to the new file or folder `out` in the format `wanted`.
 
-    In the format that it came in, one file is written as it came, to the byte.
+    In the format that it came in, one file is written as it came, to the byte. What is written for diffusers is loaded
+    by the stock pipeline of its base, where that is on this machine, and must do there what the adapter does.
 
     Raises:
         LibraryError: There is no such adapter.
@@ -56,6 +59,9 @@ def convert_stored(
             shutil.copyfile(stored.path / SINGLE_FILE, stage)
         return out
     base = base_of(stored.card, base_spec) if base_spec is not None or wanted == "gguf" else None
+    if base is None and wanted == _STOCK and stored.card.base.components:
+        with suppress(HaoriError):  # it is proved in a stock pipeline where its base is on this machine
+            base = base_of(stored.card)
     return convert_adapter(stored.path, out, wanted, card=stored.card, base=base)
 
 
@@ -77,6 +83,8 @@ def convert_adapter(
         target.write(updates, stage, card, base_config=config)
         written = open_source(stage, config)  # of a format's own variant for a family, such as kohya's for Flux
         require_alike(updates, format_of(written).read(written), str(out))
+        if wanted == _STOCK and base is not None and is_runnable(base):
+            prove_in_pipeline(base, updates, stage)
     return out
 
 
@@ -145,7 +153,7 @@ def _of_family(updates: "AdapterUpdates", card: "AdapterCard | None") -> "Adapte
 
 
 def _configuration(base: "Base | None") -> Mapping[str, Any] | None:
-    if base is None:
+    if base is None or base.pipeline is not None:
         return None
     path = base.path / "config.json"
     if not path.is_file():

@@ -77,6 +77,7 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("description", card.description or ""),
         ("author's base", ", ".join(card.stated_bases)),
         ("trigger words", ", ".join(card.trigger_words)),
+        ("recommended strength", "" if card.recommended_strength is None else f"{card.recommended_strength:g}"),
         *_sidecars(stored),
         ("tags", ", ".join(card.tags)),
     ]  # fmt: skip

@@ -21,7 +21,9 @@ from haori.adapters.patterns import exact_patterns
 from haori.core.errors import FileFormatError, InputError
 from haori.library.families import family_of
 from haori.library.formats.format import Source
-from haori.library.formats.safetensors_writing import write_tensors
+from haori.library.formats.kohya_metadata import kohya_metadata
+from haori.library.formats.peft_reading import CONFIG_KEY
+from haori.library.formats.safetensors_writing import write_hashed, write_tensors
 from haori.library.formats.scaling import scaled
 from haori.library.formats.tensor_names import place_modules, read_modules, split_key
 from haori.library.formats.transformer_places import DIFFUSERS_NAMES
@@ -98,10 +100,19 @@ class Diffusers:
             tensors |= {f"{name}.{end}": factor for end, factor in zip(ends, (a, b), strict=True)}
             ranks.setdefault(component, {})[module.removeprefix(_CLIP_PREFIX)] = len(a)
         described = {key: value for component in ranks for key, value in _config(component, ranks[component]).items()}
-        metadata = {
-            key: value for key, value in updates.metadata.items() if not key.startswith(("sshs_", "modelspec."))
-        }
-        write_tensors(path, tensors, {**metadata, "format": "pt", _METADATA: json.dumps(described, sort_keys=True)})
+        own = {"format": "pt", _METADATA: json.dumps(described, sort_keys=True)}
+        if card is not None:
+            write_hashed(path, tensors, {**_described_by(card, updates, family, path.stem), **own})
+            return
+        silent = ("sshs_", "modelspec.", CONFIG_KEY)
+        metadata = {key: value for key, value in updates.metadata.items() if not key.startswith(silent)}
+        write_tensors(path, tensors, {**metadata, **own})
+
+
+def _described_by(card: "AdapterCard", updates: AdapterUpdates, family: str | None, name: str) -> dict[str, str]:
+    """Return what the card says, in the terms of sd-scripts and ModelSpec, but for the network: PEFT's words count."""
+    found = kohya_metadata(updates, family, card, name)
+    return {key: value for key, value in found.items() if not key.startswith("ss_network_")}
 
 
 def _respelled(key: str) -> str:

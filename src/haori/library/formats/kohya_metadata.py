@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from haori.library.families import stated_family
+from haori.library.formats.peft_reading import CONFIG_KEY
+from haori.library.formats.training_metadata import training_metadata, usage_hint
 from haori.library.update_shapes import weight_shape
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 
@@ -34,6 +36,7 @@ _IMPLEMENTATIONS = {
 }
 _NETWORK_MODULES = {"flux1": "networks.lora_flux"}
 _OURS = (
+    CONFIG_KEY,
     "lora_adapter_metadata",
     "format",
     "ss_network_module",
@@ -57,7 +60,7 @@ def kohya_metadata(
     """
     found = {key: value for key, value in updates.metadata.items() if key not in _OURS}
     if card is not None:
-        found = {**card.file_metadata, **found, **_of_training(card)}
+        found = {**card.file_metadata, **found, **training_metadata(card)}
         found = {key: value for key, value in found.items() if key not in _OURS}
     found["ss_output_name"] = name
     found |= _of_network(updates, family)
@@ -113,35 +116,6 @@ def _common(updates: Iterable[ModuleUpdate], value_of: Callable[[ModuleUpdate], 
     return str(next(iter(values))) if values else ""
 
 
-def _of_training(card: "AdapterCard") -> dict[str, str]:
-    """Return what the card's run and recipe say in sd-scripts' terms."""
-    found: dict[str, object] = {"ss_sd_model_name": card.base.name, "ss_seed": card.seed}
-    if (run := card.run) is not None:
-        found |= {
-            "ss_steps": run.steps,
-            "ss_epoch": round(run.epochs) or None,
-            "ss_training_started_at": _seconds(run.started),
-            "ss_training_finished_at": _seconds(run.ended),
-        }
-    recipe = card.recipe_data or {}
-    for key, section, own in (
-        ("ss_learning_rate", "optimizer", "lr"),
-        ("ss_lr_scheduler", "schedule", "kind"),
-        ("ss_mixed_precision", "training", "dtype"),
-        ("ss_num_epochs", "training", "epochs"),
-    ):
-        value = recipe.get(section)
-        found[key] = value.get(own) if isinstance(value, Mapping) else None
-    return {key: str(value) for key, value in found.items() if value is not None}
-
-
-def _seconds(time: str | None) -> float | None:
-    try:
-        return datetime.fromisoformat(time).timestamp() if time else None
-    except ValueError:
-        return None
-
-
 def _model_spec(known: Mapping[str, str], family: str | None, card: "AdapterCard | None", name: str) -> dict[str, str]:
     if family not in _ARCHITECTURES:
         return {}
@@ -165,6 +139,7 @@ def _model_spec(known: Mapping[str, str], family: str | None, card: "AdapterCard
             "license": card.licence,
             "tags": ", ".join(card.tags),
             "trigger_phrase": ", ".join(card.trigger_words),
+            "usage_hint": usage_hint(card),
             "merged_from": ", ".join(card.parents) if len(card.parents) > 1 else None,
         }
     return {f"modelspec.{key}": value for key, value in found.items() if value}

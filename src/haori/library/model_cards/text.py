@@ -134,6 +134,8 @@ def _usage(card: AdapterCard, has_template: bool) -> Iterator[str]:
     yield "```"
     if card.trigger_words:
         yield from ("", f"Words that call up what was learnt: {', '.join(f'`{word}`' for word in card.trigger_words)}.")
+    if card.recommended_strength is not None:
+        yield from ("", f"Recommended strength: {card.recommended_strength:g}.")
     if card.system is not None:
         yield from (
             "",

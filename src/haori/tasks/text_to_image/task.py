@@ -189,8 +189,8 @@ class TextToImage(Task):
         return f"haori library export {adapter} --format kohya --out {adapter.partition('@')[0]}.safetensors"
 
     def card(self, processor: "PipelineProcessor", recipe: TextToImageRecipe) -> dict[str, Any]:
-        """Return the trigger words."""
-        return {"trigger_words": (recipe.data.trigger,) if recipe.data.trigger else ()}
+        """Return the trigger words, and the strength that was trained at."""
+        return {"trigger_words": (recipe.data.trigger,) if recipe.data.trigger else (), "recommended_strength": 1.0}
 
     def read(self, section: Any) -> "tuple[Sequence[Any], DataReference, tuple[str, ...]]":
         """Refuse: pictures are measured by the loss of the rows held out."""
