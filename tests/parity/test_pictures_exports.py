@@ -112,6 +112,7 @@ def test_stock_peft_draws_the_same_from_a_folder_for_each_component(base: Any, t
     bare = drawn(pipe)
     PeftModel.from_pretrained(pipe.unet, out / "unet")
     PeftModel.from_pretrained(pipe.text_encoder, out / "text_encoder")
+    assert 'PeftModel.from_pretrained(pipeline.unet, "path/to/this/folder/unet")' in (out / "README.md").read_text()
     assert_same(drawn(pipe), drawn_live(base, live), bare)
     again = import_adapter(out, base, name="again", dtype="fp32")
     assert again.card.components == ("text_encoder", "unet")

@@ -209,6 +209,11 @@ class Task(Protocol):
         found: nn.Module = load_skeleton(base, head=self.head(recipe))
         return found
 
+    def target(self, recipe: Any, base: "Base") -> str | tuple[str, ...]:
+        """Return what of the skeleton is adapted, as `resolve_targets` takes it; `method.target` by default."""
+        found: str | tuple[str, ...] = recipe.method.target
+        return found
+
     def model(
         self, base: "Base", recipe: Any, *, dtype: str, device: str, quantization: "Quantization | None"
     ) -> "nn.Module":

@@ -77,7 +77,7 @@ def prepare(recipe: Recipe) -> Prepared:
     if isinstance(method, HeadMethod) and task.head(recipe) is None:
         raise RecipeError(f"'method.kind' cannot be 'head' here: {task.title} has no head of its own to train.")
     if not isinstance(method, FullMethod | HeadMethod):
-        targets = in_layers(resolve_targets(skeleton, method.target), method.layers)
+        targets = in_layers(resolve_targets(skeleton, task.target(recipe, base)), method.layers)
     processor = task.processor(base, recipe)
     if recipe.from_ is None:
         check_method(skeleton, processor, method, targets)

@@ -4,11 +4,12 @@ import tempfile
 from pathlib import Path
 
 from haori.core.errors import InputError
+from haori.core.records import MODEL_COMPONENT
 from haori.library.exchange.addresses import HubAddress, parse_address
 from haori.library.exchange.hub import push_to_hub
 from haori.library.exporting import export_stored
 from haori.library.format_folders import export_in_format
-from haori.library.store import Library
+from haori.library.store import Library, StoredAdapter
 
 __all__ = ["push_stored"]
 
@@ -39,8 +40,15 @@ def push_stored(
         raise InputError(f"{stored.name!r} is a file of a mounted folder and was never proved; add it first.")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "export"
-        if stored.card.format == "peft":
+        if (wanted := _format(stored)) == "peft":
             export_stored(stored.name, folder, base_spec=base_spec, library=library)
         else:
-            export_in_format(stored.name, folder, stored.card.format, library=library)
+            export_in_format(stored.name, folder, wanted, base_spec=base_spec, library=library)
         return push_to_hub(folder, target.repo, private=private, message=f"Upload {stored.name} with Haori")
+
+
+def _format(stored: StoredAdapter) -> str:
+    """Return the format that users of the hub expect: diffusers for a pipeline, else the one it is kept in."""
+    card = stored.card
+    is_plain = card.format == "peft" and card.method == "lora" and card.components != (MODEL_COMPONENT,)
+    return "diffusers" if is_plain else card.format

@@ -6,7 +6,7 @@ adapter from elsewhere follows at the end. Names of folders on this machine do n
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ import yaml
 from haori.core.hashing import short
 from haori.core.records import AdapterCard, DataReference, Evaluation, Metric, Verification
 from haori.core.storage import write_text
+from haori.library.adapter_files import CONFIG_NAME
+from haori.library.formats.peft_components import component_folders
 from haori.library.licences.attribution import attribution_text, public_card, public_verdict
 from haori.library.licences.verdict import LicenceVerdict, Question
 from haori.library.lineage import ancestors, lineage_tree
@@ -39,17 +41,33 @@ _TEMPLATE_NAME = "chat_template.jinja"
 
 def write_model_card(stored: "StoredAdapter", folder: Path) -> None:
     """Write README.md and the text of credit into the folder that an adapter was exported to."""
-    write_text(folder / MODEL_CARD_NAME, model_card_of(stored))
+    write_text(folder / MODEL_CARD_NAME, model_card_of(stored, peft=_peft_folders(stored.card, folder)))
     write_text(folder / ATTRIBUTION_NAME, attribution_text(stored.name, stored.card, ancestors(stored)))
 
 
-def model_card_of(stored: "StoredAdapter") -> str:
-    """Return the model card of an adapter in the library, as exports hold it."""
+def _peft_folders(card: AdapterCard, folder: Path) -> dict[str, str]:
+    """Return where PEFT's folders of the components of a pipeline are in a folder; none where it holds other files."""
+    if not is_image(card):
+        return {}
+    if (folder / CONFIG_NAME).is_file():
+        return {card.components[0]: ""}
+    return {component: f"/{component}" for component in component_folders(folder)}
+
+
+def model_card_of(stored: "StoredAdapter", *, peft: Mapping[str, str] | None = None) -> str:
+    """Return the model card of an adapter in the library, as exports hold it.
+
+    Args:
+        stored: The adapter.
+        peft: Of an export of a pipeline's adapter for PEFT, where the folder of each component is in it.
+    """
     given = stored.path / MODEL_CARD_NAME
     of_author = given.read_text(encoding="utf-8", errors="replace") if given.is_file() else ""
     has_template = (stored.path / _TEMPLATE_NAME).is_file()
     before = ancestors(stored)
-    return render_model_card(stored.name, stored.card, before, of_author=of_author, has_template=has_template)
+    return render_model_card(
+        stored.name, stored.card, before, of_author=of_author, has_template=has_template, peft=peft
+    )
 
 
 def render_model_card(
@@ -59,6 +77,7 @@ def render_model_card(
     *,
     of_author: str = "",
     has_template: bool = False,
+    peft: Mapping[str, str] | None = None,
 ) -> str:
     """Return the model card of an adapter, as Markdown with YAML front matter.
 
@@ -68,6 +87,7 @@ def render_model_card(
         ancestors: Cards of the adapters it was made from, as for `effective_licence`.
         of_author: The model card that came with the adapter, if one did.
         has_template: A chat template of its own lies beside it.
+        peft: As for `model_card_of`.
     """
     before = [public_card(each) for each in ancestors]
     card = public_card(card)
@@ -75,7 +95,7 @@ def render_model_card(
     front = yaml.safe_dump(card_fields(name, card, verdict), sort_keys=False, allow_unicode=True, width=1000)
     sections: list[tuple[str, Iterable[str]]] = [
         ("", [f"# {name.partition('@')[0]}", "", *([card.description, ""] if card.description else []), _what(card)]),
-        ("How to use it", _usage(card, has_template)),
+        ("How to use it", _usage(card, has_template, peft or {})),
         ("Training", _training(card)),
         ("Evaluation", _evaluations(card.evaluations)),
         ("Proof", _proof(card.verification)),
@@ -113,13 +133,16 @@ def _what(card: AdapterCard) -> str:
     return f"An adapter ({method}{', ' + size if size else ''}) for {card.base.name}{trained}.{labels}"
 
 
-def _usage(card: AdapterCard, has_template: bool) -> Iterator[str]:
+def _usage(card: AdapterCard, has_template: bool, peft: Mapping[str, str]) -> Iterator[str]:
     base = base_on_hub(card) or "path/to/the/base"
     yield "```python"
     if is_image(card):
-        yield from ("from diffusers import DiffusionPipeline", "")
+        yield from ("from diffusers import DiffusionPipeline", *(["from peft import PeftModel"] if peft else []), "")
         yield f'pipeline = DiffusionPipeline.from_pretrained("{base}")'
-        yield 'pipeline.load_lora_weights("path/to/this/folder")'
+        for component, place in peft.items():
+            yield f'PeftModel.from_pretrained(pipeline.{component}, "path/to/this/folder{place}")'
+        if not peft:
+            yield 'pipeline.load_lora_weights("path/to/this/folder")'
         prompt = ", ".join(card.trigger_words) or "a photo"
         yield f"image = pipeline({prompt!r}).images[0]"
     else:

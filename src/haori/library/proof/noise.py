@@ -5,7 +5,7 @@ embedded beforehand, so that encoders and denoiser never share the memory.
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from haori.core.records import Check
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from haori.library.adapter_files import AdapterFiles
     from haori.library.updates import AdapterUpdates, ModuleUpdate
 
-__all__ = ["NOISE", "check_noise", "live_changes", "noise_probes", "probes_of"]
+__all__ = ["NOISE", "check_noise", "components_run", "live_changes", "noise_probes", "probes_of"]
 
 NOISE = "noise predictions"
 """What is measured of a base of pictures, in words."""
 
 _CAPTIONS = ("a photo of a cat", "a red house by the sea, watercolour", "")
 _TIMESTEPS = (900.0, 500.0, 100.0)
+_TOKENS = "tokens_"  # before the names of a forward's arguments that are tokens
 _SEED = 20240817
 _SIDE = 256  # pixels: enough for every layer to act, on a base of any size
 
@@ -66,10 +67,16 @@ def noise_probes(base: "Base", changed: Sequence[str]) -> list[Probe]:
     noisy = torch.randn(len(_CAPTIONS), family.latent_channels, latent, latent, generator=numbers)
     tokens = family.tokens(processor.tokenizers, _CAPTIONS)
     is_live = bool(set(family.text_encoders) & set(changed))
-    text = {f"tokens_{name}": ids for name, ids in tokens.items()} if is_live else _embedded(processor, tokens)
+    text = {f"{_TOKENS}{name}": ids for name, ids in tokens.items()} if is_live else _embedded(processor, tokens)
     conditions = text | family.sizes([PictureSize((side, side), (0, 0), (side, side))] * len(_CAPTIONS))
     batch = {"noisy": noisy, "timesteps": torch.tensor(_TIMESTEPS), **conditions}
     return [{name: value[row : row + 1] for name, value in batch.items()} for row in range(len(_CAPTIONS))]
+
+
+def components_run(probes: Sequence[Probe]) -> tuple[str, ...]:
+    """Return the text encoders that probes run, since they hold tokens of captions for them."""
+    names = {name for probe in probes if isinstance(probe, Mapping) for name in probe if name.startswith(_TOKENS)}
+    return tuple(sorted({name.removeprefix(_TOKENS).removesuffix("_mask") for name in names}))
 
 
 def check_noise(base: "Base", updates: "AdapterUpdates") -> list[Check]:

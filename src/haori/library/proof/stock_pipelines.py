@@ -58,13 +58,13 @@ def prove_in_pipeline(base: "Base", updates: "AdapterUpdates", file: Path) -> No
             f"The adapter was not exported: the stock {base.pipeline} cannot load what was written: {reason}"
         ) from error
     of_file = exact_logits(model, probes)
-    effect, error = compare_logits(of_adapter, of_base).rms, compare_logits(of_adapter, of_file).rms
+    effect, moved = compare_logits(of_adapter, of_base).rms, compare_logits(of_adapter, of_file).rms
     is_exact = model_dtype(model) == "fp32" and not _is_narrow(updates)
     limit = (_SHARE if is_exact else _SHARE_SIXTEEN_BIT) * effect + _FLOOR
-    if not error <= limit:
+    if not moved <= limit:
         raise VerificationError(
             f"The adapter was not exported: with what was written the {NOISE} of the stock {base.pipeline} differ by "
-            f"{error:.2g} of their spread from those of the adapter (limit {limit:.2g}), which moves them by "
+            f"{moved:.2g} of their spread from those of the adapter (limit {limit:.2g}), which moves them by "
             f"{effect:.2g}."
         )
 

@@ -37,7 +37,7 @@ from haori.library.proof.logits import (
     model_dtype,
 )
 from haori.library.proof.merging import check_merged, merge_in_place
-from haori.library.proof.noise import NOISE, probes_of
+from haori.library.proof.noise import NOISE, components_run, probes_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -95,7 +95,9 @@ def verify_adapter(
     checks.append(_check_finite(files))
     if checks[-1].passed:
         probes = probes or probes_of(base, files)
-        loader = _BaseLoader(base, dtype, device, quantization, files.head, changed_components(base.components, files))
+        changed = changed_components(base.components, files)
+        run = (*changed, *components_run(probes))
+        loader = _BaseLoader(base, dtype, device, quantization, files.head, changed, run)
         found, dtype = _check_on_base(loader, files, probes, live_logits)
         checks += found
     checks.append(check_prompts(prompt_pair))
@@ -123,13 +125,15 @@ class _BaseLoader(NamedTuple):
     head: Head | None
     changed: tuple[str, ...]
     """Components that the adapter changes."""
+    run: tuple[str, ...]
+    """Those and the components that the probes run."""
 
     def load(self) -> "PreTrainedModel":
         from haori.bases import load_model
 
         return load_model(
             self.base, dtype=self.dtype, device=self.device, quantization=self.quantization, head=self.head,
-            components=needed_components(self.base, self.changed),
+            components=needed_components(self.base, self.run),
         )  # fmt: skip
 
     @property

@@ -75,6 +75,15 @@ class TextToImage(Task):
 
         return load_diffusion_skeleton(base, _adapted(base, recipe))
 
+    def target(self, recipe: TextToImageRecipe, base: "Base") -> tuple[str, ...]:
+        """Return `method.target`, and the text encoders where they are trained and it does not name them itself."""
+        method = recipe.method
+        assert not isinstance(method, FullMethod | HeadMethod)
+        given = (method.target,) if isinstance(method.target, str) else method.target
+        if any(item.startswith("text_encoder") for item in given):
+            return given
+        return (*given, *_adapted(base, recipe)[1:])
+
     def model(
         self,
         base: "Base",
