@@ -55,7 +55,7 @@ def drawn(pipe: Any, size: int = 32, **options: Any) -> Any:
 
     pipe.set_progress_bar_config(disable=True)
     return pipe(
-        "a red cat", num_inference_steps=3, guidance_scale=2.0, output_type="latent", height=size, width=size,
+        prompt="a red cat", num_inference_steps=3, guidance_scale=2.0, output_type="latent", height=size, width=size,
         generator=torch.Generator().manual_seed(0), **options,
     ).images  # fmt: skip
 

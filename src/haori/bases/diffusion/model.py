@@ -56,6 +56,9 @@ class DiffusionModel(nn.Module):
         quantization: How their linear layers are held, if in fewer bits.
     """
 
+    # PEFT takes a model that does not say for one whose first layer must ask for gradients.
+    is_gradient_checkpointing = False
+
     def __init__(
         self,
         family: "Family",

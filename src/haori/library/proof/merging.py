@@ -169,10 +169,11 @@ def _unshare(adapted: "PeftModel") -> None:
 
 def _untie_if_apart(model: "PreTrainedModel") -> None:
     """Let the configuration say that embedding and head are no longer one matrix, if so."""
-    if not hasattr(model, "get_output_embeddings"):  # of pictures
+    head = model.get_output_embeddings()
+    if head is None:  # that of a model of pictures
         return
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if embedding is None or head is None or getattr(head, "weight", None) is embedding.weight:
+    embedding = model.get_input_embeddings()
+    if embedding is None or getattr(head, "weight", None) is embedding.weight:
         return
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", False):
