@@ -206,6 +206,40 @@ def component_of_a_base(folder: Path) -> None:
     assert find_base(str(painter)).components["unet"].fingerprint == usual
 
 
+@checks("a family of image bases")
+def family_of_image_bases(folder: Path) -> None:
+    import torch
+
+    from haori.bases import find_base
+    from haori.bases.diffusion import load_diffusion_model
+    from tests.diffusion_pipelines import saved, stable_diffusion
+
+    pipeline = saved(stable_diffusion(), folder / "pipeline")
+    noisy, time, states = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, 24)
+    usual = load_diffusion_model(find_base(str(pipeline)), dtype="fp32", components=("unet",))
+    index = pipeline / "model_index.json"
+    index.write_text(index.read_text("utf-8").replace("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"))
+    toy = load_diffusion_model(find_base(str(pipeline)), dtype="fp32", components=("unet",))
+    with torch.no_grad():
+        predicted = [model(noisy, time, text_states=states).sample for model in (usual, toy)]
+    assert torch.equal(predicted[1], -predicted[0])
+    assert bool(predicted[0].any())
+
+
+@checks("a layout of picture data")
+def layout_of_picture_data(folder: Path) -> None:
+    from tests.pictures import picture, read
+
+    album = folder / "album"
+    album.mkdir()
+    for number in range(3):
+        picture(number).save(album / f"{number}.png")
+    (album / "all.album").write_text("0.png | a cat\n1.png | a dog\n2.png | a cow\n", encoding="utf-8")
+    split = read(album / "all.album")
+    assert split.report.layout == "album"
+    assert {row.caption for row in (*split.train, *split.validation)} == {"a cat", "a dog", "a cow"}
+
+
 @checks("a source of bases")
 def source_of_bases(folder: Path) -> None:
     from haori.bases import find_base, load_tokenizer

@@ -41,6 +41,7 @@ _METHODS, _RECIPE = "src/haori/core/methods.py", "src/haori/tasks/recipe.py"
 _PREFERENCE = "src/haori/tasks/preference"
 _HEADS, _KERNELS = "src/haori/bases/heads.py", "src/haori/adapters/fused/kernels"
 _PLAN, _CONFIG = "src/haori/serve/models/llama_plan.py", "src/haori/serve/models/llama_config.py"
+_FAMILIES = "src/haori/bases/diffusion/families"
 _PAGE = "docs/guide/coming-from.md"
 
 _METHOD = '''"""LoRA whose dW counts twice."""
@@ -79,6 +80,28 @@ _READER = """def _read_pairs(path: Path, name: str) -> Iterator[RawRow]:
 
 
 """
+
+_FAMILY = '''"""Stable Diffusion that predicts the other way round."""
+
+from haori.bases.diffusion.families.stable_diffusion import StableDiffusion
+
+
+class ToyFamily(StableDiffusion):
+    def predict(self, denoiser, noisy, timesteps, conditions):
+        return -super().predict(denoiser, noisy, timesteps, conditions)
+'''
+
+_ALBUM = '''"""Lines of a picture and its caption, parted by a bar."""
+
+from haori.data.pictures.listing import Listing, PictureFile
+
+
+def list_album(path, section):
+    rows = [[part.strip() for part in line.split("|")] for line in path.read_text("utf-8").splitlines()]
+    return Listing("album", [
+        PictureFile(name, path.parent / name, lambda caption=caption: caption, section) for name, caption in rows
+    ])
+'''
 
 _ZIPPED = '''"""Bases in zip files."""
 
@@ -262,6 +285,22 @@ TOYS: dict[str, Toy] = {
     "a component of a base": Toy((
         Edit("src/haori/bases/pipeline.py", '_STEMS = ("model",', '_STEMS = ("toy", "model",'),
     )),
+    "a family of image bases": Toy(
+        (
+            before(f"{_FAMILIES}/__init__.py", '    "StableDiffusionPipeline":',
+                   '    "StableDiffusionImg2ImgPipeline": "toy.ToyFamily",\n'),
+        ),
+        {f"{_FAMILIES}/toy.py": _FAMILY},
+    ),
+    "a layout of picture data": Toy(
+        (
+            before("src/haori/data/pictures/sources.py", '    if kind == ".toml":\n',
+                   '    if kind == ".album":\n'
+                   "        from haori.data.pictures.album import list_album\n\n"
+                   "        return list_album(path, section)\n"),
+        ),
+        {"src/haori/data/pictures/album.py": _ALBUM},
+    ),
     "a source of bases": Toy(
         (
             before("src/haori/bases/find.py", "    if path.is_file():\n        return _converted_gguf(path)\n",
