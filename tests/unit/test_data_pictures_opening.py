@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from haori.core.errors import DataError
 from haori.data.pictures.opening import open_mask, open_picture
@@ -120,6 +120,54 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, ending: str):
     opened = open_picture(path, "a")
     assert "first frame of an animation" in opened.notes
     assert np.asarray(opened.image)[8, 8, 0] > 200
+
+
+def linear_profile(space: bytes = b"RGB ") -> bytes:
+    """Return a colour profile laid out by ICC.1:2001-04: the primaries of sRGB, values in proportion to light."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + fixed(*values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">I", 0)
+    text = b"linear\0"
+    described = b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(4 + 4 + 2 + 1 + 67)
+    tags = {
+        b"desc": described, b"wtpt": xyz(0.9642, 1.0, 0.8249), b"rXYZ": xyz(0.4360, 0.2225, 0.0139),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971), b"bXYZ": xyz(0.1431, 0.0606, 0.7141), b"rTRC": curve, b"gTRC": curve,
+        b"bTRC": curve, b"kTRC": curve,
+    }  # fmt: skip
+    table, body, offset = b"", b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        table += name + struct.pack(">II", offset + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    head = bytes(8) + struct.pack(">I", 0x02400000) + b"mntr" + space + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += fixed(0.9642, 1.0, 0.8249) + bytes(48)
+    whole = head + struct.pack(">I", len(tags)) + table + body
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_colours_of_another_profile_become_those_of_srgb(tmp_path: Path, mode: str):
+    """Half of the light is 187.5 of 255 by the curve of sRGB (IEC 61966-2-1): 1.055 x 0.502^(1/2.4) - 0.055."""
+    image = Image.new("RGB", (4, 4), (128, 0, 255) if mode != "L" else (128, 128, 128)).convert(mode)
+    image.save(tmp_path / "a.png", icc_profile=linear_profile(b"GRAY" if mode == "L" else b"RGB "))
+    opened = open_picture(tmp_path / "a.png", "a.png")
+    expected = 255 * (1.055 * (128 / 255) ** (1 / 2.4) - 0.055)
+    wanted = [expected] * 3 if mode == "L" else [expected, 0, 255]
+    assert np.abs(np.asarray(opened.image)[0, 0] - np.array(wanted)).max() <= 2
+    assert opened.notes == ("colour profile to sRGB",)
+
+
+def test_srgb_and_unreadable_profiles_change_nothing(tmp_path: Path):
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for raw, notes in ((own, ()), (b"no profile", ("unreadable colour profile",))):
+        picture(1).save(tmp_path / "a.png", icc_profile=raw)
+        opened = open_picture(tmp_path / "a.png", "a.png")
+        assert (np.asarray(opened.image) == np.asarray(picture(1))).all()
+        assert opened.notes == notes
 
 
 def test_a_mask_is_read_as_grey(tmp_path: Path):

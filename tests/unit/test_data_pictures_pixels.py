@@ -14,7 +14,6 @@ from haori.data.pictures.tensors import (
     Colours,
     draw_colours,
     draw_crop,
-    draw_flip,
     loss_weights,
     mask_of,
     pixels,
@@ -69,6 +68,25 @@ def test_scaling_keeps_the_shape(tmp_path: Path):
     assert abs(columns.mean() - (row.bucket[0] - 1) / 2) < 0.6
 
 
+def test_scaling_is_what_pil_does_with_the_whole_picture(tmp_path: Path):
+    """The reference scales everything and cuts then; away from the edges of the cut nothing differs."""
+    picture(4, (300, 200)).save(tmp_path / "a.png")
+    row = row_of(tmp_path / "a.png", (300, 200), (64, 64), Crop((96, 64), 20, 0))
+    whole = np.asarray(picture(4, (300, 200)).resize((96, 64), Image.Resampling.LANCZOS)).astype(np.float64)
+    found = (pixels(row).numpy().transpose(1, 2, 0) + 1) * 127.5
+    assert np.abs(found - whole[:, 20:84])[:, 4:-4].max() <= 1.0
+    assert np.abs(found - whole[:, 20:84]).mean() < 0.5
+
+
+def test_a_strip_is_not_scaled_whole(tmp_path: Path):
+    """To cover its bucket it would be scaled to 40 x 4,000,000 pixels."""
+    picture(4, (1, 40_000)).save(tmp_path / "a.png")
+    [row] = read(tmp_path, caption="x", validation_share=0.0).train
+    assert row.crop.scaled[0] * row.crop.scaled[1] > 30_000_000
+    assert row.notes == ("enlarged", "more than a third cut off")
+    assert pixels(row).shape == (3, row.bucket[1], row.bucket[0])
+
+
 def test_random_crops_reach_every_place(wide: PictureRow):
     row = replace(wide, augmentation=Augmentation(crop="random"))
     random = np.random.default_rng(0)
@@ -76,13 +94,6 @@ def test_random_crops_reach_every_place(wide: PictureRow):
     assert {crop.left for crop in crops} == set(range(65))
     assert {crop.top for crop in crops} == {0}
     assert draw_crop(wide, random) == wide.crop
-
-
-def test_flips_come_half_of_the_time_and_only_where_they_are_wanted(wide: PictureRow):
-    random = np.random.default_rng(0)
-    wanted = replace(wide, augmentation=Augmentation(flip=True))
-    assert abs(sum(draw_flip(wanted, random) for _ in range(2000)) - 1000) < 100
-    assert not any(draw_flip(wide, random) for _ in range(100))
 
 
 def test_colours_change_as_they_are_drawn(wide: PictureRow):

@@ -73,7 +73,9 @@ def test_either_ending_of_caption_files_is_read(tmp_path: Path, ending: str):
     folder = picture_folder(tmp_path, 4, caption=None)
     for number in range(4):
         (folder / f"{number:02}{ending}").write_text(f"\ufeffcaption\n{number}\n", encoding="utf-8")
-    assert read(folder, validation_share=0.0).train[2].caption == "caption 2"
+    split = read(folder, validation_share=0.0)
+    assert split.train[2].caption == "caption 2"
+    assert split.report.captions["of several lines, which are joined"] == 4
     other = ".caption" if ending == ".txt" else ".txt"
     with pytest.raises(DataError, match=r"4 pictures have no caption \(.*00.png, "):
         read(folder, caption_extension=other)

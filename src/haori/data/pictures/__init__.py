@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from haori.data.pictures.section import PictureSection
     from haori.data.pictures.sheet import contact_sheet
     from haori.data.pictures.sources import holds_pictures
-    from haori.data.pictures.tensors import Colours, draw_colours, draw_crop, draw_flip, loss_weights, mask_of, pixels
+    from haori.data.pictures.tensors import Colours, draw_colours, draw_crop, loss_weights, mask_of, pixels
 
 __all__ = [
     "Augmentation",
@@ -27,7 +27,6 @@ __all__ = [
     "contact_sheet",
     "draw_colours",
     "draw_crop",
-    "draw_flip",
     "full_caption",
     "holds_pictures",
     "loss_weights",
@@ -44,7 +43,7 @@ __getattr__ = lazy_exports(
         "sources": ("holds_pictures",),
         "captions": ("full_caption", "training_caption"),
         "dataset": ("PictureSplit", "read_pictures"),
-        "tensors": ("Colours", "draw_colours", "draw_crop", "draw_flip", "loss_weights", "mask_of", "pixels"),
+        "tensors": ("Colours", "draw_colours", "draw_crop", "loss_weights", "mask_of", "pixels"),
         "row": ("Augmentation", "Crop", "PictureRow"),
         "section": ("PictureSection",),
     },

@@ -29,7 +29,7 @@ def unpack(path: Path, given: str) -> Path:
         DataError: It is broken or encrypted, a name in it leads outside, it holds too much, or it is packed so densely
             that it is no archive of pictures.
     """
-    folder = settings().cache / "pictures" / short(hash_data([_VERSION, hash_file(path)]))
+    folder = settings().cache / "picture-sets" / short(hash_data([_VERSION, hash_file(path)]))
     if folder.is_dir():
         return folder
     try:

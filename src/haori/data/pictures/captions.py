@@ -61,7 +61,7 @@ def holds(caption: str, trigger: str) -> bool:
 
 
 def read_sidecar(path: Path, origin: str) -> str:
-    """Return the caption in a file; its lines become one.
+    """Return the caption in a file, its lines without blank ones and without space around them.
 
     Raises:
         DataError: It is not text in UTF-8, or far too long; the message begins with `origin`.
@@ -83,4 +83,4 @@ def read_sidecar(path: Path, origin: str) -> str:
         ) from None
     if "\0" in text:
         raise DataError(f"{origin} holds zero bytes; that is no caption. Save it as UTF-8 text.")
-    return " ".join(text.split())
+    return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())

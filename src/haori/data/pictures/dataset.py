@@ -100,7 +100,7 @@ def read_pictures(
         dropped=dict(reading.dropped),
         changed=dict(Counter(note for row in (*train, *validation) for note in row.notes)),
         buckets=_buckets([*train, *validation]),
-        captions=dict(reading.captions) | findings.counts,
+        captions={what: count for what, count in reading.captions.items() if count} | findings.counts,
         cut=findings.cut,
         refused=refused,
         problems=tuple(problems),

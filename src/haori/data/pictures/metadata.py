@@ -103,7 +103,7 @@ def caption_column(rows: Iterable[Mapping[str, Any]], section: PictureSection, w
 
 
 def caption_of(values: Mapping[str, Any], column: str | None, origin: str) -> str | None:
-    """Return the caption of a row, on one line; None if it has none.
+    """Return the caption of a row, its lines without space around them; None if it has none.
 
     Raises:
         DataError: It is no text.
@@ -113,7 +113,7 @@ def caption_of(values: Mapping[str, Any], column: str | None, origin: str) -> st
         return None
     if not isinstance(value, str):
         raise DataError(f"{origin}:{column}: a caption must be text, not {type(value).__name__}.")
-    return " ".join(value.split()) or None
+    return "\n".join(" ".join(line.split()) for line in value.splitlines() if line.strip()) or None
 
 
 def _named_file(folder: Path, beside: Path, values: Mapping[str, Any], origin: str) -> Path:

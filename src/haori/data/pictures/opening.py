@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haori.core.errors import DataError, MissingExtraError
+from haori.data.pictures.colour_profile import to_srgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,6 +67,7 @@ def open_picture(path: Path, origin: str) -> Picture:
         upright, notice = _upright(image, notes)
         if "16-bit" in notes:
             upright = _eight_bits(upright, origin)
+        upright = to_srgb(upright, notes)
         if upright.mode == "P" and "transparency" not in upright.info:
             notes.append("palette")
         if upright.has_transparency_data:

@@ -20,6 +20,7 @@ from haori.data.progress import tracked
 __all__ = ["Reading"]
 
 _LISTED = 20
+_KEPT = 2 / 3
 
 
 class Reading:
@@ -162,13 +163,16 @@ class Reading:
                 self.dropped["too small"] += 1
                 return None
             notes.append("enlarged")
+        crop = cover(seen.width, seen.height, bucket, seen.centre)
+        if bucket[0] * bucket[1] < _KEPT * crop.scaled[0] * crop.scaled[1]:
+            notes.append("more than a third cut off")
         earlier.add(key)
         self._likeness[seen.content_hash] = seen.likeness
         if seen.copyright is not None:
             self.copyrights[seen.copyright] += 1
         return PictureRow(
             origin=file.origin, file=file.file, caption=caption, content_hash=seen.content_hash, width=seen.width,
-            height=seen.height, bucket=bucket, crop=cover(seen.width, seen.height, bucket, seen.centre),
+            height=seen.height, bucket=bucket, crop=crop,
             repeats=file.repeats * section.repeats, weight=file.weight * (section.prior_weight if file.prior else 1.0),
             prior=file.prior, mask=self._mask(file, seen), augmentation=rules, notes=tuple(notes),
         )  # fmt: skip
@@ -176,7 +180,8 @@ class Reading:
     def _caption(self, file: PictureFile, own: str | None, rules: Augmentation) -> str | None:
         """Return the caption: a picture's own, else everybody's, else its folder's, else nothing but the trigger."""
         if own is not None:
-            return own
+            self.captions["of several lines, which are joined"] += "\n" in own
+            return own.replace("\n", " ")
         shared = None if file.prior else file.section.caption
         if shared is not None:
             self.captions["from data.caption"] += 1

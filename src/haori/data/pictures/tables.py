@@ -52,7 +52,7 @@ def list_table(given: str, section: PictureSection, *, prior: bool = False) -> L
 
 
 def _list_source(listing: Listing, source: Source, section: PictureSection, *, prior: bool, held_out: bool) -> None:
-    folder = settings().cache / "pictures" / short(hash_data([_VERSION, source.content_hash]))
+    folder = settings().cache / "picture-sets" / short(hash_data([_VERSION, source.content_hash]))
     if not folder.is_dir():
         with staged_folder(folder) as stage:
             _write_rows(source, stage)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["Colours", "draw_colours", "draw_crop", "draw_flip", "loss_weights", "mask_of", "pixels"]
+__all__ = ["Colours", "draw_colours", "draw_crop", "loss_weights", "mask_of", "pixels"]
 
 _HUE_DEGREES = 18.0
 
@@ -46,11 +46,6 @@ def draw_crop(row: PictureRow, random: "np.random.Generator") -> Crop:
     spare = [whole - part for whole, part in zip(row.crop.scaled, row.bucket, strict=True)]
     left, top = (int(random.integers(0, most, endpoint=True)) for most in spare)
     return Crop(row.crop.scaled, left, top)
-
-
-def draw_flip(row: PictureRow, random: "np.random.Generator") -> bool:
-    """Draw whether the picture is mirrored."""
-    return row.augmentation.flip and bool(random.random() < 0.5)
 
 
 def pixels(row: PictureRow, *, flip: bool = False, colour: Colours | None = None, crop: Crop | None = None) -> "Tensor":
@@ -121,10 +116,18 @@ def loss_weights(mask: "Tensor", height: int, width: int, unmasked_weight: float
 
 
 def _cut(image: "Image", row: PictureRow, crop: Crop) -> "Image":
+    """Return the part of a picture, or of its mask of any size, that the crop shows.
+
+    Only that part is scaled: a strip of 1 x 5,000 pixels, scaled whole to cover its bucket, would fill the memory.
+    """
     from PIL import Image
 
-    scaled = image if image.size == crop.scaled else image.resize(crop.scaled, Image.Resampling.LANCZOS)
-    return scaled.crop((crop.left, crop.top, crop.left + row.bucket[0], crop.top + row.bucket[1]))
+    (width, height), (left, top) = row.bucket, (crop.left, crop.top)
+    if image.size == crop.scaled:
+        return image.crop((left, top, left + width, top + height))
+    across, down = (whole / scaled for whole, scaled in zip(image.size, crop.scaled, strict=True))
+    right, bottom = min((left + width) * across, image.width), min((top + height) * down, image.height)
+    return image.resize(row.bucket, Image.Resampling.LANCZOS, box=(left * across, top * down, right, bottom))
 
 
 def _coloured(image: "Image", colours: Colours) -> "Image":
