@@ -155,6 +155,7 @@ def test_what_was_done_to_pictures_is_counted(tmp_path: Path):
     changed = read(folder, validation_share=0.0)
     assert changed.report.changed == {"enlarged": 1, "CMYK": 1}
     assert "1 enlarged, 1 CMYK" in table(changed)
+    assert "Pictures changed: 1 enlarged, 1 CMYK." in changed.notes
     dropped = read(folder, validation_share=0.0, too_small="drop")
     assert dropped.report.dropped == {"too small": 1}
     assert accounted(dropped)
@@ -171,6 +172,8 @@ def test_captions_that_are_too_long_are_shown_where_they_are_cut(tmp_path: Path)
         f"{folder}/02.png: the text encoder does not read the end: five six",
     )  # the trigger takes a place
     assert "Cut: " in table(split)
+    assert any(note.startswith("Captions: 1 longer than the text encoder reads") for note in split.notes)
+    assert any(note.endswith("does not read the end: five six") for note in split.notes)
 
 
 def test_the_split_depends_on_content_alone(tmp_path: Path):

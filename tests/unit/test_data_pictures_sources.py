@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from haori.core.errors import DataError
+from haori.data.sources import Source
 from tests.pictures import picture, picture_folder, read
 
 
@@ -98,10 +99,23 @@ def test_folders_named_for_splits_are_splits(tmp_path: Path):
         read(tmp_path, caption="x", split="holdout")
 
 
-def test_a_folder_named_for_testing_alone_is_read(tmp_path: Path):
-    """Without a folder to train on, names say nothing about splits."""
-    picture_folder(tmp_path / "test", 3)
-    assert len(read(tmp_path, validation_share=0.0).train) == 3
+@pytest.mark.parametrize("name", ["test", "train"])
+def test_one_folder_named_so_is_no_split(tmp_path: Path, name: str):
+    """A train may be a locomotive."""
+    picture_folder(tmp_path / name, 3)
+    picture(50).save(tmp_path / "car.png")
+    assert len(read(tmp_path, validation_share=0.0, caption="x").train) == 4
+
+
+def test_pictures_of_the_hub_come_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No hub is asked: its dataset is one of `datasets` that lies in memory."""
+    source = Source("org/name", hub=(None, "train"))
+    source.__dict__["_dataset"] = saved(tmp_path, text=["a", "b", "c", "d", "e"])
+    monkeypatch.setattr("haori.data.pictures.tables.training_sources", lambda section: [source])
+    split = read("org/name", validation_share=0.0)
+    assert [(row.origin, row.caption) for row in split.train[:2]] == [("org/name:1", "a"), ("org/name:2", "b")]
+    with Image.open(split.train[1].file) as image:
+        assert (np.asarray(image) == np.asarray(picture(1))).all()
 
 
 def saved(tmp_path: Path, count: int = 5, **columns: Any) -> datasets.Dataset:

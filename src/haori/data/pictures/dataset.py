@@ -34,8 +34,15 @@ class PictureSplit:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what a user should know of the reading."""
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in self.report.dropped.items())
-        return (*([f"Pictures left out: {dropped}."] if dropped else []), *self.report.notes)
+        report, notes = self.report, []
+        for what, counts in (("left out", report.dropped), ("changed", report.changed)):
+            if counts:
+                notes.append(f"Pictures {what}: {', '.join(f'{count:,} {why}' for why, count in counts.items())}.")
+        if report.captions:
+            notes.append(f"Captions: {', '.join(f'{count:,} {what}' for what, count in report.captions.items())}.")
+        if report.cut:
+            notes.append(f"The first that is cut off is {report.cut[0]}")
+        return (*notes, *report.notes)
 
     @property
     def refused(self) -> bool:

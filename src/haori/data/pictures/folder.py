@@ -2,7 +2,7 @@
 
 Read recursively in sorted order; hidden files are left out. The number of a folder may be 1 to 1,000, so that a year
 in front of a name is none. Masks beside the pictures are never taken for pictures. Folders `train`, `validation` and
-`test` at the top are splits, where there is one to train on.
+`test` at the top are splits, where there is one to train on and another.
 """
 
 import re
@@ -136,7 +136,8 @@ class _Splits:
         names = sorted({top for path, top in zip(pictures, tops, strict=True) if path.name != top} & _names(tops))
         where = f"The folder {given!r}"
         self.notes: list[str] = []
-        if not any(kind_of(name) == "train" for name in names) and kind_of(wanted) == "train":
+        kinds = {kind_of(name) for name in names}
+        if kind_of(wanted) == "train" and not (len(kinds) > 1 and "train" in kinds):  # a train may be a locomotive
             self.taken = [(path, False) for path in pictures]
             return
         chosen = choose_split(names, wanted, where)
