@@ -387,7 +387,7 @@ def test_concepts_inside_a_configuration_and_numbers_of_samples(folders: Path):
 @pytest.mark.parametrize(("keys", "problem"), [
     ({"pathh": "x"}, "concept one: 'pathh' is no key of a concept; did you mean 'path'"),
     ({"path": "nowhere"}, "there is no 'nowhere'"),
-    ({"balancing": -1}, "balancing -1 must be a number above 0"),
+    ({"balancing": -1}, "balancing must be a number above 0, not -1"),
     ({"image": {"enable_resolution_override": True, "resolution_override": "512,768"}}, "must be one number"),
     ({"text": {"prompt_source": "other"}}, "prompt_source 'other' must be sample"),
     ({"enabled": False}, "has no concept that is switched on"),

@@ -3,15 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from haori.core.errors import DataError
 from haori.data.pictures.listing import Listing
 from haori.data.pictures.section import PictureSection
+from haori.data.readers import shorten
 
-__all__ = ["UnusedKeys", "find_beside", "joined", "section_with"]
+__all__ = ["UnusedKeys", "find_beside", "joined", "section_with", "value_of"]
+
+_Value = TypeVar("_Value", bool, int, float, str)
+_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_LARGE = 10**300
 
 
 class UnusedKeys:
@@ -22,8 +27,8 @@ class UnusedKeys:
 
     def add(self, key: str, value: Any, reason: str) -> None:
         """Note a key; one that is switched off changes nothing and is passed over."""
-        if value not in (None, False, 0, 0.0, ""):
-            self._found.setdefault(f"{key} = {value}", reason)
+        if value not in (None, False, 0, "", [], {}):
+            self._found.setdefault(f"{key} = {shorten(value, 60)}", reason)
 
     def notes(self) -> list[str]:
         """Return them as a sentence."""
@@ -32,14 +37,34 @@ class UnusedKeys:
         return [f"Keys not used: {'; '.join(f'{key} ({reason})' for key, reason in self._found.items())}."]
 
 
+def value_of(keys: Mapping[str, Any], key: str, kind: type[_Value], where: str, default: _Value) -> _Value:
+    """Return the value of a key, or the default where there is none; a whole number will do for a number.
+
+    Raises:
+        DataError: It is of another kind.
+    """
+    value = keys.get(key)
+    if value is None:
+        return default
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGE:
+        value = float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise DataError(f"{where}: {key} must be {_KINDS[kind]}, not {shorten(value, 60)!r}.")
+    return value
+
+
 def find_beside(name: str, file: Path, where: str) -> Path:
     """Return the file or folder that a file names: from its own folder, or else from the working folder.
 
     Raises:
         DataError: There is none.
     """
-    for place in (file.parent / Path(name).expanduser(), Path(name).expanduser()):
-        if place.exists():
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # the home folder of somebody who is not here
+        path = Path(name)
+    for place in (file.parent / path, path):
+        if name and place.exists():
             return place
     raise DataError(f"{where}: there is no {name!r}, neither beside {file.name} nor in the working folder.")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from haori.core.errors import DataError, nearest
 from haori.data.pictures.folder import list_folder
-from haori.data.pictures.foreign import UnusedKeys, find_beside, joined, section_with
+from haori.data.pictures.foreign import UnusedKeys, find_beside, joined, section_with, value_of
 from haori.data.pictures.listing import Listing, PictureFile
 from haori.data.pictures.opening import EXTENSIONS
 from haori.data.pictures.section import PictureSection
@@ -30,6 +30,7 @@ _NUMBERS = {"caption_dropout_rate": "caption_dropout"}
 _OWN = {"image_dir", "metadata_file", "is_reg", "class_tokens", "caption_prefix", "caption_suffix", "resolution",
         "random_crop", "color_aug", "alpha_mask", "conditioning_data_dir", "subsets"}  # fmt: skip
 _COLOUR = 0.2
+_LARGEST = 1 << 20
 _UNUSED = {
     "batch_size": "set the batch in the training section",
     "network_multiplier": "there is no such factor",
@@ -104,18 +105,20 @@ def _subset(
     for key, reason in _UNUSED.items():
         unused.add(key, keys.get(key), reason)
     own = section_with(section, _section_keys(keys, path, where, unused), where)
-    folder = find_beside(_text(keys, "image_dir", where), path, where) if "image_dir" in keys else path.parent
+    folder = (
+        find_beside(value_of(keys, "image_dir", str, where, ""), path, where) if "image_dir" in keys else path.parent
+    )
     if "image_dir" not in keys and "metadata_file" not in keys:
         raise DataError(f"{where} has no image_dir.")
     if not folder.is_dir():
         raise DataError(f"{where}: image_dir {keys['image_dir']!r} is no folder.")
-    is_prior = prior or bool(keys.get("is_reg"))
+    is_prior = prior or value_of(keys, "is_reg", bool, where, False)
     listing = list_folder(folder, str(folder), own, prior=is_prior, recursive=False, numbered=False)
     if "metadata_file" in keys:
-        file = find_beside(_text(keys, "metadata_file", where), path, where)
+        file = find_beside(value_of(keys, "metadata_file", str, where, ""), path, where)
         listing = replace(listing, files=_from_metadata(file, folder, own, is_prior), ignored=[])
-    fallback = _text(keys, "class_tokens", where) if keys.get("class_tokens") else None
-    before, after = (_text(keys, key, where) if keys.get(key) else "" for key in ("caption_prefix", "caption_suffix"))
+    fallback = value_of(keys, "class_tokens", str, where, "") or None
+    before, after = (value_of(keys, key, str, where, "") for key in ("caption_prefix", "caption_suffix"))
     return replace(
         listing,
         files=[
@@ -126,25 +129,25 @@ def _subset(
 
 def _section_keys(keys: Mapping[str, Any], path: Path, where: str, unused: UnusedKeys) -> dict[str, Any]:
     found = {ours: keys[theirs] for theirs, ours in _SAME.items() if theirs in keys}
-    found |= {ours: float(keys[theirs]) for theirs, ours in _NUMBERS.items() if theirs in keys}
+    found |= {ours: value_of(keys, theirs, float, where, 0.0) for theirs, ours in _NUMBERS.items() if theirs in keys}
     if "resolution" in keys:
         found["resolution"] = _side(keys["resolution"], where)
-    if keys.get("random_crop"):
+    if value_of(keys, "random_crop", bool, where, False):
         found["crop"] = "random"
-    if keys.get("color_aug"):
+    if value_of(keys, "color_aug", bool, where, False):
         found["colour"] = _COLOUR
         unused.add("color_aug", True, f"data.colour={_COLOUR:g} takes its place")
-    if keys.get("alpha_mask"):
+    if value_of(keys, "alpha_mask", bool, where, False):
         found["masks"] = "alpha"
-    if keys.get("conditioning_data_dir"):
-        found |= {"masks": "files", "mask_folder": str(find_beside(keys["conditioning_data_dir"], path, where))}
+    if masks := value_of(keys, "conditioning_data_dir", str, where, ""):
+        found |= {"masks": "files", "mask_folder": str(find_beside(masks, path, where))}
     return found
 
 
 def _side(value: Any, where: str) -> int:
     """Return the side of the square of a resolution."""
     sides = value if isinstance(value, list) else [value, value]
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(isinstance(side, int) and 0 < side < _LARGEST for side in sides):
         raise DataError(f"{where}: resolution {value!r} must be a number of pixels, or [width, height].")
     if sides[0] != sides[1]:
         raise DataError(
@@ -152,12 +155,6 @@ def _side(value: Any, where: str) -> int:
             f"{round((sides[0] * sides[1]) ** 0.5 / 64) * 64 or 64}: buckets keep the shapes."
         )
     return int(sides[0])
-
-
-def _text(keys: Mapping[str, Any], key: str, where: str) -> str:
-    if not isinstance(keys.get(key), str):
-        raise DataError(f"{where}: {key} must be text, not {keys.get(key)!r}.")
-    return str(keys[key])
 
 
 def _surrounded(read: Callable[[], str | None], before: str, after: str) -> Callable[[], str | None]:

@@ -5,6 +5,7 @@ here is named.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any
 from haori.core.errors import DataError, nearest
 from haori.data.pictures.captions import read_sidecar
 from haori.data.pictures.folder import list_folder
-from haori.data.pictures.foreign import UnusedKeys, find_beside, joined, section_with
+from haori.data.pictures.foreign import UnusedKeys, find_beside, joined, section_with, value_of
 from haori.data.pictures.listing import Listing, listed
 from haori.data.pictures.section import PictureSection
+from haori.data.readers import shorten
 
 __all__ = ["is_concepts", "list_concepts"]
 
 _LIMIT_BYTES = 64 << 20
+_LARGEST = 1e6
 _OWN = {
     "__version", "name", "path", "seed", "enabled", "validation_concept", "type", "include_subdirectories", "balancing",
     "repeats", "balancing_strategy", "loss_weight", "image", "text", "concept_stats",
@@ -110,30 +113,34 @@ def _known(keys: Mapping[str, Any], known: set[str], where: str) -> None:
 def _concept(
     concept: Mapping[str, Any], path: Path, where: str, section: PictureSection, unused: UnusedKeys, *, prior: bool
 ) -> Listing:
-    image, text = (concept.get(part) or {} for part in ("image", "text"))
+    image, text = (_part(concept, part, where) for part in ("image", "text"))
     _known(image, {*_IMAGE_OWN, *_IMAGE_UNUSED}, f"{where}: image")
     _known(text, {*_TEXT_OWN, *_TEXT_UNUSED}, f"{where}: text")
     for key, reason in _UNUSED.items():
-        if concept.get(key, 1) != 1:
+        if concept.get(key, 1) not in (1, None):
             unused.add(key, concept[key], reason)
     for part, reasons in ((image, _IMAGE_UNUSED), (text, _TEXT_UNUSED)):
         for key, reason in reasons.items():
             unused.add(key, part.get(key), reason)
-    folder = find_beside(str(concept["path"]), path, where)
+    folder = find_beside(value_of(concept, "path", str, where, ""), path, where)
     if not folder.is_dir():
         raise DataError(f"{where}: {concept['path']!r} is no folder.")
     own = section_with(section, _section_keys(image, text, where), where)
-    recursive = bool(concept.get("include_subdirectories", False))
-    is_prior = prior or concept.get("type") == "PRIOR_PREDICTION"
+    recursive = value_of(concept, "include_subdirectories", bool, where, False)
+    kind = value_of(concept, "type", str, where, "STANDARD")
+    is_prior = prior or kind == "PRIOR_PREDICTION"
     listing = list_folder(folder, str(folder), own, prior=is_prior, recursive=recursive, numbered=False)
     read = _caption_source(text, path, where)
     wanted = _repeats(concept, len(listing.files), where)
     number = max(1, round(wanted))
-    held_out = bool(concept.get("validation_concept")) or concept.get("type") == "VALIDATION"
+    held_out = value_of(concept, "validation_concept", bool, where, False) or kind == "VALIDATION"
+    weight = value_of(concept, "loss_weight", float, where, 1.0)
+    if not 0 < weight < _LARGEST:
+        raise DataError(f"{where}: loss_weight must be a number above 0, not {weight:g}.")
     files = [
         replace(
             file, caption=read(file.file) if read else file.caption, repeats=number,
-            weight=float(concept.get("loss_weight", 1.0)), held_out=held_out,
+            weight=weight, held_out=held_out,
         )
         for file in listing.files
     ]  # fmt: skip
@@ -141,6 +148,13 @@ def _concept(
     if abs(wanted - number) > 1e-6:
         notes.append(f"{where}: each picture comes {number} times in an epoch; the file asks for {wanted:.3g} times.")
     return replace(listing, files=files, notes=notes)
+
+
+def _part(concept: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    part = concept.get(name) or {}
+    if not isinstance(part, dict):
+        raise DataError(f"{where}: {name} must hold keys, not {shorten(part, 60)!r}.")
+    return part
 
 
 def _section_keys(image: Mapping[str, Any], text: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -152,43 +166,42 @@ def _section_keys(image: Mapping[str, Any], text: Mapping[str, Any], where: str)
             (text, "tag_delimiter", "caption_separator"),
             (text, "keep_tags_count", "keep_tokens"),
         )
-        if theirs in part
+        if part.get(theirs) is not None
     }
-    if image.get("enable_resolution_override"):
+    if value_of(image, "enable_resolution_override", bool, where, False):
         value = str(image.get("resolution_override", ""))
-        if not value.strip().isdecimal():
-            raise DataError(f"{where}: resolution_override {value!r} must be one number of pixels.")
+        if not re.fullmatch(r"\s*[1-9][0-9]{0,5}\s*", value):
+            raise DataError(f"{where}: resolution_override {shorten(value, 60)!r} must be one number of pixels.")
         found["resolution"] = int(value)
     return found
 
 
 def _caption_source(text: Mapping[str, Any], path: Path, where: str) -> Callable[[Path], Callable[[], str]] | None:
     """Return what gives a picture its caption; None for files beside the pictures."""
-    source = text.get("prompt_source", "sample")
+    source = value_of(text, "prompt_source", str, where, "sample")
     if source == "sample":
         return None
     if source == "filename":
         return lambda file: lambda: file.stem
     if source != "concept":
         raise DataError(f"{where}: prompt_source {source!r} must be sample, concept or filename.")
-    file = find_beside(str(text.get("prompt_path", "")), path, f"{where}: prompt_path")
+    file = find_beside(value_of(text, "prompt_path", str, where, ""), path, f"{where}: prompt_path")
     if not file.is_file():
-        raise DataError(f"{where}: prompt_path {text.get('prompt_path')!r} is no file.")
-    prompts = [line for line in file.read_text("utf-8-sig", errors="replace").splitlines() if line.strip()]
-    if len(prompts) != 1:
-        raise DataError(
-            f"{where}: {file.name} has {len(prompts)} lines to draw captions from; give one line, or each picture a "
-            "caption file of its own."
-        )
+        raise DataError(f"{where}: prompt_path {str(file)!r} is no file.")
     caption = read_sidecar(file, str(file))
+    if (lines := len(caption.splitlines())) != 1:
+        raise DataError(
+            f"{where}: {file.name} has {lines} lines to draw captions from; give one line, or each picture a caption "
+            "file of its own."
+        )
     return lambda _: lambda: caption
 
 
 def _repeats(concept: Mapping[str, Any], pictures: int, where: str) -> float:
     """Return how often each picture is asked to come in an epoch."""
-    value = concept.get("balancing", concept.get("repeats", 1.0))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise DataError(f"{where}: balancing {value!r} must be a number above 0.")
-    if concept.get("balancing_strategy", "REPEATS") == "SAMPLES":
+    value = value_of(concept, "balancing", float, where, value_of(concept, "repeats", float, where, 1.0))
+    if not 0 < value < _LARGEST:
+        raise DataError(f"{where}: balancing must be a number above 0, not {value:g}.")
+    if value_of(concept, "balancing_strategy", str, where, "REPEATS") == "SAMPLES":
         value = value / max(1, pictures)
-    return float(value)
+    return value
