@@ -2,7 +2,7 @@
 
 Only `forward` is replaced, on the instances; parameters, names and files stay PEFT's. Adapted linear layers run fused
 one by one in any model; gated MLPs, causal self-attention, RMSNorms and the loss head of Llama-like models run fused
-as a whole.
+as a whole, and on a CPU the blocks of UNets.
 """
 
 from collections import Counter
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from haori.adapters.fused.coverage import text_config
+from haori.adapters.fused.diffusion.modules import KINDS, convolution_stand_in
 from haori.adapters.fused.loss_forward import LossForward, why_no_head
 from haori.adapters.fused.modules import (
     StandIn,
@@ -123,13 +124,19 @@ def _stand_ins(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
     config = text_config(model)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            if not isinstance(module.get_base_layer(), nn.Embedding):
+            base = module.get_base_layer()
+            if isinstance(base, nn.Conv2d):
+                found.append(("convolutions", module, convolution_stand_in(module)))
+            elif not isinstance(base, nn.Embedding):
                 found.append(("linear layers", module, linear_stand_in(module)))
             continue
         for kind, make in (("MLPs", mlp_stand_in), ("attention blocks", attention_stand_in)):
             stand_in = make(module, config)
             if stand_in is not None:
                 found.append((kind, module, stand_in))
+    if not found:
+        return found
+    found += _of_diffusion(model)
     if not any(stand_in.forward for _, _, stand_in in found):
         return found
     for module in model.modules():
@@ -137,3 +144,16 @@ def _stand_ins(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
         if stand_in is not None:
             found.append(("norms", module, stand_in))
     return found
+
+
+def _of_diffusion(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
+    """Return what stands in for the parts of UNets, on a CPU; a GPU has kernels of its own for these."""
+    parameter = next(model.parameters(), None)
+    if parameter is None or parameter.device.type != "cpu":
+        return []
+    return [
+        (kind, module, stand_in)
+        for module in model.modules()
+        for kind, make in KINDS
+        if (stand_in := make(module)) is not None
+    ]

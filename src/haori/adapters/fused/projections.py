@@ -126,7 +126,8 @@ class _Projections(torch.autograd.Function):
                 outputs.append(torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1])))
         ctx.plans, ctx.product, ctx.dtype, ctx.adapted = plans, product, dtype, adapted
         ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
-        ctx.save_for_backward(flat, *[factors[3 * i + 2] for i in range(len(plans))], *kept)
+        needed = flat if adapted else None  # a frozen layer's gradient does not depend on its input
+        ctx.save_for_backward(needed, *[factors[3 * i + 2] for i in range(len(plans))], *kept)
         return tuple(outputs)
 
     @staticmethod
@@ -136,7 +137,7 @@ class _Projections(torch.autograd.Function):
         scales, kept = rest[: len(plans)], iter(rest[len(plans) :])
         out: list[Tensor] = []
         result: list[Tensor | None] = [None] * (3 * len(plans))
-        with torch.autocast(flat.device.type, enabled=False):
+        with torch.autocast(grads[0].device.type, enabled=False):
             for i, (grad, c) in enumerate(zip(grads, scales, strict=True)):
                 d = grad.reshape(-1, grad.shape[-1]).to(dtype)
                 if c is not None:

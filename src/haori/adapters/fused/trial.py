@@ -91,9 +91,9 @@ def _outer_factors(parts: Sequence[Any], random: torch.Generator) -> Iterator[li
             parameter = getattr(owner, "weight", owner)
             kept.append((parameter, parameter.data))
             parameter.data = torch.randn(parameter.shape, generator=random).to(parameter.data)
-            a, b, _ = read_factors(plan)
+            a, b = (factor.flatten(1) for factor in read_factors(plan)[:2])  # a convolution's have more axes
             update = plan.scale * ((b.T @ b) * (a @ a.T)).sum().clamp_min(0).sqrt()  # ||s B A||, without forming B A
-            weight = plan.frozen.weight(torch.float32)[:_SAMPLE_ROWS]
+            weight = plan.frozen.weight(torch.float32)[:_SAMPLE_ROWS].flatten(1)
             norm = weight.norm() * (b.shape[0] / weight.shape[0]) ** 0.5  # ||W||, from some of its rows
             parameter.data = parameter.data * (norm / update.clamp_min(1e-30)).to(parameter.device)
         yield [parameter.data for parameter, _ in kept]

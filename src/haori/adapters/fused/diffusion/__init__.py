@@ -1,0 +1,1 @@
+"""The fused path on the UNets of diffusers: their norms, convolutions, attention and feed-forward layers."""
