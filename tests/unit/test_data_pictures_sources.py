@@ -371,7 +371,7 @@ def test_concepts_of_onetrainer_are_read_as_they_are(folders: Path):
     assert (rows["one 0"].repeats, rows["one 0"].weight, rows["one 0"].augmentation.flip) == (3, 0.5, True)
     assert rows["two 0"].augmentation.shuffle_caption
     assert rows["two 0"].augmentation.keep_tokens == 1
-    assert said(split, "enable_random_rotate = True (pictures are not turned)")
+    assert said(split, "enable_random_rotate = true (pictures are not turned)")
     assert said(split, "Concepts that are switched off, not read: off.")
 
 

@@ -105,11 +105,10 @@ def _subset(
     for key, reason in _UNUSED.items():
         unused.add(key, keys.get(key), reason)
     own = section_with(section, _section_keys(keys, path, where, unused), where)
-    folder = (
-        find_beside(value_of(keys, "image_dir", str, where, ""), path, where) if "image_dir" in keys else path.parent
-    )
     if "image_dir" not in keys and "metadata_file" not in keys:
         raise DataError(f"{where} has no image_dir.")
+    image_dir = value_of(keys, "image_dir", str, where, "")
+    folder = find_beside(image_dir, path, where) if "image_dir" in keys else path.parent
     if not folder.is_dir():
         raise DataError(f"{where}: image_dir {keys['image_dir']!r} is no folder.")
     is_prior = prior or value_of(keys, "is_reg", bool, where, False)
