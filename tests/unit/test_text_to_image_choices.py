@@ -9,7 +9,14 @@ from haori.tasks.recipe import recipe_from
 from haori.tasks.text_to_image.choices import PRESETS, resolve_choices
 
 
-def resolved(*overrides: str, pictures: int = 50, side: int = 64, parameters: float = 2e7, flow: bool = False) -> Any:
+def resolved(
+    *overrides: str,
+    pictures: int = 50,
+    side: int = 64,
+    parameters: float = 2e7,
+    flow: bool = False,
+    family: str = "sd15",
+) -> Any:
     recipe = recipe_from(
         {"name": "t", "task": "text_to_image", "base": "b", "data": {"path": "p"}},
         ["samples.prompts=[]", *overrides],
@@ -17,7 +24,8 @@ def resolved(*overrides: str, pictures: int = 50, side: int = 64, parameters: fl
     rows = [SimpleNamespace(bucket=(side, side), repeats=1, prior=False) for _ in range(pictures)]
     split: Any = SimpleNamespace(train=rows, validation=rows[:2])
     processor: Any = SimpleNamespace(
-        family=SimpleNamespace(native_size=side), noising=SimpleNamespace(kind="flow" if flow else "epsilon")
+        family=SimpleNamespace(native_size=side, name=family),
+        noising=SimpleNamespace(kind="flow" if flow else "epsilon"),
     )
     return resolve_choices(recipe, split, SimpleNamespace(parameters=parameters), processor, "cpu")  # type: ignore[arg-type]
 
@@ -57,3 +65,9 @@ def test_large_bases_and_pictures_take_small_steps_and_one_picture_at_a_time():
 def test_flow_matching_takes_the_middle_of_the_way():
     assert resolved(flow=True)[0].noise.timesteps == "logit_normal"
     assert resolved()[0].noise.timesteps == "uniform"
+
+
+def test_sdxl_has_twice_the_rank_at_the_same_alpha():
+    recipe, choices = resolved("preset=style", family="sdxl", parameters=2.6e9)
+    assert (recipe.method.rank, recipe.method.alpha) == (32, 16.0)
+    assert "scale 0.5" in next(choice.reason for choice in choices if choice.key == "method.alpha")

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from haori.data.pictures import PictureSplit
     from haori.tasks.text_to_image.recipe import TextToImageRecipe
 
-__all__ = ["PRESETS", "Preset", "resolve_choices"]
+__all__ = ["PRESETS", "Preset", "preset_of", "resolve_choices"]
 
 _SMALL_PARAMETERS = 0.3e9
 _LARGE_PIXELS = 1_000_000
 _FEW_NUMBERS = frozenset({"LOKR"})
+_DOUBLE_RANK = frozenset({"sdxl"})  # 32 and 16 in sd-scripts
 
 
 class Preset(NamedTuple):
@@ -50,6 +51,14 @@ PRESETS = {
     "character": Preset(32, 16.0, 2000, "preset character: room for details, at half the scale against stiffness"),
     "concept": Preset(8, 8.0, 1500, "preset concept: little room, so that the rest of the base stays"),
 }
+
+
+def preset_of(name: str, family: str) -> Preset:
+    """Return a preset for the bases of a family."""
+    preset = PRESETS[name]
+    if family not in _DOUBLE_RANK:
+        return preset
+    return preset._replace(rank=2 * preset.rank, why=f"{preset.why}; twice the rank for SDXL")
 
 
 def resolve_choices(
@@ -78,7 +87,7 @@ def resolve_choices(
                 choices.append(Choice(f"{section}.{key}", value, reason))
         return given.model_copy(update=changes)
 
-    preset = PRESETS[recipe.preset]
+    preset = preset_of(recipe.preset, processor.family.name)
     small = base.parameters < _SMALL_PARAMETERS
     method = choose("method", recipe.method, rank=(preset.rank, preset.why))
     if (rank := getattr(method, "rank", None)) is not None:
