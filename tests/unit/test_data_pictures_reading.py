@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from haori.core.errors import DataError
+from haori.core.errors import DataError, MissingExtraError
 from haori.data.pictures.dataset import PictureSplit
 from tests.pictures import picture, picture_folder, read
 
@@ -288,3 +289,10 @@ def test_mask_files_are_no_pictures(tmp_path: Path):
     masked = read(folder, validation_share=0.0, masks="files")
     assert [row.mask and row.mask.name for row in masked.train] == [None, "01-masklabel.png", None, None]
     assert any("Pictures without a mask, which count all over" in note for note in masked.notes)
+
+
+def test_without_pillow_the_install_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = picture_folder(tmp_path, 3)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingExtraError, match=r"need pillow; install it with `pip install 'haori\[images\]'`"):
+        read(folder)

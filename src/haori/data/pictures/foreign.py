@@ -1,7 +1,6 @@
 """What the data files of other training tools have in common: folders relative to them, and keys that are not used."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,4 +89,4 @@ def joined(layout: str, listings: list[Listing], notes: list[str]) -> Listing:
         merged.notes.extend(note for note in listing.notes if note not in merged.notes)
         merged.problems.extend(listing.problems)
         merged.licences.extend(listing.licences)
-    return replace(merged)
+    return merged
