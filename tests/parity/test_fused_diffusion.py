@@ -23,6 +23,7 @@ WHOLE = {"residual blocks", "picture transformers", "attention blocks", "MLPs"}
 
 SHAPES: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 12, "attention_head_dim": 2},
+    "shifted": {"cross_attention_dim": 12, "attention_head_dim": 2, "resnet_time_scale_shift": "scale_shift"},
     "sdxl": {
         "cross_attention_dim": 20, "attention_head_dim": (1, 2), "transformer_layers_per_block": 2,
         "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
@@ -101,7 +102,7 @@ def assert_same(model: PeftModel, family: str, whole: set[str] = WHOLE) -> None:
     assert all(torch.equal(again[n], g) for n, g in stock.items())
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize("targets", [ATTENTION, EVERYTHING], ids=["attention", "everything"])
 def test_unets_run_whole_and_equal_peft(family: str, targets: list[str]):
     assert_same(adapted(family, targets=targets), family)
@@ -122,13 +123,17 @@ def test_options_equal_peft(options: dict[str, Any]):
     assert_same(adapted("sd15", **options), "sd15")
 
 
+def test_adapted_time_steps_equal_peft():
+    assert_same(adapted("shifted", targets=["time_emb_proj", "conv1"]), "shifted")
+
+
 def test_recomputed_blocks_equal_peft():
     model = adapted("sd15", targets=EVERYTHING)
     model.base_model.model.enable_gradient_checkpointing()
     assert_same(model, "sd15")
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", ["shifted", "sdxl"])
 @pytest.mark.parametrize("masters", [False, True], ids=["bf16 factors", "fp32 factors, autocast"])
 def test_bf16_is_as_close_to_fp32_as_stock_code(family: str, masters: bool):
     exact = gradients(adapted(family, targets=EVERYTHING), family)[1]
@@ -226,9 +231,10 @@ def test_group_norm_equals_the_formula(places: int, channels: int, groups: int, 
     generator = torch.Generator().manual_seed(6)
     x, grad = (torch.randn(3, places, channels, generator=generator).bfloat16() for _ in range(2))
     x = x + 3  # a mean that variance must not drown in
-    weight, bias = (torch.randn(channels, generator=generator) for _ in range(2))
+    weight, bias = (torch.randn(3, channels, generator=generator) for _ in range(2))
     exact = x.double().requires_grad_()
-    y = group_norm(exact.transpose(1, 2), groups, weight.double(), bias.double(), 1e-5).transpose(1, 2)
+    y = group_norm(exact.transpose(1, 2), groups, eps=1e-5).transpose(1, 2)
+    y = y * weight.double().unsqueeze(1) + bias.double().unsqueeze(1)
     y = silu(y) if activate else y
     (dx,) = torch.autograd.grad(y, exact, grad.double())
     for of in (kernels.kernels_for(x), kernels.TorchKernels()):

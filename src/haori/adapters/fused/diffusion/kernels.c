@@ -21,8 +21,8 @@ static inline void spread(float *of_channel, int64_t channels, int64_t groups) {
     }
 }
 
-/* y = act((x - mean) / sqrt(var + eps) weight + bias) by group; act is silu or nothing. Keeps mean and 1/sqrt of each
- * channel's group. */
+/* y = act((x - mean) / sqrt(var + eps) weight + bias) by group; act is silu or nothing. weight and bias are each
+ * picture's own. Keeps mean and 1/sqrt of each channel's group. */
 void haori_group_norm(const bf16 *x, const float *weight, const float *bias, bf16 *y, float *means, float *inverses,
                       int64_t batch, int64_t places, int64_t channels, int64_t groups, float epsilon, int64_t silu) {
     float share = (float)groups / ((float)places * channels);
@@ -31,6 +31,7 @@ void haori_group_norm(const bf16 *x, const float *weight, const float *bias, bf1
         const bf16 *one = x + i * places * channels;
         bf16 *out = y + i * places * channels;
         float *mean = means + i * channels, *inverse = inverses + i * channels;
+        const float *w = weight + i * channels, *b = bias + i * channels;
         float scale[WIDEST], shift[WIDEST];
         memset(mean, 0, channels * sizeof(float));
         memset(inverse, 0, channels * sizeof(float));
@@ -49,8 +50,8 @@ void haori_group_norm(const bf16 *x, const float *weight, const float *bias, bf1
         spread(inverse, channels, groups);
         for (int64_t c = 0; c < channels; c++) {
             inverse[c] = 1.0f / sqrtf(inverse[c] * share + epsilon);
-            scale[c] = inverse[c] * weight[c];
-            shift[c] = bias[c] - mean[c] * scale[c];
+            scale[c] = inverse[c] * w[c];
+            shift[c] = b[c] - mean[c] * scale[c];
         }
         for (int64_t p = 0; p < places; p++) {
             const bf16 *row = one + p * channels;
@@ -86,6 +87,7 @@ void haori_group_norm_back(const bf16 *grad, const bf16 *x, const float *weight,
         const bf16 *one = x + i * places * channels, *given = grad + i * places * channels;
         bf16 *out = dx + i * places * channels;
         const float *mean = means + i * channels, *inverse = inverses + i * channels;
+        const float *w = weight + i * channels, *b = bias + i * channels;
         float sums[WIDEST], dots[WIDEST];
         memset(sums, 0, channels * sizeof(float));
         memset(dots, 0, channels * sizeof(float));
@@ -94,7 +96,7 @@ void haori_group_norm_back(const bf16 *grad, const bf16 *x, const float *weight,
 #pragma omp simd
             for (int64_t c = 0; c < channels; c++) {
                 float z = (wide(row[c]) - mean[c]) * inverse[c];
-                float d = back_to_normed(wide(g[c]), z, weight[c], bias[c], silu);
+                float d = back_to_normed(wide(g[c]), z, w[c], b[c], silu);
                 sums[c] += d;
                 dots[c] += d * z;
             }
@@ -108,7 +110,7 @@ void haori_group_norm_back(const bf16 *grad, const bf16 *x, const float *weight,
 #pragma omp simd
             for (int64_t c = 0; c < channels; c++) {
                 float z = (wide(row[c]) - mean[c]) * inverse[c];
-                float d = back_to_normed(wide(g[c]), z, weight[c], bias[c], silu);
+                float d = back_to_normed(wide(g[c]), z, w[c], b[c], silu);
                 to[c] = narrow((d - sums[c] - z * dots[c]) * inverse[c]);
             }
         }

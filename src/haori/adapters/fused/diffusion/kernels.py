@@ -30,8 +30,8 @@ class TorchKernels:
 
         Args:
             x: [B, P, C], P places of C channels.
-            weight: [C], fp32.
-            bias: [C], fp32.
+            weight: [B, C], fp32, contiguous.
+            bias: [B, C], fp32, contiguous.
             groups: Groups of channels; mean and variance are those of a group's channels at all places.
             eps: Added to the variance.
             activate: Whether act is SiLU, or nothing.
@@ -40,7 +40,7 @@ class TorchKernels:
         wide = x.float().view(batch, places, groups, channels // groups)
         var, mean = torch.var_mean(wide, (1, 3), correction=0, keepdim=True)  # [B, 1, G, 1]
         inverse = (var + eps).rsqrt_()
-        n = ((wide - mean) * inverse).view(x.shape).mul_(weight).add_(bias)
+        n = ((wide - mean) * inverse).view(x.shape).mul_(weight.unsqueeze(1)).add_(bias.unsqueeze(1))
         each = (batch, 1, groups, channels // groups)
         mean, inverse = (t.expand(each).reshape(batch, channels) for t in (mean, inverse))
         return (silu(n) if activate else n).to(x.dtype), mean, inverse
@@ -52,9 +52,10 @@ class TorchKernels:
         """Return dx of `group_norm` [B, P, C]."""
         batch, places, channels = x.shape
         z = (x.float() - mean.unsqueeze(1)).mul_(inverse.unsqueeze(1))
+        weight = weight.unsqueeze(1)
         d = grad.float()
         if activate:
-            d = torch.ops.aten.silu_backward(d, z * weight + bias)
+            d = torch.ops.aten.silu_backward(d, z * weight + bias.unsqueeze(1))
         d = (d * weight).view(batch, places, groups, channels // groups)
         z = z.view(d.shape)
         dx = d - d.mean((1, 3), keepdim=True) - z * (d * z).mean((1, 3), keepdim=True)

@@ -46,9 +46,8 @@ def resnet_stand_in(block: Any) -> StandIn | None:
             return stock(input_tensor, temb, *args, **kwargs)
         x = channels_last(input_tensor, working_dtype(input_tensor))
         y = first(group_norm(x, block.norm1, activate=True))
-        if temb is not None:
-            y = y + block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
-        y = second(group_norm(y, block.norm2, activate=True))
+        step = None if temb is None else block.time_emb_proj(block.nonlinearity(temb))  # [B, C or 2 C]
+        y = second(_stepped(y, step, block.norm2, modulated=block.time_embedding_norm == "scale_shift"))
         y = y.add_(shortcut[0](x) if shortcut else x)
         return y if block.output_scale_factor == 1.0 else y / block.output_scale_factor
 
@@ -60,8 +59,18 @@ def resnet_stand_in(block: Any) -> StandIn | None:
     return tried(forward, stock, arguments, block.norm1, [c for c in convolutions if hasattr(c, "lora_B")])
 
 
+def _stepped(y: Tensor, step: Tensor | None, norm: nn.GroupNorm, *, modulated: bool) -> Tensor:
+    """Return silu(norm(y)) with the time step added before the norm, or as scale and shift behind it."""
+    if step is None or not modulated:
+        return group_norm(y if step is None else y + step[:, :, None, None], norm, activate=True)
+    if not step.requires_grad:
+        return group_norm(y, norm, activate=True, modulation=step)
+    scale, shift = step[:, :, None, None].chunk(2, 1)
+    return nn.functional.silu(group_norm(y, norm, activate=False) * (1 + scale) + shift)
+
+
 def _unusual_resnet(block: Any) -> str | None:
-    if not isinstance(block.nonlinearity, nn.SiLU) or block.time_embedding_norm != "default":
+    if not isinstance(block.nonlinearity, nn.SiLU) or block.time_embedding_norm not in ("default", "scale_shift"):
         return "its activation or its time embedding is another"
     if block.upsample is not None or block.downsample is not None or block.skip_time_act:
         return "it changes the size of pictures"

@@ -14,9 +14,16 @@ from haori.adapters.fused.diffusion.kernels import kernels_for
 __all__ = ["channels_last", "group_norm", "pictures", "places", "working_dtype"]
 
 
-def group_norm(x: Tensor, norm: nn.GroupNorm, *, activate: bool) -> Tensor:
-    """Return act(norm(x)) for x [B, C, H, W], in channels-last memory; act is SiLU or nothing."""
-    y: Tensor = _GroupNorm.apply(x, norm, activate)  # type: ignore[no-untyped-call]
+def group_norm(x: Tensor, norm: nn.GroupNorm, *, activate: bool, modulation: Tensor | None = None) -> Tensor:
+    """Return act(norm(x) (1 + scale) + shift) in channels-last memory.
+
+    Args:
+        x: [B, C, H, W].
+        norm: With frozen weights.
+        activate: Whether act is SiLU, or nothing.
+        modulation: [B, 2 C], scale beside shift, which gets no gradient; None for neither.
+    """
+    y: Tensor = _GroupNorm.apply(x, norm, activate, modulation)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -43,10 +50,14 @@ def pictures(rows: Tensor, like: Tensor) -> Tensor:
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: nn.GroupNorm, activate: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, norm: nn.GroupNorm, activate: bool, modulation: Tensor | None) -> Tensor:
         ctx.x_dtype = x.dtype
         x = channels_last(x, working_dtype(x))
-        weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
+        weight, bias = (t.detach().float().expand(len(x), -1) for t in (norm.weight, norm.bias))  # [B, C]
+        if modulation is not None:
+            scale, shift = modulation.detach().float().chunk(2, 1)
+            weight, bias = weight * (1 + scale), torch.addcmul(bias + shift, bias, scale)
+        weight, bias = weight.contiguous(), bias.contiguous()
         y, mean, inverse = kernels_for(x).group_norm(
             places(x), weight, bias, norm.num_groups, norm.eps, activate=activate
         )
@@ -61,4 +72,4 @@ class _GroupNorm(torch.autograd.Function):
         dx = kernels_for(x).group_norm_back(
             places(d), places(x), weight, bias, mean, inverse, ctx.groups, activate=ctx.activate
         )
-        return pictures(dx, x).to(ctx.x_dtype), None, None
+        return pictures(dx, x).to(ctx.x_dtype), None, None, None
