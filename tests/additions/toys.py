@@ -303,7 +303,7 @@ TOYS: dict[str, Toy] = {
     ),
     "a source of bases": Toy(
         (
-            before("src/haori/bases/find.py", "    if path.is_file():\n        return _converted_gguf(path)\n",
+            before("src/haori/bases/find.py", "    if path.is_file():\n        return _converted(path)\n",
                    '    if path.suffix == ".zip":\n'
                    "        from haori.bases.zipped import unzipped\n\n"
                    "        return unzipped(path)\n"),

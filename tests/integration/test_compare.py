@@ -223,6 +223,6 @@ def test_a_missing_base_ends_the_comparison_with_its_sentence(capsys, haori_home
     data = write(tmp_path / "train.jsonl", 4, 0)
     done = haori_command(capsys, "compare", "--base", tmp_path / "gone", "--data", data, "--name", "n")
     assert done.code == 2
-    assert "There is no folder or GGUF file" in done.err
+    assert "There is no folder or file" in done.err
     assert not (haori_home / "comparisons").exists()
     assert haori_command(capsys, "compare", "--resume", tmp_path).code == 2

@@ -142,9 +142,9 @@ def test_a_damaged_record_can_be_removed(folder: Path, haori_home: Path) -> None
     [
         ("smollm2-135m-instrct", "did you mean 'smollm2-135m-instruct'"),
         ("zzz", "known are all-minilm-l6-v2, smollm2-135m-instruct"),
-        ("./nowhere", "no folder or GGUF file './nowhere'"),
-        ("/no/where", "no folder or GGUF file"),
-        ("nowhere.gguf", "no folder or GGUF file"),
+        ("./nowhere", "no folder or file './nowhere'"),
+        ("/no/where", "no folder or file"),
+        ("nowhere.gguf", "no folder or file"),
         ("org/name", "not on this machine and HF_HUB_OFFLINE is set"),
         ("", "There is no base ''"),
     ],

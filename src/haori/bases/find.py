@@ -3,7 +3,8 @@
 A name is looked up in that order, so a registered name always means the same base.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from haori.bases.base import Base, BaseEntry
@@ -11,7 +12,7 @@ from haori.bases.catalogue import CATALOGUE, install
 from haori.bases.gguf import convert_gguf, gguf_licence, is_gguf
 from haori.bases.hub import fetch_from_hub, is_hub_id
 from haori.bases.licence import licence_of_folder
-from haori.bases.pipeline import read_base_folder
+from haori.bases.pipeline import PIPELINE_INDEX, read_base_folder
 from haori.bases.registry import (
     MODEL,
     BaseRecord,
@@ -30,15 +31,33 @@ from haori.core.storage import staged_folder
 
 __all__ = ["add_base", "find_base", "list_bases", "remove_base", "show_base"]
 
-# Raise when a conversion writes other files than before, so that cached ones are made again.
-_CONVERTER = 1
+# Pickled ones are named too, so that they are refused for what they are.
+_CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """How a file becomes a model folder.
+
+    Attributes:
+        kind: First part of the source of a base that was converted so.
+        version: Raised when other files are written than before, so that cached ones are made again.
+        convert: Writes the folder, from the file and with a label for the progress display.
+        licence: What the file says.
+    """
+
+    kind: str
+    version: int
+    convert: Callable[[Path, Path, str], None]
+    licence: Callable[[Path], str | None]
 
 
 def find_base(spec: str, *, revision: str | None = None) -> Base:
     """Return the base that `spec` names, fetching or converting it on first use.
 
     Args:
-        spec: A registered name, a catalogue name, a GGUF file, a model folder, or a hub id `organisation/name`.
+        spec: A registered name, a catalogue name, a GGUF file, a single-file checkpoint of Stable Diffusion, a folder
+            of a model or a pipeline, or a hub id `organisation/name`.
         revision: Branch, tag or commit of a hub model.
 
     Raises:
@@ -52,7 +71,7 @@ def find_base(spec: str, *, revision: str | None = None) -> Base:
 def add_base(spec: str, *, name: str | None = None, revision: str | None = None) -> Base:
     """Register a base under a name, so that it can be used by that name from anywhere.
 
-    A catalogue entry is fetched, a GGUF file converted; a folder stays where it is.
+    A catalogue entry is fetched, a GGUF file or a checkpoint converted; a folder stays where it is.
 
     Args:
         spec: As for `find_base`.
@@ -69,8 +88,8 @@ def add_base(spec: str, *, name: str | None = None, revision: str | None = None)
     if chosen in CATALOGUE:
         raise BaseError(f"The name {chosen!r} belongs to the catalogue; give another with --name.")
     existing = read_record(chosen)
-    if path.is_file() and existing is None and is_gguf(path):
-        return _base(_add_gguf(path, chosen))
+    if path.is_file() and existing is None:
+        return _base(_add_file(path, chosen))
     found = _resolve(spec, revision)
     if existing is not None:
         if existing.source == found.source and revision in (None, existing.revision):
@@ -145,7 +164,7 @@ def _resolve(spec: str, revision: str | None) -> BaseRecord:
     if spec in CATALOGUE:
         return install(CATALOGUE[spec])
     if path.is_file():
-        return _converted_gguf(path)
+        return _converted(path)
     if path.is_dir():
         folder = path.resolve()
         return BaseRecord(name=folder.name, source=f"folder:{folder}", path=str(folder))
@@ -163,32 +182,45 @@ def _from_registered_hub(record: BaseRecord, revision: str | None) -> BaseRecord
     return record.with_fields(path=str(folder), revision=commit)
 
 
-def _converted_gguf(path: Path) -> BaseRecord:
-    """Return the converted copy of a GGUF file from the cache, made on first use and found by content."""
-    _require_gguf(path)
-    file = path.resolve()
-    home = settings().cache / "gguf" / f"{hash_file(file).removeprefix('sha256:')[:32]}-{_CONVERTER}"
-    if not (home / "config.json").is_file():
+def _converted(path: Path) -> BaseRecord:
+    """Return the converted copy of a file from the cache, made on first use and found by content."""
+    how, file = _conversion(path), path.resolve()
+    digits = hash_file(file).removeprefix("sha256:")[:32]
+    home = settings().cache / how.kind / f"{digits}-{how.version}"
+    if not any((home / index).is_file() for index in ("config.json", PIPELINE_INDEX)):
         with staged_folder(home) as stage:
-            convert_gguf(file, stage, label=file.stem)
-    return BaseRecord(name=file.stem, source=f"gguf:{file}", path=str(home), licence=gguf_licence(file))
+            how.convert(file, stage, file.stem)
+    return BaseRecord(name=file.stem, source=f"{how.kind}:{file}", path=str(home), licence=how.licence(file))
 
 
-def _add_gguf(path: Path, name: str) -> BaseRecord:
-    file = path.resolve()
-    record = BaseRecord(name=name, source=f"gguf:{file}", licence=gguf_licence(file))
+def _add_file(path: Path, name: str) -> BaseRecord:
+    how, file = _conversion(path), path.resolve()
+    record = BaseRecord(name=name, source=f"{how.kind}:{file}", licence=how.licence(file))
     with staged_folder(home_of(name)) as stage:
         (stage / MODEL).mkdir()
-        convert_gguf(file, stage / MODEL, label=name)
+        how.convert(file, stage / MODEL, name)
         write_record(record, stage)
     return record
 
 
-def _require_gguf(path: Path) -> None:
+def _conversion(path: Path) -> _Conversion:
+    """Return how a file is converted.
+
+    Raises:
+        BaseError: It is neither GGUF nor a checkpoint.
+    """
     if is_gguf(path):
-        return
+        return _Conversion("gguf", 1, convert_gguf, gguf_licence)
+    if path.suffix in _CHECKPOINTS:
+        from haori.bases.diffusion.single_file import convert_checkpoint, read_checkpoint
+
+        read_checkpoint(path)
+        return _Conversion("checkpoint", 1, convert_checkpoint, lambda file: read_checkpoint(file).licence)
     parent = "; name its folder instead" if (path.parent / "config.json").is_file() else ""
-    raise BaseError(f"{str(path)!r} is a file but not GGUF{parent}. A base is a model folder or a GGUF file.")
+    raise BaseError(
+        f"{str(path)!r} is a file but neither GGUF nor a checkpoint (.safetensors){parent}. A base is a folder, a GGUF "
+        "file or a checkpoint."
+    )
 
 
 def _base(record: BaseRecord) -> Base:
@@ -248,11 +280,11 @@ def _entry(name: str) -> BaseEntry:
 
 
 def _unknown(spec: str) -> str:
-    if spec.startswith((".", "~", "/")) or spec.count("/") > 1 or spec.endswith(".gguf"):
-        return f"There is no folder or GGUF file {spec!r}; check the path."
+    if spec.startswith((".", "~", "/")) or spec.count("/") > 1 or spec.endswith((".gguf", *_CHECKPOINTS)):
+        return f"There is no folder or file {spec!r}; check the path."
     known = sorted({*CATALOGUE, *registered_names()})
     hint = nearest(spec, known) or f"known are {', '.join(known)}."
     return (
-        f"There is no base {spec!r}; {hint} A base may also be a model folder, a GGUF file, or a hub id such as "
-        "'organisation/name'."
+        f"There is no base {spec!r}; {hint} A base may also be a folder, a GGUF file, a checkpoint "
+        "(.safetensors), or a hub id such as 'organisation/name'."
     )

@@ -7,12 +7,12 @@ same bytes on every machine. transformers knows the architectures; this module k
 import contextlib
 import io
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from haori.bases.conversion_steps import conversion_steps
 from haori.bases.folder import read_model_folder
 from haori.bases.licence import to_spdx
 from haori.bases.quiet import quiet_transformers
@@ -41,7 +41,7 @@ def gguf_licence(path: Path) -> str | None:
     return to_spdx(licence) if isinstance(licence, str) else None
 
 
-def convert_gguf(path: Path, out: Path, *, label: str) -> None:
+def convert_gguf(path: Path, out: Path, label: str) -> None:
     """Write the model in the GGUF file `path` into the existing empty folder `out`.
 
     Args:
@@ -53,7 +53,7 @@ def convert_gguf(path: Path, out: Path, *, label: str) -> None:
         FileFormatError: The file is truncated or malformed.
         BaseError: transformers does not know its architecture.
     """
-    with _steps(label, 4) as step:
+    with conversion_steps(label, 4) as step:
         step("reading the file")
         metadata = _metadata(path)
         architecture = metadata.get("general.architecture")
@@ -141,25 +141,3 @@ def _explained(path: Path, architecture: Any) -> Iterator[None]:
         raise FileFormatError(
             f"{str(path)!r} cannot be read as GGUF; it is truncated or malformed ({reason})."
         ) from error
-
-
-@contextmanager
-def _steps(label: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show steps with a bar and the time so far on standard error; yield what begins a step."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("Converting " + label), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-    # The stream is fixed now: what transformers prints meanwhile goes elsewhere.
-    console = Console(file=sys.stderr)
-    with Progress(*columns, TextColumn("{task.description}"), console=console) as progress:
-        task = progress.add_task("", total=total)
-        done = 0
-
-        def begin(what: str) -> None:
-            nonlocal done
-            progress.update(task, description=what, completed=done)
-            done += 1
-
-        yield begin
-        progress.update(task, description="", completed=total)

@@ -39,7 +39,9 @@ def list_command() -> None:
 
 @app.command()
 def add(
-    spec: Annotated[str, typer.Argument(help="Catalogue name, folder, GGUF file, or hub id.")],
+    spec: Annotated[
+        str, typer.Argument(help="Catalogue name, folder, GGUF file, checkpoint (.safetensors), or hub id.")
+    ],
     name: Annotated[str | None, typer.Option(help="Name to register it under.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
 ) -> None:
@@ -52,7 +54,7 @@ def add(
 
 
 @app.command()
-def show(spec: Annotated[str, typer.Argument(help="Name, folder, GGUF file, or hub id.")]) -> None:
+def show(spec: Annotated[str, typer.Argument(help="Name, folder, GGUF file, checkpoint, or hub id.")]) -> None:
     """Show a base with its fingerprint, or its components with theirs."""
     from rich.table import Column, Table
 

@@ -18,7 +18,9 @@ def train(
     recipe: Annotated[
         Path | None, typer.Argument(help="A recipe in YAML. Not needed with --base, --data and --name.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model: catalogue name, folder, hub id or GGUF file.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base: catalogue name, folder, hub id, GGUF file or checkpoint.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data: JSONL, JSON, CSV, Parquet, a folder, or a hub dataset id.")
     ] = None,

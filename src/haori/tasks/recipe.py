@@ -135,7 +135,7 @@ class Recipe(Section):
         description="Version of these keys, written by Haori so that later ones can read the recipe.",
     )  # fmt: skip
     name: str = Field(description="Name of the adapter in the library.", pattern=_NAME)
-    base: str = Field(description="Base model: catalogue name, registered name, folder, hub id or GGUF file.")
+    base: str = Field(description="Base: catalogue name, registered name, folder, hub id, GGUF file or checkpoint.")
     revision: str | None = Field(default=None, description="Revision of a hub base.")
     task: str = Field(description="What is learnt.")
     from_: str | None = Field(
