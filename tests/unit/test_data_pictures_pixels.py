@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from haori.core.errors import DataError
+from haori.core.hashing import hash_file
 from haori.data.pictures.captions import holds, training_caption
 from haori.data.pictures.row import Augmentation, Crop, PictureRow
 from haori.data.pictures.tensors import (
@@ -24,8 +26,9 @@ CHANGE_NOTHING = Colours(1.0, 1.0, 1.0, 0.0)
 
 
 def row_of(path: Path, size: tuple[int, int], bucket: tuple[int, int], crop: Crop, **keys) -> PictureRow:
+    digest = hash_file(path) if path.exists() else ""
     return PictureRow(
-        origin=path.name, file=path, caption="", content_hash="", width=size[0], height=size[1], bucket=bucket,
+        origin=path.name, file=path, caption="", content_hash=digest, width=size[0], height=size[1], bucket=bucket,
         crop=crop, **keys,
     )  # fmt: skip
 
@@ -47,10 +50,20 @@ def test_pixels_are_those_of_the_crop(wide: PictureRow):
     assert not torch.equal(pixels(wide, crop=Crop((128, 64), 0, 0)), found)
 
 
+def test_a_picture_that_has_changed_since_it_was_read_is_refused(wide: PictureRow):
+    picture(2, (128, 64)).save(wide.file)
+    with pytest.raises(DataError, match=r"a.png has changed since the pictures were read"):
+        pixels(wide)
+    wide.file.unlink()
+    with pytest.raises(DataError, match=r"a.png cannot be read: No such file"):
+        pixels(wide)
+
+
 def test_a_mirrored_crop_shows_the_same_part(wide: PictureRow, tmp_path: Path):
     mirrored = picture(1, (128, 64)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     mirrored.save(tmp_path / "b.png")
-    other = replace(wide, file=tmp_path / "b.png", crop=wide.crop.mirrored(wide.bucket))
+    path = tmp_path / "b.png"
+    other = replace(wide, file=path, content_hash=hash_file(path), crop=wide.crop.mirrored(wide.bucket))
     assert torch.equal(pixels(other), pixels(wide, flip=True))
 
 

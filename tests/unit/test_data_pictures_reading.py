@@ -287,6 +287,9 @@ def test_mask_files_are_no_pictures(tmp_path: Path):
     assert len(split.train) == 4
     assert any("Mask files beside pictures, not used: 1" in note for note in split.notes)
     masked = read(folder, validation_share=0.0, masks="files")
+    before = masked.reference().hash
+    Image.fromarray(np.full((96, 96), 200, dtype=np.uint8)).save(folder / "01-masklabel.png")
+    assert read(folder, validation_share=0.0, masks="files").reference().hash != before
     assert [row.mask and row.mask.name for row in masked.train] == [None, "01-masklabel.png", None, None]
     assert any("Pictures without a mask, which count all over" in note for note in masked.notes)
 

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haori.core.errors import DataError
-from haori.core.hashing import hash_data, hash_parts
+from haori.core.hashing import hash_data, hash_file, hash_parts
 from haori.data.pictures.findings import augmentation_notes, caption_findings
 from haori.data.pictures.listing import listed
 from haori.data.pictures.reading import Reading
@@ -164,7 +165,8 @@ def _hash(section: PictureSection, train: Sequence[PictureRow], validation: Sequ
             row.content_hash,
             row.caption,
             split,
-            str((row.bucket, row.crop, row.repeats, row.weight, row.prior)),
+            str((row.bucket, row.crop, row.repeats, row.weight, row.prior, row.augmentation)),
+            hash_file(row.mask) if isinstance(row.mask, Path) else str(row.mask),
         )
     )
     return hash_data([hash_parts(parts), section.model_dump(mode="json", exclude=names)])

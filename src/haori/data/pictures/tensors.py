@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from haori.core.errors import DataError
+from haori.core.hashing import hash_file
 from haori.data.pictures.opening import open_mask, open_picture
 from haori.data.pictures.row import ALPHA, Crop, PictureRow
 
@@ -63,6 +65,7 @@ def pixels(row: PictureRow, *, flip: bool = False, colour: Colours | None = None
     import numpy as np
     import torch
 
+    _require_unchanged(row)
     image = _cut(open_picture(row.file, row.origin).image, row, crop or row.crop)
     if colour is not None:
         image = _coloured(image, colour)
@@ -70,6 +73,16 @@ def pixels(row: PictureRow, *, flip: bool = False, colour: Colours | None = None
     if flip:
         values = values[:, ::-1]
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+
+def _require_unchanged(row: PictureRow) -> None:
+    """Refuse a file that is another than was read: its latents would be kept under the hash of the old one."""
+    try:
+        unchanged = hash_file(row.file) == row.content_hash
+    except OSError as error:
+        raise DataError(f"{row.origin} cannot be read: {error.strerror or error}.") from None
+    if not unchanged:
+        raise DataError(f"{row.origin} has changed since the pictures were read; start again.")
 
 
 def mask_of(row: PictureRow, *, flip: bool = False, crop: Crop | None = None) -> "Tensor | None":
