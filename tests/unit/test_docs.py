@@ -290,6 +290,26 @@ def test_automatic_choices_are_those_of_the_guide():
     assert [resolved(rows, 1e9).training.evaluations_per_epoch for rows in (100, 1000, 9000, 90000)] == [1, 2, 2, 4]
 
 
+def test_presets_for_pictures_are_those_of_the_guide():
+    from haori.tasks.text_to_image.choices import PRESETS
+
+    for page, heading in (("pictures.md", "Settings"), ("pictures.ja.md", "設定")):
+        rows = table(ROOT / "docs/guide" / page, heading)
+        given = {row[0].strip("`"): tuple(row[1:5]) for row in rows if row[0].startswith("`")}
+        assert given == {
+            name: (f"{preset.rank}", f"{preset.alpha:g}", f"{preset.alpha / preset.rank:g}", f"{preset.seen:,}")
+            for name, preset in PRESETS.items()
+        }
+
+
+def test_the_pages_on_pictures_hold_the_same_code_and_settings():
+    english, japanese = (ROOT / "docs/guide" / name for name in ("pictures.md", "pictures.ja.md"))
+    assert commands(english) == commands(japanese) != []
+    form = r"[a-z_]+\.[a-z_]+(=.*)?|--?[a-z].*|haori .*|\w+Pipeline"
+    spoken = [{span for span in spans(page) if re.fullmatch(form, span)} for page in (english, japanese)]
+    assert spoken[0] == spoken[1] != set()
+
+
 def test_limits_of_the_proof_are_those_of_the_guide():
     from haori.library.proof import checks, merging
 
