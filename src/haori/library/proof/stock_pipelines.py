@@ -24,6 +24,7 @@ __all__ = ["prove_in_pipeline"]
 # base's by the pipeline that loads them.
 _SHARE, _SHARE_SIXTEEN_BIT = 1e-4, 2e-2
 _FLOOR = 1e-12
+_LARGE = 4e9  # weights that are loaded in 16 bits
 
 
 def prove_in_pipeline(base: "Base", updates: "AdapterUpdates", file: Path) -> None:
@@ -43,7 +44,9 @@ def prove_in_pipeline(base: "Base", updates: "AdapterUpdates", file: Path) -> No
 
     changed = updates.components
     probes = noise_probes(base, changed)
-    model = load_model(base, components=needed_components(base, changed))
+    needed = needed_components(base, changed) or ()
+    is_small = sum(base.components[name].parameters for name in needed) < _LARGE
+    model = load_model(base, components=needed, dtype="fp32" if is_small else "auto")
     of_base = exact_logits(model, probes)
     of_adapter = exact_logits(model, probes, live_changes(base, updates))
     live: dict[str, Any] = {**dict.fromkeys(base.components), **dict(model.named_children())}
