@@ -77,3 +77,30 @@ def test_a_run_ends_in_files_for_others_that_say_what_they_are(
     header = read_safetensors_header(tmp_path / "kohya.safetensors").metadata
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("4", "2.0")
     assert "recommended strength" in haori(capsys, "library", "show", "cat").out
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_a_full_fine_tuning_is_a_pipeline_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text_encoder: bool
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    from haori.bases import find_base
+
+    base = saved(stable_diffusion(), tmp_path / "tiny")
+    picture_folder(tmp_path / "pictures", 6, size=(32, 32))
+    text = RECIPE.format(base=base, data=tmp_path / "pictures").replace("kind: lora, rank: 4, alpha: 2", "kind: full")
+    (tmp_path / "recipe.yaml").write_text(text.replace("text_encoder: true", f"text_encoder: {text_encoder}".lower()))
+    done = haori(capsys, "train", tmp_path / "recipe.yaml", "--out", tmp_path / "model")
+    assert done.code == 0, done.err
+    changed = {
+        name for name, part in find_base(str(tmp_path / "model")).components.items()
+        if part.fingerprint.weights != find_base(str(base)).components[name].fingerprint.weights
+    }  # fmt: skip
+    assert changed == ({"unet", "text_encoder"} if text_encoder else {"unet"})
+    loaded = [
+        DiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+        for folder in (base, tmp_path / "model")
+    ]
+    bare, trained = map(drawn, loaded)
+    assert (trained - bare).norm() > 0.01 * bare.norm()

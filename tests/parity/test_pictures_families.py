@@ -1,7 +1,6 @@
 """Adapters of every family of image bases: proved, exported for diffusers, and loaded there by the stock pipeline."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch

@@ -153,6 +153,7 @@ def _licence(prepared: Prepared) -> str:
 
     data = (prepared.split.reference(),)
     base = prepared.base.reference()
+    whole = tuple(base.components)
     return effective_licence(
-        AdapterCard(id="", origin="trained", created=now(), base=base, method="full", data=data)
+        AdapterCard(id="", origin="trained", created=now(), base=base, components=whole, method="full", data=data)
     ).expression

@@ -5,7 +5,7 @@ share one matrix (embedding and output head) are one parameter and are written o
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -13,10 +13,9 @@ from safetensors.torch import save_file
 
 from haori.core.errors import FileFormatError, VerificationError
 from haori.core.safetensors_header import read_safetensors_header
+from haori.training.whole_pipeline import save_pipeline_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from haori.bases import Base
 
 __all__ = ["load_parameters", "save_model_folder", "save_parameters"]
@@ -61,22 +60,23 @@ def load_parameters(folder: Path, model: torch.nn.Module) -> None:
             parameter.copy_(file.get_tensor(name))
 
 
-def save_model_folder(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", base: "Base", licence: str, folder: Path
-) -> None:
-    """Write the finished model with its tokenizer into the existing `folder`.
+def save_model_folder(model: Any, tokenizer: Any, base: "Base", licence: str, folder: Path) -> None:
+    """Write the finished model with its tokenizer, or the whole pipeline, into the existing `folder`.
 
     Args:
         model: The trained model.
-        tokenizer: As it was trained with, chat template included.
+        tokenizer: As it was trained with, chat template included; a pipeline keeps those of the base.
         base: The base it was trained from; the README names it.
         licence: SPDX expression of base and data together.
         folder: Where to write.
     """
     from haori.bases.quiet import quiet_transformers
 
-    with quiet_transformers():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    if base.pipeline is not None:
+        save_pipeline_folder(model, base, folder)
+    else:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     text = f"A full fine-tuning of {base.name} ({base.source}, fingerprint {base.id}).\n"
     (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n{text}", encoding="utf-8")

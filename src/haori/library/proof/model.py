@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from haori.core.errors import BaseError, InputError
 from haori.core.records import Check, Head, Verification
+from haori.library.adapter_components import needed_components
 from haori.library.proof.checks import check_effect, check_prompts, check_reloaded, failed, passed, verification_of
 from haori.library.proof.logits import Probe, compare_logits, default_probes, live_probe_logits
+from haori.library.proof.noise import NOISE, components_run, noise_probes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,30 +53,39 @@ def verify_model(
 
     try:
         found = find_base(str(folder))
-        probes = probes or default_probes(load_tokenizer(found))
+        if found.pipeline is None:
+            probes = probes or default_probes(load_tokenizer(found))
+        else:
+            probes = probes or noise_probes(found, ())
+        needed = needed_components(found, components_run(probes))
         if head is not None and own_head(found) != head:
             raise BaseError(f"{str(folder)!r} does not name the labels that were trained: {own_head(found)}")
-        model = load_model(found, dtype=dtype, device=device, head=head)
+        model = load_model(found, dtype=dtype, device=device, head=head, components=needed)
     except InputError as error:
         return verification_of([failed("files", str(error).rstrip("."))], dtype)
     checks = [
-        passed("files", f"{found.fingerprint.architecture}, {found.parameters:,} weights, {found.size_bytes:,} bytes"),
+        passed("files", f"{_what(found)}, {found.parameters:,} weights, {found.size_bytes:,} bytes"),
         _check_finite(model),
     ]
     of_model = live_probe_logits(model, probes)
     trained_head = {part: model.get_submodule(part).state_dict() for part in head_modules(model)}
     del model
     gc.collect()
-    bare = load_model(base, dtype=dtype, device=device, head=head)
+    bare = load_model(base, dtype=dtype, device=device, head=head, components=needed)
     for part, weights in trained_head.items():  # what the head alone does is no effect on the base
         bare.get_submodule(part).load_state_dict(weights)
     of_base = live_probe_logits(bare, probes)
+    measured = "logits" if base.pipeline is None else NOISE
     checks += [
-        check_effect(of_model, of_base, subject="training"),
-        check_reloaded(of_model, live_logits, compare_logits(of_model, of_base).rms),
+        check_effect(of_model, of_base, subject="training", measured=measured),
+        check_reloaded(of_model, live_logits, compare_logits(of_model, of_base).rms, measured=measured),
         check_prompts(prompt_pair),
     ]
     return verification_of(checks, dtype)
+
+
+def _what(base: "Base") -> str:
+    return base.pipeline or base.fingerprint.architecture
 
 
 def _check_finite(model: "nn.Module") -> Check:
