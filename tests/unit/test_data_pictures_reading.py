@@ -287,6 +287,17 @@ def test_mask_files_are_no_pictures(tmp_path: Path):
     assert len(split.train) == 4
     assert any("Mask files beside pictures, not used: 1" in note for note in split.notes)
     masked = read(folder, validation_share=0.0, masks="files")
+    mask = folder / "01-masklabel.png"
+    for size, value, problem in (
+        ((96, 48), 255, "the mask is 96 x 48, another shape than the 96 x 96 of .*01.png"),
+        ((96, 96), 0, "the mask is black all over"),
+    ):
+        Image.new("L", size, value).save(mask)
+        with pytest.raises(DataError, match=problem):
+            read(folder, masks="files")
+    mask.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"01-masklabel\.png is no picture"):
+        read(folder, masks="files")
     before = masked.reference().hash
     Image.fromarray(np.full((96, 96), 200, dtype=np.uint8)).save(folder / "01-masklabel.png")
     assert read(folder, validation_share=0.0, masks="files").reference().hash != before

@@ -56,7 +56,8 @@ def _check(entries: list[zipfile.ZipInfo], given: str, packed_bytes: int) -> Non
     seen: set[str] = set()
     for entry in entries:
         name = PurePosixPath(entry.filename)
-        if name.is_absolute() or ".." in name.parts or "\\" in entry.filename or ":" in entry.filename:
+        odd = not name.parts or any(letter in entry.filename for letter in "\\:")
+        if odd or name.is_absolute() or ".." in name.parts:
             raise DataError(f"{given!r} holds the name {entry.filename!r}, which leads outside; it is refused.")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise DataError(f"{given!r} holds a link, {entry.filename!r}; it is refused. Pack the file itself.")

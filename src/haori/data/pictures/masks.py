@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from haori.core.errors import DataError
-from haori.data.pictures.opening import EXTENSIONS
+from haori.data.pictures.opening import EXTENSIONS, open_mask
 
-__all__ = ["masks_in", "pair_masks"]
+__all__ = ["check_mask", "masks_in", "pair_masks"]
 
 _ENDS = ("-masklabel", "-mask", "_mask")
+_MOST_STRETCH = 1.05
 
 
 def pair_masks(pictures: Sequence[Path]) -> dict[Path, Path]:
@@ -41,6 +42,32 @@ def masks_in(folder: Path) -> dict[str, Path]:
             raise DataError(f"data.mask_folder: {found[name].name} and {path.name} are masks for one picture.")
         found[name] = path
     return found
+
+
+def check_mask(mask: Path, origin: str, size: tuple[int, int], unmasked_weight: float) -> None:
+    """Refuse a mask that cannot be put over its picture, or leaves nothing of it.
+
+    Args:
+        mask: Its file.
+        origin: What people call the picture.
+        size: Width and height of the picture.
+        unmasked_weight: Weight of the loss where the mask is black.
+
+    Raises:
+        DataError: It cannot be read, has another shape than its picture, or is black all over.
+    """
+    image = open_mask(mask, str(mask))
+    factors = [own / whole for own, whole in zip(image.size, size, strict=True)]
+    if max(factors) > _MOST_STRETCH * min(factors):
+        raise DataError(
+            f"{mask}: the mask is {image.width} x {image.height}, another shape than the {size[0]} x {size[1]} of "
+            f"{origin}; cut both alike."
+        )
+    if unmasked_weight == 0 and image.getextrema()[1] == 0:
+        raise DataError(
+            f"{mask}: the mask is black all over, so that nothing of {origin} would be learnt; paint white what is to "
+            "be, or set data.unmasked_weight."
+        )
 
 
 def _without_end(stem: str) -> str:

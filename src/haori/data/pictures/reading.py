@@ -10,7 +10,7 @@ from haori.data.pictures.buckets import bucket_of, cover, sizes_for
 from haori.data.pictures.inspection import Inspected, inspect_picture
 from haori.data.pictures.likeness import Likeness
 from haori.data.pictures.listing import PictureFile, listed
-from haori.data.pictures.masks import masks_in
+from haori.data.pictures.masks import check_mask, masks_in
 from haori.data.pictures.opening import require_pillow
 from haori.data.pictures.row import ALPHA, Augmentation, Mask, PictureRow
 from haori.data.pictures.section import PictureSection
@@ -138,6 +138,7 @@ class Reading:
         try:
             caption = file.caption()
             seen = inspect_picture(file.file, file.origin, smart=section.crop == "smart")
+            mask = self._mask(file, seen)
         except DataError as error:
             self.dropped["broken"] += 1
             self._broken.append(str(error))
@@ -174,7 +175,7 @@ class Reading:
             origin=file.origin, file=file.file, caption=caption, content_hash=seen.content_hash, width=seen.width,
             height=seen.height, bucket=bucket, crop=crop,
             repeats=file.repeats * section.repeats, weight=file.weight * (section.prior_weight if file.prior else 1.0),
-            prior=file.prior, mask=self._mask(file, seen), augmentation=rules, notes=tuple(notes),
+            prior=file.prior, mask=mask, augmentation=rules, notes=tuple(notes),
         )  # fmt: skip
 
     def _caption(self, file: PictureFile, own: str | None, rules: Augmentation) -> str | None:
@@ -205,11 +206,14 @@ class Reading:
         section = file.section
         if section.masks == "alpha":
             return ALPHA if seen.has_alpha else None
-        if section.masks == "files":
-            if section.mask_folder is not None:
-                return self._masks[section.mask_folder].get(file.file.stem)
-            return file.mask
-        return None
+        if section.masks == "none":
+            return None
+        mask = file.mask
+        if section.mask_folder is not None:
+            mask = self._masks[section.mask_folder].get(file.file.stem)
+        if mask is not None:
+            check_mask(mask, file.origin, (seen.width, seen.height), section.unmasked_weight)
+        return mask
 
     def _note_masks(self, files: Sequence[PictureFile], rows: Sequence[PictureRow]) -> None:
         if unused := sum(file.mask is not None and file.section.masks == "none" for file in files):
