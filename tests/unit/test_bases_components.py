@@ -206,7 +206,7 @@ def test_a_command_for_text_names_the_components_and_the_tasks(
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}\n')
     arguments = {
-        "train": ["train", "--base", folder, "--data", rows, "--name", "mine"],
+        "train": ["train", "--task", "causal_lm", "--base", folder, "--data", rows, "--name", "mine"],
         "data": ["data", "check", rows, "--base", folder],
         "serve": ["serve", "--base", folder, "--port", "0"],
     }
@@ -214,4 +214,4 @@ def test_a_command_for_text_names_the_components_and_the_tasks(
     said = " ".join(done.err.split())
     assert done.code == 2
     assert "'painter' is a StableDiffusionPipeline with the components text_encoder, unet, vae" in said
-    assert "causal_lm" in said and "no task can learn on it yet" in said
+    assert "causal_lm" in said and "what can learn on it is text_to_image" in said

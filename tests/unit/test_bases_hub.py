@@ -150,3 +150,64 @@ def test_an_unreachable_hub_is_said_to_be_so(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("The hub model 'org/tiny' is not on this machine and the hub cannot be reached")
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.fixture
+def pipeline_hub(hub: str, tmp_path: Path) -> tuple[str, Path]:
+    """Serve a tiny Stable Diffusion as repositories hold it: pickles, code, variants and single files besides."""
+    from tests.diffusion_pipelines import saved, stable_diffusion
+
+    folder = saved(stable_diffusion(), tmp_path / "tiny")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    index |= {"feature_extractor": ["transformers", "CLIPFeatureExtractor"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    (vae,) = [name for name in files if name.startswith("vae/") and name.endswith(".safetensors")]
+    files[vae.replace(".safetensors", ".fp16.safetensors")] = files.pop(vae)
+    files[vae.replace(".safetensors", ".other.safetensors")] = b"another variant"
+    _Hub.files = files | {
+        "unet/diffusion_pytorch_model.fp16.safetensors": b"a variant of what is there whole",
+        "unet/diffusion_pytorch_model.bin": b"\x80\x04never",
+        "unet/model.py": b"raise SystemExit('ran')",
+        "v1-5.safetensors": b"everything in one file",
+        "safety_checker/config.json": b"{}",
+        "safety_checker/model.safetensors": b"not needed",
+        "README.md": b"---\nlicense: mit\n---\n",
+    }
+    return hub, folder
+
+
+def test_of_a_pipeline_the_parts_are_fetched_that_it_needs(pipeline_hub: tuple[str, Path], tmp_path: Path) -> None:
+    from haori import bases
+
+    hub, folder = pipeline_hub
+    code = (
+        "import json\nfrom haori import bases\nfrom haori.bases.diffusion import pipeline_of\n"
+        "base = bases.find_base('org/tiny')\npipeline_of(base, dtype='fp32', device='cpu')\n"
+        "print(json.dumps([base.pipeline, base.licence, {n: c.fingerprint.weights for n, c in base.components.items()},"
+        " sorted(str(p.relative_to(base.path)) for p in base.path.rglob('*') if p.is_file())]))"
+    )
+    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf")}
+    for offline in ("0", "1"):  # the second time from the cache
+        environment["HF_HUB_OFFLINE"] = offline
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        kind, licence, weights, files = json.loads(done.stdout)
+        assert (kind, licence) == ("StableDiffusionPipeline", "MIT")
+        local = bases.find_base(str(folder))
+        assert weights == {name: part.fingerprint.weights for name, part in local.components.items()}
+        stem = "diffusion_pytorch_model"
+        held = {name for name in files if name.endswith((".safetensors", ".bin", ".py"))}
+        assert held == {
+            "text_encoder/model.safetensors", f"unet/{stem}.safetensors", f"vae/{stem}.fp16.safetensors",
+        }  # fmt: skip
+        assert not any(name.startswith("safety_checker") for name in files)
+    del _Hub.files["text_encoder/model.safetensors"]
+    _Hub.files["text_encoder/pytorch_model.bin"] = b"\x80\x04never"
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "other")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "holds 'text_encoder' only as a pickle, and pickles can run code" in done.stderr

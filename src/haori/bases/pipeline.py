@@ -23,12 +23,14 @@ from haori.bases.folder import (
 from haori.core.errors import BaseError, FileFormatError
 from haori.core.records import MODEL_COMPONENT
 
-__all__ = ["PIPELINE_INDEX", "BaseFolder", "read_base_folder", "weights_variant"]
+__all__ = ["PIPELINE_INDEX", "BaseFolder", "needed_parts", "read_base_folder", "weights_variant"]
 
 PIPELINE_INDEX = "model_index.json"
 # Names of weight files: those of a transformers component and of one of diffusers.
 _STEMS = ("model", "diffusion_pytorch_model")
 _SHARD = re.compile(r"\d{5}-of-\d{5}")
+# They look at finished pictures, or at pictures given beside the text; nothing here runs them.
+_NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 _WITHOUT_WEIGHTS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ProcessorFast", "FeatureExtractor")
 
 
@@ -89,14 +91,21 @@ def read_base_folder(path: Path) -> BaseFolder:
     return BaseFolder(models, pipeline)
 
 
+def needed_parts(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the parts that a pipeline's index names, with library and class; those left out are not among them."""
+    # Settings of the pipeline are no pairs; a part that was left out is a pair of nulls.
+    return {
+        name: (str(value[0]), str(value[1]))
+        for name, value in sorted(index.items())
+        if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and None not in value
+        and name not in _NOT_NEEDED
+    }  # fmt: skip
+
+
 def _with_weights(path: Path, index: dict[str, Any]) -> list[str]:
     """Return the names of the parts that hold weights."""
     found = []
-    for name, value in sorted(index.items()):
-        # Settings of the pipeline are no pairs; a part that was left out is a pair of nulls.
-        if name.startswith("_") or not (isinstance(value, list) and len(value) == 2) or None in value:
-            continue
-        library, kind = (str(item) for item in value)
+    for name, (library, kind) in needed_parts(index).items():
         if Path(name).name != name or name == "..":
             raise FileFormatError(f"{str(path / PIPELINE_INDEX)!r} names the part {name[:80]!r}, which is not allowed.")
         if (path / name / f"{library}.py").is_file() or (path / f"{library}.py").is_file():

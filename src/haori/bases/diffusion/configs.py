@@ -7,7 +7,7 @@ from typing import Any
 
 from haori.bases.base import Base
 from haori.bases.folder import read_json
-from haori.bases.pipeline import PIPELINE_INDEX
+from haori.bases.pipeline import PIPELINE_INDEX, needed_parts
 from haori.core.errors import BaseError
 
 __all__ = ["Part", "PipelineConfigs", "read_configs"]
@@ -69,10 +69,8 @@ def read_configs(base: Base) -> PipelineConfigs:
         )
     index = read_json(base.path / PIPELINE_INDEX)
     parts = {}
-    for name, value in index.items():
-        if name.startswith("_") or not (isinstance(value, list) and len(value) == 2) or None in value:
-            continue
+    for name, (library, kind) in needed_parts(index).items():
         path = base.path / name
         file = next((path / file for file in _FILES if (path / file).is_file()), None)
-        parts[name] = Part(str(value[0]), str(value[1]), path, read_json(file) if file is not None else {})
+        parts[name] = Part(library, kind, path, read_json(file) if file is not None else {})
     return PipelineConfigs(base.name, base.pipeline, index, parts)

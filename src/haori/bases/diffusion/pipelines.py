@@ -46,7 +46,7 @@ def pipeline_of(
     at = device or default_device()
     number_format = torch_dtype(choose_dtype(dtype, at).name)
     configs, live = read_configs(base), dict(components or {})
-    given: dict[str, Any] = {name: None for name in _LEFT_OUT if name in configs.parts and name not in live}
+    given: dict[str, Any] = {name: None for name in _LEFT_OUT if name in configs.index and name not in live}
     if "safety_checker" in configs.index:
         given |= {"safety_checker": None, "requires_safety_checker": False}
     for name in base.components:
