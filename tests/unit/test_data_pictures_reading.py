@@ -206,6 +206,17 @@ def test_pictures_that_look_alike_stay_on_one_side(tmp_path: Path):
     assert any("look nearly alike: 60 in 30 groups" in note for note in split.notes)
 
 
+def test_a_copy_never_takes_a_picture_out_of_training(tmp_path: Path):
+    """Whatever the copies' own hashes are, and though they come first by name."""
+    folder = picture_folder(tmp_path, 30)
+    before = {row.content_hash for row in read(folder, validation_share=0.3).train}
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as image:
+            image.resize((90, 90)).save(folder / f"! {path.name}")
+        (folder / f"! {path.stem}.txt").write_text("again")
+    assert before <= {row.content_hash for row in read(folder, validation_share=0.3).train}
+
+
 def test_pictures_of_another_colour_do_not_look_alike(tmp_path: Path):
     for number, colour in enumerate([(230, 0, 0), (0, 0, 230), (240, 200, 0)]):
         image = Image.new("RGB", (96, 96), "white")
