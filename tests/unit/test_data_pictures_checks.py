@@ -1,5 +1,6 @@
 """What a check says of pictures: captions together, augmentations, rights; the contact sheet; the command."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from haori.core.errors import DataError
-from haori.data.pictures import contact_sheet, holds_pictures
+from haori.data.pictures import contact_sheet, holds_pictures, sheet
 from tests.command_line import haori
 from tests.diffusion_pipelines import saved, stable_diffusion
 from tests.pictures import picture, picture_folder, read
@@ -81,6 +82,19 @@ def test_a_sheet_shows_each_picture_with_its_crop(tmp_path: Path):
     assert np.abs(inside - small[10:90, 60:140]).mean() < 2
     outside = sheet[top + 10 : top + 90, 8 + 5 : 8 + 45]
     assert np.abs(outside - (0.55 * small[10:90, 5:45] + 0.45 * 255)).mean() < 2
+
+
+def test_a_sheet_says_which_letters_it_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only the line at the top differs: the same picture with a caption in Latin and in Japanese letters."""
+    monkeypatch.setattr("haori.data.pictures.sheet._WIDE_FONTS", ())
+    monkeypatch.setattr("haori.data.pictures.sheet._wide_font", sheet._wide_font.__wrapped__)
+    dark = []
+    for caption in ("a cat", "猫"):
+        rows = read(picture_folder(tmp_path, 6), validation_share=0.0, max_rows=6).train
+        contact_sheet([replace(row, caption=caption) for row in rows], tmp_path / "sheet.png")
+        with Image.open(tmp_path / "sheet.png") as image:
+            dark.append(int((np.asarray(image.convert("L"))[:24] < 128).sum()))
+    assert dark[1] > 2 * dark[0]
 
 
 def test_a_sheet_of_very_many_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

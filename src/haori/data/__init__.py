@@ -1,7 +1,7 @@
 """Text data: from files to a validated, cleaned, split, tokenised and hashed dataset.
 
 Knows nothing about models, adapters or training; it takes a tokenizer where it needs one. Importing this
-package is light: the names below are loaded when they are first used.
+package is light: the names below are loaded when they are first used. Pictures have a package of their own in it.
 """
 
 from typing import TYPE_CHECKING

@@ -62,7 +62,10 @@ def contact_sheet(rows: Sequence[PictureRow], path: Path, *, held_out: Sequence[
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     many = f"{len(shown):,} of {len(everything):,}" if len(shown) < len(everything) else f"{len(shown):,}"
-    draw.text((_MARGIN, _MARGIN), f"{many} pictures; framed: what is trained on", _INK, font=_font(wide=False))
+    title = f"{many} pictures; framed: what is trained on"
+    if _wide_font() is None and any(_is_wide(row.caption) for row, _ in shown):
+        title += "; boxes stand for letters of captions that no font of this machine has"
+    draw.text((_MARGIN, _MARGIN), title, _INK, font=_font())
     for place, (row, mark) in enumerate(tracked(shown, "Drawing", total=len(shown))):
         left = _MARGIN + place % columns * (_CELL + _MARGIN)
         _draw_cell(sheet, draw, row, mark, left, top + place // columns * height)
@@ -132,17 +135,29 @@ def _width(line: str) -> float:
 
 
 def _font_for(text: str) -> Any:
-    return _font(wide=any(ord(letter) > 0x2FF for letter in text))
+    return (_wide_font() if _is_wide(text) else None) or _font()
+
+
+def _is_wide(text: str) -> bool:
+    """Say whether a text has letters beyond Latin ones."""
+    return any(ord(letter) > 0x2FF for letter in text)
 
 
 @cache
-def _font(*, wide: bool) -> Any:
-    """Return a font; for letters beyond Latin the first known one that the system has."""
+def _font() -> Any:
     from PIL import ImageFont
 
-    for name in _WIDE_FONTS if wide else ():
+    return ImageFont.load_default(11)
+
+
+@cache
+def _wide_font() -> Any:
+    """Return the first known font with Japanese letters that the system has; None where it has none."""
+    from PIL import ImageFont
+
+    for name in _WIDE_FONTS:
         try:
             return ImageFont.truetype(name, 11)
         except OSError:
             continue
-    return ImageFont.load_default(11)
+    return None
