@@ -214,3 +214,66 @@ def test_schnell_and_lcm_are_told_by_their_configurations(tmp_path: Path) -> Non
     index = tmp_path / "fast" / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "scheduler": ["diffusers", "LCMScheduler"]}))
     assert "its scheduler is LCMScheduler" in str(family_of(find_base(str(tmp_path / "fast"))).distilled())
+
+
+def test_a_token_is_trained_in_every_text_encoder_that_reads_it_alike(base: Any, tmp_path: Path) -> None:
+    """Both of SDXL have CLIP's vocabulary; of FLUX.1's, T5 has another, and only CLIP's row is trained."""
+    import peft
+    import torch
+
+    from haori.adapters.insertion import Insertion
+    from haori.adapters.methods import insert_method
+    from haori.bases import load_model, resolve_targets
+    from haori.bases.diffusion import PipelineProcessor
+    from haori.core.methods import LoraMethod
+
+    processor, model = PipelineProcessor(base), load_model(base, dtype="fp32", device="cpu")
+    token = "cat</w>" if base.name in ("sd15", "sdxl", "flux1") else "Z"
+    text = token.removesuffix("</w>")
+    targets = resolve_targets(model, "attention")
+    method = LoraMethod(rank=2, alpha=2.0, trainable_tokens=(text,))
+    adapted: Any = insert_method(model, processor, method, targets, Insertion(seed=0, steps=1))  # type: ignore[arg-type]
+    deltas = {name: weight for name, weight in adapted.named_parameters() if "trainable_tokens_delta" in name}
+    encoders = {name.split(".")[2] for name in deltas}
+    assert encoders == ({"text_encoder", "text_encoder_2"} if base.name == "sdxl" else {"text_encoder"})
+    assert len(deltas) == len(encoders)
+    given = {**noisy(base), **conditions(base, [f"a {text}", "a dog"])}
+    with torch.no_grad():
+        before = adapted(**given).sample
+        for delta in deltas.values():
+            delta.add_(torch.randn(delta.shape, generator=torch.Generator().manual_seed(1)))
+        after = adapted(**given).sample
+    moved = (after - before).abs().amax(dim=(1, 2, 3))
+    assert moved[0] > 1e-6
+    assert moved[1] == 0
+    assert processor.convert_ids_to_tokens(processor(text, add_special_tokens=False)["input_ids"]) == [token]
+    adapted.save_pretrained(tmp_path)
+    again: Any = peft.PeftModel.from_pretrained(load_model(base, dtype="fp32", device="cpu"), tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(again(**given).sample, after)
+
+
+def test_nothing_of_a_prediction_is_tied_to_the_processor(base: Any) -> None:
+    """On the meta device a tensor made elsewhere is an error; where masks are looked into, nothing runs there."""
+    import torch
+
+    from haori.bases import load_skeleton
+    from haori.bases.diffusion import PictureSize
+
+    if base.name in ("z_image", "qwen_image"):
+        return
+    skeleton: Any = load_skeleton(base)
+    size = PictureSize((64, 48), (0, 8), (32, 32))
+    with torch.device("meta"):
+        latents = {name: value.to("meta") for name, value in noisy(base).items()}
+        states = {
+            "sd15": {"text_states": torch.empty(2, 77, 24)},
+            "sdxl": {
+                "text_states": torch.empty(2, 77, 8), "text_states_2": torch.empty(2, 77, 12),
+                "pooled": torch.empty(2, 12),
+            },
+            "flux1": {"text_states": torch.empty(2, 9, 24), "pooled": torch.empty(2, 20)},
+            "flux2": {"text_states": torch.empty(2, 9, 48)},
+        }[base.name]  # fmt: skip
+    sizes = {name: value.to("meta") for name, value in skeleton.family.sizes([size] * 2).items()}
+    assert skeleton(**latents, **states, **sizes).sample.shape == latents["noisy"].shape

@@ -25,6 +25,7 @@ __all__ = [
     "refuse_dead",
     "saved_modules",
     "token_ids",
+    "trained_rows",
 ]
 
 
@@ -156,6 +157,28 @@ def refuse_dead(model: "nn.Module") -> None:
                         "gradients are zero for ever and nothing would be learnt; choose a start with one of them "
                         "random."
                     )
+
+
+def trained_rows(
+    model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[str]
+) -> list[int] | dict[str, list[int]] | None:
+    """Return what PEFT calls trainable_token_indices: rows of the embedding, or by the names of several embeddings.
+
+    A model with several text encoders says which embeddings it has (`token_embeddings`); a token is trained in each of
+    those whose tokenizer gives it the same id, as the two of Stable Diffusion XL do.
+
+    Raises:
+        InputError: A text is not exactly one token of the base.
+    """
+    ids = token_ids(tokenizer, tokens)
+    embeddings: Any = getattr(model, "token_embeddings", dict)()
+    readers: Any = getattr(tokenizer, "tokenizers", {})
+    alike = {
+        name: list(ids)
+        for reader, name in embeddings.items()
+        if [readers[reader](token, add_special_tokens=False)["input_ids"] for token in tokens] == [[one] for one in ids]
+    }
+    return (alike or ids) if ids else None
 
 
 def token_ids(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[str]) -> list[int]:

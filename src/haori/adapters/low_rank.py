@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from haori.adapters.behaviour import Behaviour
-from haori.adapters.insertion import check_named, saved_modules, token_ids
+from haori.adapters.insertion import check_named, saved_modules, trained_rows
 from haori.adapters.patterns import exact_patterns, refuse_clash
 from haori.core.errors import InputError
 from haori.core.methods import LowRankMethod
@@ -111,7 +111,7 @@ def low_rank_config(
             alpha_pattern=exact_patterns(method.alpha_pattern, targets),
             target_modules=list(targets),
             modules_to_save=saved_modules(model, method),
-            trainable_token_indices=token_ids(tokenizer, method.trainable_tokens) or None,
+            trainable_token_indices=trained_rows(model, tokenizer, method.trainable_tokens),
             bias=_BIAS[method.bias],
             task_type=task_type,
             **options,

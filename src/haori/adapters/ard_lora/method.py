@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from haori.adapters.ard_lora.config import ArdLoraConfig
 from haori.adapters.ard_lora.tuner import require_linear
-from haori.adapters.insertion import Insertion, check_named, insert_config, saved_modules, token_ids
+from haori.adapters.insertion import Insertion, check_named, insert_config, saved_modules, trained_rows
 from haori.core.errors import InputError
 from haori.core.methods import ArdLoraMethod
 
@@ -47,7 +47,7 @@ def insert(
         per_head=method.per_head,
         target_modules=list(targets),
         modules_to_save=saved_modules(model, method),
-        trainable_token_indices=token_ids(tokenizer, method.trainable_tokens) or None,
+        trainable_token_indices=trained_rows(model, tokenizer, method.trainable_tokens),
         task_type=insertion.task_type,
     )
     return insert_config(model, config, insertion.seed)

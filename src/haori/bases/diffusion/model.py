@@ -7,7 +7,7 @@ names such as `unet.down_blocks.0...`. It knows nothing of data, of loss or of a
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -147,6 +147,14 @@ class DiffusionModel(nn.Module):
             found: nn.Module = model.get_input_embeddings()
             return found
         raise InputError("Tokens can only be trained in a text encoder, and none is loaded beside the denoiser.")
+
+    def token_embeddings(self) -> dict[str, str]:
+        """Return the full name of the token embedding of each text encoder that is loaded."""
+        found = {}
+        for encoder, model in self.text_encoders.items():
+            embedding = cast(Any, model).get_input_embeddings()
+            found[encoder] = next(name for name, module in self.named_modules() if module is embedding)
+        return found
 
     def get_output_embeddings(self) -> None:
         """Return None: there is no head over tokens."""

@@ -49,6 +49,10 @@ class PipelineProcessor:
         """Return a text as the first text encoder's tokenizer reads it; trainable tokens are found so."""
         return next(iter(self.tokenizers.values()))(text, add_special_tokens=add_special_tokens)
 
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return tokens of the first text encoder by their ids, as a recipe names trainable ones."""
+        return list(next(iter(self.tokenizers.values())).convert_ids_to_tokens(list(ids)))
+
     @property
     def native_size(self) -> int:
         """Return the side in pixels of the square pictures that the base was made for."""
