@@ -164,7 +164,7 @@ def test_the_decoder_goes_on_bit_for_bit(folder):
 
 
 def test_the_gate_counts_a_wrong_subject_and_a_wrong_style():
-    from gate import captions, judge
+    from gate_figures import captions, judge
     from lists import STYLES, SUBJECTS
 
     labels = [(style, subject) for style in STYLES for subject in SUBJECTS[:80]]

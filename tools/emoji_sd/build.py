@@ -1,14 +1,16 @@
 """Puts the checkpoints together as a folder of diffusers: `python build.py FOLDER OUT`."""
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from gate_figures import BARS
 from model import autoencoder, denoiser, scheduler, text_encoder
 from train import UNET, caption_tokenizer
 
-__all__ = ["pipeline_of"]
+__all__ = ["card", "pipeline_of", "write"]
 
 
 def pipeline_of(folder: Path, name: str = "main") -> StableDiffusionPipeline:
@@ -31,14 +33,48 @@ def pipeline_of(folder: Path, name: str = "main") -> StableDiffusionPipeline:
     )
 
 
+def write(pipeline: StableDiffusionPipeline, out: Path) -> None:
+    """Write the folder in half precision, so that it loads in single precision where nothing is asked for."""
+    pipeline.to(dtype=torch.float16).save_pretrained(out)
+    config = out / "text_encoder" / "config.json"
+    # transformers loads in the dtype that a configuration names, diffusers in single precision: they have to agree
+    settings = json.loads(config.read_text()) | {"dtype": "float32"}
+    config.write_text(json.dumps(settings, indent=2) + "\n")
+    for file in out.rglob("*.safetensors"):
+        file.chmod(0o644)
+
+
+def card(folder: Path, step: int) -> str:
+    """The card of the base, with the figures of the gate at that step."""
+    lines = (folder / "gate.jsonl").read_text().splitlines()
+    gate = next(entry for entry in map(json.loads, reversed(lines)) if entry["step"] == step)
+    trained = {entry["step"]: entry for entry in map(json.loads, (folder / "main.jsonl").read_text().splitlines())}
+    reached = all(gate[name] >= bar for name, bar in BARS.items())
+    told = "All bars are reached." if reached else "**The bars are not reached: its training is not finished.**"
+    shares = {name: f"{gate[name]:.0%}" for name in BARS}
+    template = (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8")
+    return template.format(
+        **shares,
+        told=told,
+        kid=f"{gate['kid']:.3f}",
+        kid_of_real=f"{gate['kid_of_real']:.3f}",
+        pictures=f"{trained[step]['pictures']:,}",
+        steps=f"{step:,}",
+    )
+
+
 def main() -> None:
-    """Write the folder in half precision."""
+    """Write the folder, and with --card its card."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the checkpoints are")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--name", default="main")
+    parser.add_argument(
+        "--card", type=int, metavar="STEP", help="write the card too, with the figures of the gate at that step"
+    )
     arguments = parser.parse_args()
-    pipeline_of(arguments.folder, arguments.name).to(dtype=torch.float16).save_pretrained(arguments.out)
+    write(pipeline_of(arguments.folder), arguments.out)
+    if arguments.card is not None:
+        (arguments.out / "README.md").write_text(card(arguments.folder, arguments.card), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -84,4 +84,5 @@ def scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # has no effect at this spacing; what Stable Diffusion has
     )

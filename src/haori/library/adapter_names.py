@@ -38,12 +38,14 @@ def check_no_base_name(name: str, base_name: str) -> None:
         base_name: What the base is called that the adapter is for.
 
     Raises:
-        LibraryError: It is the name of that base, of one on this machine, or of one in the catalogue.
+        LibraryError: It is the name of that base, of one on this machine, of one in the catalogue, or of one that
+            is part of Haori.
     """
     from haori.bases.catalogue import CATALOGUE
+    from haori.bases.embedded import EMBEDDED
     from haori.bases.registry import registered_names
 
-    if name == base_name or name in CATALOGUE or name in set(registered_names()):
+    if name in {base_name, *CATALOGUE, *EMBEDDED, *registered_names()}:
         raise LibraryError(
             f"An adapter cannot be called {name!r}: a base is called so, and a server answers that name with the bare "
             "base. Choose another name."
