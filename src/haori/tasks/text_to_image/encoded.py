@@ -86,7 +86,7 @@ class Encoded:
         """Return the weight of the loss of each latent pixel, [1, h, w]; None where nothing is masked."""
         if row.mask is None:
             return None
-        key = self._latents_key(row, variant)
+        key = f"{self._latents_key(row, variant)} {row.mask}"
         if key not in self._masks:
             view = self._view(row, variant)
             mask = mask_of(row, flip=view.mirrored, crop=view.crop)
