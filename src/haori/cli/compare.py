@@ -24,7 +24,10 @@ def compare(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Methods, separated by commas: base, lora, dora, adalora, ard_lora, qlora, full, peft."),
+        typer.Option(
+            help="Methods, separated by commas: base, lora, dora, adalora, ard_lora, qlora, full, peft; dreambooth "
+            "for pictures."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per method, each with a seed of its own.")] = 3,
     test: Annotated[str | None, typer.Option(help="Data to score on; by default the recipe's validation rows.")] = None,

@@ -45,6 +45,7 @@ KINDS: dict[str, Kind] = {
     "exact_match": Kind("Exact match", "higher", "share"),
     "bleu": Kind("BLEU", "higher", "score"),
     "chrf": Kind("chrF", "higher", "score"),
+    "prediction_loss": Kind("Loss of the prediction", "lower", "nats"),
     "perplexity": Kind("Perplexity", "lower", "perplexity"),
 }
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from haori.tasks.examination import AnsweredRow, Examination, MeasureOptions, TextLosses
     from haori.tasks.recipe import Recipe
 
-__all__ = ["Choice", "LossSum", "Objective", "Observer", "Size", "Split", "Task"]
+__all__ = ["Choice", "GeneralWords", "LossSum", "Objective", "Observer", "Size", "Split", "Task"]
 
 
 class Choice(NamedTuple):
@@ -34,6 +34,19 @@ class Choice(NamedTuple):
     key: str
     value: int | float | str
     reason: str
+
+
+class GeneralWords(NamedTuple):
+    """What is said of `general_losses` before and after training, in tables and figures."""
+
+    column: str = "forgot, nats/token"
+    figure: str = "Forgetting: rise of the loss on {}"
+    axis: str = "nats per token, after minus before"
+    parts: str = "Forgetting by kind of text"
+    sentence: str = "forgot {} instead of {} nats per token of general text"
+    note: str = "Forgetting is the rise of the loss on general text, in nats per token, after training minus before."
+    sets: tuple[str, str] = ("general text", "your own general text")
+    passages: str = "passages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +184,8 @@ class Task(Protocol):
     """What costs are measured in, in the plural: tokens, pixels, residues."""
     loss_unit: str = ""
     """What a loss is measured in, for plots and tables, such as nats per trained token; empty where it has no name."""
+    general: GeneralWords = GeneralWords()
+    """How what `general_losses` measures is called."""
     counted: str
     """Name of the count in `metrics.jsonl`: trained_tokens, rows, pairs."""
 

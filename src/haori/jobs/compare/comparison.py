@@ -223,8 +223,7 @@ def _notes(plan: Plan, results: Sequence[MethodResult]) -> list[str]:
         "rows. The spread is the standard deviation over seeds, which the intervals do not hold.",
     ]
     if any(result.forgetting for result in results):
-        what = "the rise of the loss on general text, in nats per token, after training minus before"
-        notes.append(f"Forgetting is {what}.")
+        notes.append(task_of(plan.recipe.task).general.note)
     if len(plan.seeds) < 3:
         count = "one seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
         notes.append(f"With {count} per method, a difference may be luck; use three or more.")
@@ -265,6 +264,12 @@ def _check_sources(recipe: Recipe, test: str | None, general: str | None) -> Non
     from haori.bases import find_base
     from haori.data.selection import measuring_source, training_sources
 
+    task = task_of(recipe.task)
+    task.check_general(general)
+    if task.unit == "pixels":
+        _check_pictures(recipe, test)
+        find_base(recipe.base, revision=recipe.revision)
+        return
     training_sources(recipe.data)
     for path in (test, general):
         if path is not None:
@@ -272,10 +277,19 @@ def _check_sources(recipe: Recipe, test: str | None, general: str | None) -> Non
     find_base(recipe.base, revision=recipe.revision)
 
 
+def _check_pictures(recipe: Recipe, test: str | None) -> None:
+    if test is not None:
+        raise InputError("--test is for text: pictures are scored on those held out; give them as data.validation.")
+    for path in (recipe.data.path, recipe.data.validation):
+        if path is not None and not Path(path).expanduser().exists():
+            raise InputError(f"There are no pictures at {path!r}.")
+
+
 def _absolute(recipe: Recipe) -> Recipe:
     """Return the recipe with paths that hold wherever the comparison is resumed from."""
     data = recipe.data
-    paths = {"path": _absolute_path(data.path), "validation": _absolute_path(data.validation)}
+    given = {key: getattr(data, key, None) for key in ("path", "validation", "regularisation", "mask_folder")}
+    paths = {key: _absolute_path(path) for key, path in given.items() if path is not None}
     found = recipe.model_copy(update={"data": data.model_copy(update=paths)})
     # A plain word may be a registered name, which goes before a folder of that name.
     return found.model_copy(update={"base": _absolute_path(recipe.base)}) if "/" in recipe.base else found

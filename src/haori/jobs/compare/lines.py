@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 from haori.evaluation.result import figure, interval_of
-from haori.jobs.compare.recipes import BASE
+from haori.jobs.compare.recipes import BASE, DREAMBOOTH
 from haori.jobs.compare.records import Comparison, Cost, MethodResult, Score
 from haori.jobs.compare.scores import main_metric
 from haori.metrics.kinds import KINDS
+from haori.tasks.registry import task_of
+from haori.tasks.task import Task
 
 __all__ = ["TITLES", "CostLine", "ScoreLine", "cost_lines", "forgetting_cell", "headline", "metrics_of", "score_lines"]
 
@@ -18,6 +20,7 @@ TITLES = {
     "ard_lora": "ARD-LoRA",
     "qlora": "QLoRA",
     "full": "full fine-tuning",
+    "dreambooth": "DreamBooth (with text encoders)",
     "head": "head alone",
     "peft": "PEFT",
 }
@@ -83,14 +86,14 @@ def headline(comparison: Comparison) -> str:
     metric = metrics_of(comparison)[0]
     kind = KINDS[metric]
     found = {result.method: result for result in comparison.methods if metric in result.scores}
-    adapters = [result for name, result in found.items() if name not in (BASE, "full", "head")]
+    adapters = [result for name, result in found.items() if name not in (BASE, "full", "head", DREAMBOOTH)]
     if not adapters:
         return "No adapter was trained to the end." if "full" not in found else _against(found["full"], BASE, metric)
     sign = -1 if kind.better == "lower" else 1
     best = max(adapters, key=lambda result: sign * result.scores[metric].value)
     if "full" not in found:
         return _against(best, BASE, metric)
-    return _against(best, "full", metric) + _price(best, found["full"])
+    return _against(best, "full", metric) + _price(best, found["full"], task_of(comparison.recipe.task))
 
 
 def _against(result: MethodResult, other: str, metric: str) -> str:
@@ -108,14 +111,14 @@ def _against(result: MethodResult, other: str, metric: str) -> str:
     return f"{text} (95% interval {interval}){'' if clear else ', no clear difference'}."
 
 
-def _price(result: MethodResult, full: MethodResult) -> str:
+def _price(result: MethodResult, full: MethodResult, task: Task) -> str:
     cost, other = result.cost, full.cost
     if cost is None or other is None:
         return ""
     text = f" {TITLES[result.method]} trained {_share(cost)} of the weights, peaked at {_peak(cost)} instead of "
-    text += f"{_peak(other)}, ran at {_speed(cost)} instead of {_speed(other)} tokens/s"
+    text += f"{_peak(other)}, ran at {_speed(cost)} instead of {_speed(other)} {task.unit}/s"
     own, its = (forgetting_cell(one, _GENERAL)[0] for one in (result, full))
-    return f"{text}, and forgot {own} instead of {its} nats per token of general text." if own and its else f"{text}."
+    return f"{text}, and {task.general.sentence.format(own, its)}." if own and its else f"{text}."
 
 
 def _score(result: MethodResult, metric: str, score: Score) -> ScoreLine:

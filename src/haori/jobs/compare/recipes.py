@@ -13,9 +13,11 @@ from haori.core.errors import RecipeError, nearest
 from haori.core.methods import METHODS
 from haori.tasks.recipe import Recipe, recipe_from
 
-__all__ = ["BASE", "AdaptedRecipe", "adapt_recipe", "check_methods", "run_key", "with_run"]
+__all__ = ["BASE", "DREAMBOOTH", "AdaptedRecipe", "adapt_recipe", "check_methods", "run_key", "with_run"]
 
 BASE = "base"  # the bare base, measured beside the methods
+DREAMBOOTH = "dreambooth"
+"""Full fine-tuning of denoiser and text encoders, for pictures (Ruiz et al. 2023, arXiv 2208.12242)."""
 _LONGEST_NAME = 100
 
 
@@ -32,7 +34,7 @@ def check_methods(recipe: Recipe, methods: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         RecipeError: A name is unknown or given twice, or none is left to train.
     """
-    known = (BASE, *METHODS)
+    known = (BASE, *METHODS, *((DREAMBOOTH,) if _has_text_encoders(recipe) else ()))
     for name in methods:
         if name not in known:
             hint = nearest(name, known) or f"known are {', '.join(known)}."
@@ -54,6 +56,11 @@ def adapt_recipe(recipe: Recipe, kind: str) -> AdaptedRecipe:
         recipe: As the user gave it.
         kind: A key of `METHODS`.
     """
+    if kind == DREAMBOOTH:
+        full, notes = adapt_recipe(recipe, "full")
+        document = full.model_dump(mode="json")
+        document["training"]["text_encoder"] = True
+        return AdaptedRecipe(recipe_from(document), notes)
     if recipe.method.kind == kind:
         return AdaptedRecipe(recipe, ())
     section = METHODS[kind]
@@ -89,6 +96,10 @@ def with_run(recipe: Recipe, seed: int, lr: float | None) -> Recipe:
 def run_key(method: str, lr: float | None, seed: int) -> str:
     """Return the name of a run in its comparison."""
     return f"{method}-lr-{'auto' if lr is None else f'{lr:.3g}'}-seed-{seed}"
+
+
+def _has_text_encoders(recipe: Recipe) -> bool:
+    return "text_encoder" in type(recipe.training).model_fields
 
 
 def _given(recipe: Recipe) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from haori.jobs.compare.plots import Bar, Curve, Place, bars, curves, scatter
 from haori.jobs.compare.recipes import BASE
 from haori.jobs.compare.records import Comparison, MethodResult
 from haori.metrics.kinds import KINDS, Kind
+from haori.tasks.registry import task_of
 
 __all__ = ["render_comparison"]
 
-_SETS = {"shipped": "general text", "own": "your own general text"}
+_SETS = ("shipped", "own")
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -38,6 +39,7 @@ def render_comparison(comparison: Comparison) -> str:
         failures=[(TITLES[result.method], error) for result in comparison.methods for error in result.errors],
         sweeps=[result for result in comparison.methods if result.rates],
         titles=TITLES,
+        task=task_of(comparison.recipe.task),
         short=short,
     )
 
@@ -91,13 +93,16 @@ def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
     if not series:
         return []
     label = "Validation loss over epochs"
-    return [(label, curves(series, label, x_title="epoch", y_title="nats per trained token"))]
+    return [
+        (label, curves(series, label, x_title="epoch", y_title=task_of(comparison.recipe.task).loss_unit or "loss"))
+    ]
 
 
 def _forgetting(comparison: Comparison) -> list[tuple[str, Markup]]:
     kinds = _kinds(comparison)
     figures = []
-    for name, title in _SETS.items():
+    words = task_of(comparison.recipe.task).general
+    for name, title in zip(_SETS, words.sets, strict=True):
         rows = []
         for result in _trained(comparison):
             if name in result.forgetting:
@@ -106,8 +111,8 @@ def _forgetting(comparison: Comparison) -> list[tuple[str, Markup]]:
                 bar = Bar(kinds[result.method], TITLES[result.method], whole.difference, whole.low, whole.high, text)
                 rows.append(bar)
         if rows:
-            label = f"Forgetting: rise of the loss on {title}"
-            figures.append((label, bars(rows, label, x_title="nats per token, after minus before")))
+            label = words.figure.format(title)
+            figures.append((label, bars(rows, label, x_title=words.axis)))
     return figures
 
 
@@ -121,7 +126,7 @@ def _kinds_of_text(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
     parts += [(kind, [result.forgetting["shipped"].kinds[kind] for result in trained]) for kind in first.kinds]
     return [
         (
-            f"{name}, {changes[0].passages} passages",
+            f"{name}, {changes[0].passages} {task_of(comparison.recipe.task).general.passages}",
             f"{changes[0].before:.3f}",
             [f"{c.difference:+.3f}" for c in changes],
         )

@@ -41,7 +41,7 @@ def measure_base(arguments: Mapping[str, Any], on_event: EventSink) -> dict[str,
     Raises:
         HaoriError: The base, the data, the test rows or the general text cannot be used.
     """
-    from haori.bases import find_base, load_model
+    from haori.bases import default_device, find_base
 
     recipe = recipe_from(json.loads(arguments["recipe"]))
     task = task_of(recipe.task)
@@ -53,7 +53,7 @@ def measure_base(arguments: Mapping[str, Any], on_event: EventSink) -> dict[str,
     measured = None
     if task.head(recipe) is None:
         on_event(Said(text=f"Measuring the bare base on {len(rows):,} rows and the general text."))
-        model = load_model(base, dtype=recipe.training.dtype)
+        model = task.model(base, recipe, dtype=recipe.training.dtype, device=default_device(), quantization=None)
         measured = _measure(task, recipe, model, processor, rows, reference, arguments["general"])
     return BaseMeasured(
         base=base.reference(),
@@ -124,7 +124,7 @@ def _size(run: "TrainedRun", model: str | None) -> int:
         return run.adapter.card.size_bytes
     if model is None:
         raise TrainingError(f"The run {str(run.folder)!r} left neither an adapter nor a model.")
-    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    return sum(file.stat().st_size for file in Path(model).rglob("*.safetensors"))
 
 
 def _curve(folder: Path) -> tuple[Point, ...]:
@@ -141,7 +141,7 @@ def _curve(folder: Path) -> tuple[Point, ...]:
 def _measure_trained(trained: Trained, recipe: Recipe, test: str | None, general: str | None) -> Measured:
     """Load what was trained, over the base as it was trained on (in 4 or 8 bits for QLoRA), and measure it."""
     from haori.adapters.loading import loading_of
-    from haori.bases import default_device, find_base, load_model
+    from haori.bases import default_device, find_base
     from haori.library import Library, attach_files, inspect_adapter
 
     task = task_of(recipe.task)
@@ -150,15 +150,15 @@ def _measure_trained(trained: Trained, recipe: Recipe, test: str | None, general
     split = task.rows(recipe, base, processor)
     rows, reference = _test_rows(task, recipe, test, split)
     resolved = task.resolve(recipe, split, base, default_device())[0]
-    head = task.head(resolved)
+    device = default_device()
     if trained.adapter is not None:
         quantization = loading_of(trained.method, trained.dtype).quantization
         files = inspect_adapter(Library().get(trained.adapter).path)
-        loaded = load_model(base, dtype=trained.dtype, quantization=quantization, head=head)
+        loaded: Any = task.model(base, resolved, dtype=trained.dtype, device=device, quantization=quantization)
         model: Any = attach_files(loaded, files, base_name=base.name)
     else:
         assert trained.model is not None
-        model = load_model(find_base(trained.model), dtype=trained.dtype, head=head)
+        model = task.model(find_base(trained.model), resolved, dtype=trained.dtype, device=device, quantization=None)
     return _measure(task, resolved, model, processor, rows, reference, general)
 
 

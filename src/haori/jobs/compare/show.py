@@ -8,6 +8,7 @@ from rich.text import Text
 from haori.jobs.compare.lines import TITLES, cost_lines, headline, metrics_of, score_lines
 from haori.jobs.compare.records import Comparison
 from haori.metrics.kinds import KINDS
+from haori.tasks.registry import task_of
 
 __all__ = ["show_comparison"]
 
@@ -47,7 +48,8 @@ def _scores(comparison: Comparison, metric: str) -> Table:
 def _costs(comparison: Comparison) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("Method")
-    for title in ("lr", "training", "tokens/s", "peak", "trained", "file", "forgot, nats/token [95%]"):
+    task = task_of(comparison.recipe.task)
+    for title in ("lr", "training", f"{task.unit}/s", "peak", "trained", "file", f"{task.general.column} [95%]"):
         table.add_column(title, justify="right")
     for line in cost_lines(comparison):
         plain = (line.lr, line.time, line.speed, line.peak, line.trained, line.size)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import BaseError, InputError, RecipeError
 from haori.core.methods import FullMethod, HeadMethod
-from haori.tasks.task import Choice, Task
+from haori.tasks.task import Choice, GeneralWords, Task
 from haori.tasks.text_to_image.recipe import TextToImageRecipe
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from haori.data.pictures import PictureRow, PictureSplit
     from haori.library.proof.logits import Probe
     from haori.metrics.statistics import Statistic
-    from haori.tasks.examination import AnsweredRow, Examination, MeasureOptions
+    from haori.tasks.examination import AnsweredRow, Examination, MeasureOptions, TextLosses
     from haori.tasks.text_to_image.encoded import Encoded
     from haori.tasks.text_to_image.objective import MeasuredPictures, TrainingPictures
     from haori.tasks.text_to_image.samples import SampleSheets
@@ -46,6 +46,17 @@ class TextToImage(Task):
     unit = "pixels"
     loss_unit = "mean square of the prediction"
     counted = "pictures"
+    general = GeneralWords(
+        column="drift",
+        figure="Drift: distance of predictions from the base's on {}",
+        axis="squared distance, as a share of the base's prediction squared",
+        parts="Drift by kind of prompt",
+        sentence="drifted by {} instead of {} on unrelated prompts",
+        note="Drift is how far predictions on prompts that have nothing to do with the data are from the base's: their "
+        "squared distance as a share of the square of the base's prediction.",
+        sets=("unrelated prompts", "prompts of your own"),
+        passages="prompts",
+    )
 
     def peft_type(self, recipe: TextToImageRecipe) -> None:
         """Return none: PEFT has no type for pipelines."""
@@ -212,12 +223,27 @@ class TextToImage(Task):
     def examine(
         self, model: "nn.Module", processor: "PipelineProcessor", rows: Sequence[Any], options: "MeasureOptions"
     ) -> "Examination":
-        """Refuse, as `read`."""
-        raise InputError(_NOT_MEASURED)
+        """Make held-out pictures ready to be measured by the loss of the prediction."""
+        from haori.tasks.text_to_image.examination import PictureExamination
+
+        return PictureExamination(model, processor, rows, options)
 
     def statistics(self, rows: "Sequence[AnsweredRow]", labels: Sequence[str]) -> "dict[str, Statistic]":
-        """Return none."""
-        return {}
+        """Return the loss of the prediction."""
+        from haori.tasks.text_to_image.examination import statistics_of
+
+        return statistics_of(rows)
+
+    def general_losses(self, model: "nn.Module", processor: Any, own: str | None) -> "dict[str, TextLosses]":
+        """Measure how far predictions on unrelated prompts are from the base's."""
+        from haori.tasks.text_to_image.examination import drift
+
+        return {"shipped": drift(model, processor)}
+
+    def check_general(self, own: str | None) -> None:
+        """Refuse a text of one's own: drift is measured on prompts that are fixed."""
+        if own is not None:
+            raise InputError("--general has no meaning for pictures: how far they drift is measured on fixed prompts.")
 
     def _encoded(self, recipe: TextToImageRecipe, processor: "PipelineProcessor") -> "Encoded":
         from haori.tasks.text_to_image.encoded import Encoded
