@@ -171,6 +171,19 @@ def test_damaged_weights_are_refused_by_name(tiny: Any, haori_home: Path) -> Non
         find_base(str(tiny("sd15", change=with_copy)))
 
 
+def test_what_no_part_reads_is_named(tiny: Any, haori_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from haori.bases import find_base
+
+    leftovers = ("model_ema.diffusion_modelout2weight", "betas", "sqrt_alphas_cumprod", "first_stage_model.loss.logvar")
+    for names, said in ((leftovers, False), (("control_model.input_hint_block.0.weight", *leftovers), True)):
+        extra = {name: torch.zeros(2) for name in names}
+        find_base(str(tiny("sd15", f"extra{len(names)}", change=lambda weights, extra=extra: {**weights, **extra})))
+        line = "1 weights belong to none of its parts and are left out, such as control_model.input_hint_block.0.weight"
+        assert (line in " ".join(capsys.readouterr().err.split())) == said
+
+
 def file_of(path: Path, *names: str, shape: tuple[int, ...] = (2, 2), dtype: Any = None) -> str:
     import torch
 
@@ -276,3 +289,40 @@ def test_the_vocabulary_is_built_as_clip_publishes_it(tmp_path: Path, monkeypatc
         archive.writestr("open_clip/other.txt", b"")
     with pytest.raises(FileFormatError, match="does not hold CLIP's merges"):
         clip_vocabulary.clip_tokenizer("!")
+
+
+# Modules that kohya's sd-scripts report for a LoRA of each base, known from every log of theirs.
+ADAPTED = {"sd15": (192, 72), "sd2": (192, 138), "sdxl": (722, 72 + 192)}
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_targets_are_as_many_as_kohya_adapts(kind: str) -> None:
+    """Text encoders of OpenCLIP lack there the last layer, which is not read: 23 of six modules each."""
+    import torch
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from haori.bases import resolve_targets
+    from haori.bases.diffusion import DiffusionModel, noising_of
+    from haori.bases.diffusion.configs import Part, PipelineConfigs
+    from haori.bases.diffusion.families.stable_diffusion import StableDiffusion
+    from haori.bases.diffusion.families.stable_diffusion_xl import StableDiffusionXL
+    from haori.bases.diffusion.single_file import CONFIGS
+
+    parts, components = {}, {}
+    for file in sorted((CONFIGS / kind).glob("*/config.json")):
+        config, name = json.loads(file.read_text()), file.parent.name
+        parts[name] = Part("", "", file.parent, config)
+        with torch.device("meta"):
+            if name == "unet":
+                from diffusers import UNet2DConditionModel
+
+                components[name] = UNet2DConditionModel.from_config(config)
+            elif name != "vae":
+                reader: Any = CLIPTextModelWithProjection if name.endswith("2") else CLIPTextModel
+                components[name] = reader(reader.config_class.from_pretrained(file.parent))
+    parts |= {name: Part("", "", CONFIGS, {}) for name in ("tokenizer", "tokenizer_2")}
+    family: Any = (StableDiffusionXL if kind == "sdxl" else StableDiffusion)(PipelineConfigs(kind, "", {}, parts))
+    model = DiffusionModel(family, noising_of({}), components)
+    text = sum(len(resolve_targets(model, name)) for name in family.text_encoders)
+    assert (len(resolve_targets(model, "all-linear")), text) == ADAPTED[kind]
+    assert family.name == kind

@@ -8,8 +8,8 @@ __all__ = ["conversion_steps"]
 
 
 @contextmanager
-def conversion_steps(label: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show steps with a bar and the time so far on standard error; yield what begins a step."""
+def conversion_steps(label: str, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+    """Show steps with a bar and the time so far on standard error; yield what begins a step, and what says a line."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -25,5 +25,5 @@ def conversion_steps(label: str, total: int) -> Iterator[Callable[[str], None]]:
             progress.update(task, description=what, completed=done)
             done += 1
 
-        yield begin
+        yield begin, lambda line: console.print(line, markup=False, soft_wrap=True)
         progress.update(task, description="", completed=total)

@@ -53,7 +53,7 @@ def convert_gguf(path: Path, out: Path, label: str) -> None:
         FileFormatError: The file is truncated or malformed.
         BaseError: transformers does not know its architecture.
     """
-    with conversion_steps(label, 4) as step:
+    with conversion_steps(label, 4) as (step, _):
         step("reading the file")
         metadata = _metadata(path)
         architecture = metadata.get("general.architecture")

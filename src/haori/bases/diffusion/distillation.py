@@ -10,7 +10,9 @@ from haori.bases.diffusion.configs import PipelineConfigs
 
 __all__ = ["distillation_of", "distilled_sentence"]
 
-_NAMES = re.compile(r"(turbo|lightning|hyper-?sd|lcm|dmd2?|schnell|distill(?:ed)?|flash)(?![a-z])", re.IGNORECASE)
+_NAMES = re.compile(
+    r"(?<![a-z])(turbo|lightning|hyper-?sd|lcm|dmd2?|schnell|distill(?:ed)?|flash)(?![a-z])", re.IGNORECASE
+)
 _FEW_STEPS = ("LCMScheduler", "TCDScheduler")
 
 

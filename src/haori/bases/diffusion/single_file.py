@@ -37,6 +37,11 @@ _PADS = {"sd15": ("<|endoftext|>",), "sd2": ("!",), "sdxl": ("<|endoftext|>", "!
 _LATENTS = 4
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ADAPTER = re.compile(r"(^|[._])(lora|lycoris)_|\.lora\.|\.(hada|lokr|oft)_")
+# What training leaves in a checkpoint: running averages, tables of the noise, losses, and marks without a value.
+_LEFTOVER = re.compile(
+    r"model_ema\.|first_stage_model\.(loss|model_ema)|cond_stage_model\.|conditioner\.|denoiser\.|v_pred$|ztsnr$|"
+    r"((sqrt_|log_)?(one_minus_)?(recip(m1)?_)?alphas_|alphas|betas|posterior_|sqrt_|log_one|logvar|scale_factor)"
+)
 # Transformers of other families, by a module that only they have.
 _OTHERS = (
     (r"(^|\.)double_blocks\.0\.", "FLUX"),
@@ -56,6 +61,7 @@ class Checkpoint:
         zero_snr: Whether its last step is nothing but noise.
         dtype: Of its UNet, as torch names it.
         weights: How many it holds of each component.
+        unread: Names of weights that belong to no component and are no leftovers of training.
         licence: What its header says, if anything.
     """
 
@@ -64,6 +70,7 @@ class Checkpoint:
     zero_snr: bool
     dtype: str
     weights: Mapping[str, int]
+    unread: tuple[str, ...]
     licence: str | None
 
 
@@ -98,12 +105,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
             )
     places: dict[str, tuple[str, ...]] = {"unet": (_UNET,), "vae": tuple(f"{_VAE}{part}" for part in _VAE_PARTS)}
     places |= {f"text_encoder{'' if at == 0 else f'_{at + 1}'}": (text,) for at, text in enumerate(_TEXT[kind])}
+    read = tuple(prefix for prefixes in places.values() for prefix in prefixes)
     return Checkpoint(
         kind=kind,
         prediction=_prediction(path, header, kind),
         zero_snr="ztsnr" in names,
         dtype=_FLOATS[first.dtype],
         weights={name: _count(header, prefixes) for name, prefixes in places.items()},
+        unread=tuple(sorted(name for name in names if not name.startswith(read) and not _LEFTOVER.match(name))),
         licence=header.metadata.get("modelspec.license"),
     )
 
@@ -128,7 +137,7 @@ def convert_checkpoint(path: Path, out: Path, label: str) -> None:
 
     found = read_checkpoint(path)
     settings = out / "configs"  # for the time of the conversion
-    with conversion_steps(label, 4) as step, quiet_diffusers():
+    with conversion_steps(label, 4) as (step, say), quiet_diffusers():
         step("its tokenizer")
         _write_settings(found, settings)
         _check_sizes(path, found, settings)
@@ -141,6 +150,9 @@ def convert_checkpoint(path: Path, out: Path, label: str) -> None:
             )
         except LOAD_ERRORS as error:
             raise BaseError(f"{str(path)!r} cannot be converted: {first_line(error)}.") from error
+        if found.unread:
+            shown = ", ".join(found.unread[:3])
+            say(f"{len(found.unread)} weights belong to none of its parts and are left out, such as {shown}.")
         step("checking")
         _check_finite(path, pipeline)
         step("writing")
