@@ -89,8 +89,12 @@ def recipe_of(
 def _task_of_base(base: str) -> list[str]:
     """Return the task of a base that is a pipeline, for pictures; the usual task is for any other."""
     from haori.bases import find_base
+    from haori.core.errors import HaoriError
 
-    return ["task=text_to_image"] if find_base(base).pipeline is not None else []
+    try:
+        return ["task=text_to_image"] if find_base(base).pipeline is not None else []
+    except HaoriError:  # said where it is looked for in earnest, after what else is wrong
+        return []
 
 
 def resume(folder: Path | str, *, progress: bool = True, on_event: "EventSink | None" = None) -> "TrainedRun":

@@ -110,6 +110,16 @@ def test_a_text_encoder_that_the_denoiser_does_not_hear_is_found(tmp_path: Path)
     assert "exactly what the base does" in named(found)["effect of text_encoder"].detail
 
 
+def test_tokens_that_were_trained_are_in_the_probes(base: Any, tmp_path: Path) -> None:
+    model = adapted(base, UNET, trainable_token_indices={"token_embedding": [5, 6]})
+    folder = saved_adapter(model, tmp_path / "a")
+    found = verify_adapter(base, folder, dtype="fp32")
+    require_passed(found)
+    assert named(found)["effect of text_encoder"].value > 0
+    stored = import_adapter(folder, base, name="pivot", dtype="fp32")
+    assert stored.card.components == ("text_encoder", "unet")
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_merging_is_exact_whatever_the_dtype_and_the_sizes_of_the_probes(base: Any, good: Path, dtype: str) -> None:
     probes = noise_probes(base, BOTH)

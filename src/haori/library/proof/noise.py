@@ -30,6 +30,8 @@ NOISE = "noise predictions"
 
 _CAPTIONS = ("a photo of a cat", "a red house by the sea, watercolour", "")
 _TIMESTEPS = (900.0, 500.0, 100.0)
+_TRAINED_TOKENS = 32  # of those that are put into a caption, at most
+_TRAINED_ROWS = ".token_adapter"  # end of the module that holds them
 _TOKENS = "tokens_"  # before the names of a forward's arguments that are tokens
 _SEED = 20240817
 _SIDE = 256  # pixels: enough for every layer to act, on a base of any size
@@ -38,7 +40,8 @@ _SIDE = 256  # pixels: enough for every layer to act, on a base of any size
 def probes_of(base: "Base", files: "AdapterFiles") -> list[Probe]:
     """Return the probes of an adapter in a PEFT folder where none are given: prompts, or noisy latents."""
     if base.pipeline is not None:
-        return noise_probes(base, changed_components(base.components, files))
+        probes = noise_probes(base, changed_components(base.components, files))
+        return [_with_tokens(probe, files) for probe in probes]
     from haori.bases import load_tokenizer
 
     return list(default_probes(load_tokenizer(base)))
@@ -111,6 +114,23 @@ def live_changes(base: "Base", updates: "AdapterUpdates") -> "dict[str, ModuleUp
     for name, update in updates.modules.items():
         component, _, path = name.partition(".")
         found[f"{component}.{installed_name(base.components[component].architecture, path)}"] = update
+    return found
+
+
+def _with_tokens(probe: Probe, files: "AdapterFiles") -> Probe:
+    """Return a probe whose captions begin with the tokens that the adapter trained, for the encoders that have them."""
+    import torch
+
+    tokens = torch.tensor([files.trainable_tokens[:_TRAINED_TOKENS]])
+    if not tokens.numel() or not isinstance(probe, Mapping):
+        return probe
+    found = dict(probe)
+    for encoder in {name.partition(".")[0] for name in files.modules if name.endswith(_TRAINED_ROWS)}:
+        for name in (f"{_TOKENS}{encoder}", f"{_TOKENS}{encoder}_mask"):
+            if name in found:
+                given = found[name]
+                put = tokens if name.endswith(encoder) else torch.ones_like(tokens)
+                found[name] = torch.cat([given[:, :1], put, given[:, 1:]], dim=1)[:, : given.shape[1]]
     return found
 
 
