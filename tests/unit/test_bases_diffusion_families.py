@@ -277,3 +277,30 @@ def test_nothing_of_a_prediction_is_tied_to_the_processor(base: Any) -> None:
         }[base.name]  # fmt: skip
     sizes = {name: value.to("meta") for name, value in skeleton.family.sizes([size] * 2).items()}
     assert skeleton(**latents, **states, **sizes).sample.shape == latents["noisy"].shape
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_base_in_16_bits_predicts_nearly_the_same_and_is_trained(base: Any, mixed: bool) -> None:
+    """As it is loaded by default: weights in bf16, adapters in fp32, with autocast or without."""
+    import peft
+    import torch
+
+    from haori.bases import load_model, resolve_targets
+
+    whole: Any = load_model(base, dtype="fp32", device="cpu")
+    model: Any = load_model(base, dtype="bf16", device="cpu")
+    given = {**noisy(base), **conditions(base, ["a red cat", "blue"])}
+    adapted: Any = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=resolve_targets(model, ["all-linear", "text_encoder"]))
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        sample = adapted(**given).sample
+    assert sample.dtype == torch.bfloat16
+    with torch.no_grad():
+        expected = whole(**given).sample
+    assert (sample.float() - expected).norm() / expected.norm() < 0.05
+    sample.float().square().mean().backward()
+    gradients = [weight.grad for name, weight in adapted.named_parameters() if "lora_B" in name]
+    found = [gradient for gradient in gradients if gradient is not None and gradient.any()]
+    assert len(found) > len(gradients) // 2
+    assert all(gradient.dtype == torch.float32 for gradient in found)
