@@ -42,3 +42,15 @@ def test_a_stock_pipeline_does_with_the_file_what_was_trained(tmp_path: Path, fa
     with pytest.raises(VerificationError, match="differ by"):
         prove_in_pipeline(base, updates, out)
     assert all(bool(torch.isfinite(factor).all()) for factor in factors.values())
+
+
+def test_layers_of_a_model_with_weights_of_its_own_are_widened_one_by_one(tmp_path: Path) -> None:
+    from haori.bases import load_model
+    from haori.library.proof.exact import _parts
+
+    base = find_base(str(pipelines.saved(pipelines.z_image(), tmp_path / "tiny")))
+    transformer = load_model(base, components=("transformer",)).get_submodule("transformer")
+    parts, shallow = _parts(torch.nn.ModuleDict({"transformer": transformer}))
+    assert shallow == {transformer} and set(transformer.layers) < set(parts)
+    reached = [weight for part in parts for weight in part.parameters(recurse=part not in shallow)]
+    assert len(reached) == len(set(reached)) == len(list(transformer.parameters()))

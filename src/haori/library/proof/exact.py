@@ -203,7 +203,7 @@ class _Hooks:
     ) -> None:
         self.asked, self.updates, self.merge = asked, updates, merge
         self.put_back = False  # merged weights after every run, for probes that cannot run at once
-        self.parts = _parts(model)
+        self.parts, self.shallow = _parts(model)
         self.ran: set[nn.Module] = set()
         self.kept: dict[nn.Module, list[tuple[Any, str, Tensor]]] = {}
         self.handles: list[Any] = []
@@ -222,26 +222,27 @@ class _Hooks:
         self.asked.on = False
         kept: list[tuple[Any, str, Tensor]] = []
         self.kept[part] = kept
-        for parameter in part.parameters():
+        deep = part not in self.shallow
+        for parameter in part.parameters(recurse=deep):
             if parameter.is_floating_point():
                 kept.append((parameter, "", parameter.data))
                 parameter.data = parameter.data.to(self.asked.wide)
-        for module in part.modules():
+        for module in part.modules() if deep else (part,):
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_floating_point():
                     kept.append((module, name, buffer))
                     module._buffers[name] = buffer.to(self.asked.wide)
-        for module in part.modules():
+        for module in part.modules() if deep else ():
             if module in self.updates:
                 _change(module, self.updates[module])
         self.asked.on = True
-        if self.merge:
+        if self.merge and deep:
             _merge_layers(part)
 
     def narrow(self, part: nn.Module) -> None:
         """Put a part back: as it was, or rounded once if it was merged."""
         if self.merge and self.put_back:
-            for module in part.modules():
+            for module in part.modules() if part not in self.shallow else ():
                 if hasattr(module, "merged_adapters"):
                     vars(module)["merged_adapters"] = []
         elif self.merge:
@@ -275,24 +276,32 @@ class _Hooks:
         return value.to(self.asked.wide) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _parts(model: nn.Module) -> list[nn.Module]:
-    """Return the outermost modules that run as one: layers in a list, adapted modules, and all else with weights."""
+def _parts(model: nn.Module) -> tuple[list[nn.Module], set[nn.Module]]:
+    """Return the outermost modules that run as one: layers in a list, adapted modules, and all else with weights.
+
+    A model that has weights of its own beside lists of layers is a part too, but for these weights alone: the second of
+    what is returned.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     found: list[nn.Module] = []
+    shallow: set[nn.Module] = set()
 
     def visit(module: nn.Module) -> None:
         for child in module.children():
             whole = isinstance(module, nn.ModuleList) or isinstance(child, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-            if whole or any(True for _ in child.parameters(recurse=False)):
-                if child not in found:
-                    found.append(child)
-            else:
+            own = any(True for _ in child.parameters(recurse=False))
+            has_layers = any(isinstance(inner, nn.ModuleList) for inner in child.children())
+            if (whole or own) and child not in found:
+                found.append(child)
+            if not whole and own and has_layers:
+                shallow.add(child)
+            if not whole and (not own or has_layers):
                 visit(child)
 
     visit(model)
-    return found
+    return found, shallow
 
 
 def _change(module: Any, update: "ModuleUpdate") -> None:
