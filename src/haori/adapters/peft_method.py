@@ -58,7 +58,13 @@ def check(
         InputError: PEFT has no such type, the type no such option, or PEFT refuses to build it for this base.
     """
     check_named(model, tokenizer, method, targets)
-    config = _config(model, tokenizer, method, targets, _task_type_of(model))
+    task_type = _task_type_of(model)
+    config = _config(model, tokenizer, method, targets, task_type)
+    if config.is_prompt_learning and task_type is None:
+        raise InputError(
+            f"The method {method.type.upper()} puts trained tokens before a text, and a denoiser reads none; take "
+            "LOKR, LOHA or another method that changes weights."
+        )
     try:
         # A skeleton has no weights to start from, which some methods want and find only later.
         insert_config(copy.deepcopy(model), config, seed=0)
@@ -68,8 +74,12 @@ def check(
         return
 
 
-def _task_type_of(model: "PreTrainedModel") -> str:
+def _task_type_of(model: "PreTrainedModel") -> str | None:
     """Return what PEFT would call the task of a model with this head; prompt learning is not built without it."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return None
     heads = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
     return next((kind for ending, kind in heads.items() if type(model).__name__.endswith(ending)), "CAUSAL_LM")
 

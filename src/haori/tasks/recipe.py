@@ -103,6 +103,14 @@ class TrainingSection(Section):
         """
         raise NotImplementedError
 
+    def lighter(self, longest: int) -> "Lighter | None":
+        """Return settings under which a microbatch takes less memory; None where there are none.
+
+        Args:
+            longest: Cost of the dearest row.
+        """
+        return None
+
 
 class TokenTraining(TrainingSection):
     """How long, how large, how often, for tasks whose rows are sequences of tokens."""
@@ -116,6 +124,22 @@ class TokenTraining(TrainingSection):
         """Return the budgets in tokens, padding included; both must be resolved."""
         assert self.batch_tokens != "auto" and self.micro_batch_tokens != "auto"
         return Budgets(self.batch_tokens, self.micro_batch_tokens)
+
+    def lighter(self, longest: int) -> "Lighter":
+        """Return half the microbatch, or where it is hardly more than the longest row, shorter rows."""
+        micro = self.budgets().microbatch
+        smaller = max(micro // 2, longest)
+        if smaller <= 0.8 * micro:
+            return Lighter(f"training.micro_batch_tokens={smaller}", smaller / micro)
+        shorter = max(longest // 2, 1)
+        return Lighter(f"data.max_length={shorter} with training.micro_batch_tokens={shorter}", shorter / micro)
+
+
+class Lighter(NamedTuple):
+    """Settings, and the share of a microbatch's memory that is still needed with them."""
+
+    settings: str
+    share: float
 
 
 class Budgets(NamedTuple):

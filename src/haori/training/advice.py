@@ -14,6 +14,7 @@ from typing import NamedTuple
 from haori.core.methods import LowRankMethod
 from haori.core.records import Advice
 from haori.tasks.recipe import Recipe
+from haori.tasks.registry import DEFAULT_TASK
 from haori.training.diagnosis import Reading, Validation, read_curves
 from haori.training.measurements import Measurements
 from haori.training.spectrum import Spectrum, spectrum_of
@@ -24,6 +25,8 @@ _HARDLY_USED = 0.98  # the larger half of the singular values holds this much en
 _ALL_USED = 0.75  # and this little when they are nearly flat (0.5 is flat)
 _WIDE_GAP = 1.5  # loss on unseen rows over loss on training rows from which more rows are the best remedy
 _DROPOUT = 0.05
+_WRONG_PART = "a loss that does not move often means that the wrong part of each row is trained on"
+_WRONG_THINGS = "a loss that does not move often means that the {} or their captions are not what they should be"
 
 
 class Outcome(NamedTuple):
@@ -40,9 +43,11 @@ class Outcome(NamedTuple):
     step_losses: Sequence[float]
     clipped_share: float
     spectrum: Spectrum | None
+    things: str = "rows"
+    """What people call the rows."""
 
 
-def outcome_of(recipe: Recipe, rows: int, measurements: Measurements, adapter: Path) -> Outcome:
+def outcome_of(recipe: Recipe, rows: int, measurements: Measurements, adapter: Path, things: str = "rows") -> Outcome:
     """Gather the outcome of a run that is over.
 
     Args:
@@ -50,6 +55,7 @@ def outcome_of(recipe: Recipe, rows: int, measurements: Measurements, adapter: P
         rows: Training rows.
         measurements: Of the run.
         adapter: Folder of the saved adapter; it may not exist.
+        things: What people call the rows, in the plural.
     """
     steps, validations = measurements.series("train"), measurements.series("validation")
     limit = recipe.optimizer.max_grad_norm
@@ -59,9 +65,10 @@ def outcome_of(recipe: Recipe, rows: int, measurements: Measurements, adapter: P
         steps=len(steps),
         initial_loss=validations[0]["loss"] if validations else math.nan,
         validations=[Validation(v["epoch"], v["loss"], v.get("train_loss", v["loss"])) for v in validations[1:]],
-        step_losses=[line["loss"] for line in steps],
+        step_losses=measurements.training_losses(),
         clipped_share=sum(line["grad_norm"] > limit for line in steps) / max(1, len(steps)),
         spectrum=spectrum_of(adapter),
+        things=things,
     )
 
 
@@ -79,10 +86,10 @@ def advise(outcome: Outcome) -> tuple[Advice, ...]:
         return (_train_longer(outcome, reading), *_raise_rate(outcome, 2.0, _still_falling(outcome)),
                 *_rank(outcome, reading))  # fmt: skip
     if reading.fit == "not carried over":
-        apart = f"{_gap(reading.last)}: the rows held out may ask for something else than the training rows"
+        apart = f"{_gap(outcome, reading.last)}: what was held out may ask for something else than what was trained on"
         return (_look_at_data(outcome, apart), _more_rows(outcome, reading.last))
     if reading.fit == "nothing learnt":
-        wrong = "a loss that does not move often means that the wrong part of each row is trained on"
+        wrong = _WRONG_PART if outcome.things == "rows" else _WRONG_THINGS.format(outcome.things)
         return (*_raise_rate(outcome, 3.0, _hardly_moved(outcome, reading)), _look_at_data(outcome, wrong))
     wide = reading.best.loss > _WIDE_GAP * reading.best.train_loss
     return (*_stop_earlier(outcome, reading), *_rank(outcome, reading),
@@ -97,8 +104,10 @@ def _change(action: str, reason: str, **changes: int | float) -> Advice:
 
 
 def _hold_rows_out(outcome: Outcome) -> Advice:
-    reason = f"without validation nobody can tell whether the {outcome.rows:,} rows were understood or memorised"
-    return _change("Hold a tenth of the rows out for validation", reason, data__validation_share=0.1)
+    reason = (
+        f"without validation nobody can tell whether the {outcome.rows:,} {outcome.things} were understood or memorised"
+    )
+    return _change(f"Hold a tenth of the {outcome.things} out for validation", reason, data__validation_share=0.1)
 
 
 def _lower_rate(outcome: Outcome, reading: Reading) -> Advice:
@@ -175,26 +184,30 @@ def _more_dropout(outcome: Outcome, reading: Reading) -> tuple[Advice, ...]:
     dropout = 0.0 if given == "auto" else given
     if dropout is None or dropout >= 2 * _DROPOUT:
         return ()
-    reason = f"{_gap(reading.last)}; dropout makes rows harder to memorise, at some cost in time"
+    reason = f"{_gap(outcome, reading.last)}; dropout makes {outcome.things} harder to memorise, at some cost in time"
     wanted = _DROPOUT if dropout < _DROPOUT else 2 * _DROPOUT
     return (_change(f"Use dropout {wanted:g}", reason, method__dropout=wanted),)
 
 
 def _more_rows(outcome: Outcome, at: Validation) -> Advice:
-    reason = f"{_gap(at)}; with {outcome.rows:,} rows to learn from this helps more than any setting"
-    return Advice(action=f"Add rows, say {outcome.rows:,} more", reason=reason)
+    reason = (
+        f"{_gap(outcome, at)}; with {outcome.rows:,} {outcome.things} to learn from this helps more than any setting"
+    )
+    return Advice(action=f"Add {outcome.things}, say {outcome.rows:,} more", reason=reason)
 
 
-def _gap(at: Validation) -> str:
+def _gap(outcome: Outcome, at: Validation) -> str:
+    things = outcome.things
     return (
-        f"at epoch {at.epoch:.3g} loss was {at.train_loss:.3f} on training rows and {at.loss:.3f} on rows held out, a "
-        f"gap of {at.loss - at.train_loss:.3f}"
+        f"at epoch {at.epoch:.3g} loss was {at.train_loss:.3f} on training {things} and {at.loss:.3f} on {things} held "
+        f"out, a gap of {at.loss - at.train_loss:.3f}"
     )
 
 
 def _look_at_data(outcome: Outcome, reason: str) -> Advice:
     recipe = outcome.recipe
-    words = ["haori", "data", "check", recipe.data.path, "--base", recipe.base, "--show", "3"]
+    task = [] if recipe.task == DEFAULT_TASK else ["--task", recipe.task]
+    words = ["haori", "data", "check", recipe.data.path, "--base", recipe.base, *task, "--show", "3"]
     return Advice(action="Look at what is trained on", reason=reason, command=shlex.join(words))
 
 

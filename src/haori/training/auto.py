@@ -21,7 +21,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from haori.core.methods import AdaloraMethod, FullMethod, HeadMethod, LoraMethod, LowRankMethod, Method, PeftMethod
+from haori.adapters.learning_rates import rate_factor
+from haori.core.methods import AdaloraMethod, FullMethod, HeadMethod, LowRankMethod, Method, PeftMethod
 from haori.tasks.recipe import Recipe
 from haori.tasks.task import Choice
 
@@ -29,7 +30,6 @@ __all__ = ["resolve"]
 
 _Choose = Callable[[str, Any, Any, str], Any]
 _NO_DROPOUT = "it costs time and helps little on most data; try 0.05 against over-fitting"
-_FEW_NUMBERS = frozenset({"IA3", "LN_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "VERA"})
 
 
 def resolve(recipe: Recipe, rows: int, parameters: int, dtype: tuple[str, str]) -> tuple[Recipe, tuple[Choice, ...]]:
@@ -108,24 +108,8 @@ def _lr(parameters: int, method: Method) -> tuple[float, str]:
     """Return LoRA's rate for this size of base, times the factor of the method."""
     lr = 5e-4 if parameters < 0.5e9 else 2e-4 if parameters < 14e9 else 1e-4
     reason = f"the base has {parameters / 1e6:,.0f}M parameters (5e-4 under 0.5B, 2e-4 under 14B, else 1e-4)"
-    factor, why = _lr_factor(method)
+    factor, why = rate_factor(method)
     return float(f"{lr * factor:.3g}"), f"{reason}{why}"
-
-
-def _lr_factor(method: Method) -> tuple[float, str]:
-    if isinstance(method, FullMethod):
-        return 0.1, "; a tenth of it, since every weight moves"
-    if isinstance(method, HeadMethod):
-        return 4.0, "; four times it, since a head alone is small and starts from nothing"
-    if isinstance(method, AdaloraMethod):
-        return 10.0, "; ten times it, since P and Q start small and L at zero: a step moves W little"
-    if isinstance(method, LoraMethod) and method.init in {"pissa", "olora"}:
-        return 0.2, f"; a fifth of it, since the factors of {method.init} start large"
-    if isinstance(method, PeftMethod) and method.type.upper() in _FEW_NUMBERS:
-        return 10.0, f"; ten times it, since {method.type.upper()} trains few numbers"
-    if isinstance(method, LowRankMethod) and method.lr_ratio != 1.0:
-        return method.lr_ratio**-0.5, f"; divided by sqrt({method.lr_ratio:g}), so that A and B straddle it"
-    return 1.0, ""
 
 
 def _epochs(rows: int) -> tuple[int, str]:

@@ -340,11 +340,11 @@ class Loop:
         return rate
 
     def _not_finite(self, what: str, value: float, rows: list[int]) -> str:
-        where = ", ".join(self.train.origins(rows[:5])) if rows else "rows of another process"
+        where = ", ".join(self.train.origins(rows[:5])) if rows else f"{self.task.rows_title} of another process"
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
         return (
             f"The {what} became {value} at step {self.position.step + 1} in {where}{more}; "
-            f"look at these rows or lower optimizer.lr (now {self._peak_rate():g})."
+            f"look at these {self.task.rows_title} or lower optimizer.lr (now {self._peak_rate():g})."
         )
 
 

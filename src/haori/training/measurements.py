@@ -50,6 +50,16 @@ class Measurements:
         """Return the lines of one kind, in order."""
         return [line for line in self.lines if line["kind"] == kind]
 
+    def training_losses(self) -> list[float]:
+        """Return the losses of the steps; where training rows are measured at each validation, those instead.
+
+        A step's loss depends on what was drawn for it, noise for a picture above all; what is measured does not.
+        """
+        validations = self.series("validation")
+        if validations and "train_loss" in validations[0]:  # before the first step: it can only have been measured
+            return [line["train_loss"] for line in validations]
+        return [line["loss"] for line in self.series("train")]
+
 
 def track(tracker: Tracker) -> EventSink:
     """Return a subscriber that reports the figures of steps and validations to experiment trackers."""

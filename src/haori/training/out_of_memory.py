@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from haori.core.errors import TrainingError
 from haori.core.methods import QloraMethod
 from haori.core.out_of_memory import is_out_of_memory, requested_bytes
-from haori.tasks.recipe import TokenTraining
 from haori.training.memory import current_memory_bytes, peak_memory_bytes, size_in_words
 from haori.training.preparation import Prepared
 
@@ -88,7 +87,7 @@ def remedies(prepared: Prepared, usage: Usage, layers: int, boundary: int) -> li
     Args:
         prepared: The run.
         usage: Where the memory was.
-        layers: Number of transformer layers.
+        layers: Number of transformer layers, or of blocks that are computed again.
         boundary: Bytes of one layer's input for one microbatch.
     """
     training = prepared.recipe.training
@@ -107,20 +106,11 @@ def remedies(prepared: Prepared, usage: Usage, layers: int, boundary: int) -> li
 
 
 def _smaller_batches(prepared: Prepared, usage: Usage) -> list[Remedy]:
-    """Return what a smaller microbatch, or where it is hardly more than the longest row, shorter rows would free."""
-    training = prepared.recipe.training
-    if not isinstance(training, TokenTraining):
-        return []
-    micro = training.budgets().microbatch
+    """Return what smaller microbatches, or else smaller rows, would free."""
     parts = (prepared.train, prepared.validation)
     longest = max(cost for part in parts if part is not None for cost in part.costs)
-    smaller = max(micro // 2, longest)
-    if smaller <= 0.8 * micro:
-        saves = round(usage.activations * (1 - smaller / micro))
-        return [Remedy(f"training.micro_batch_tokens={smaller}", saves)]
-    shorter = max(longest // 2, 1)
-    saves = round(usage.activations * (1 - shorter / micro))
-    return [Remedy(f"data.max_length={shorter} with training.micro_batch_tokens={shorter}", saves)]
+    found = prepared.recipe.training.lighter(longest)
+    return [] if found is None else [Remedy(found.settings, round(usage.activations * (1 - found.share)))]
 
 
 def _sentence(prepared: Prepared, watched: Watched, asked: int | None, before: int, peak: int) -> str:
@@ -162,17 +152,20 @@ def _base_bytes(prepared: Prepared, method: QloraMethod | None = None) -> int:
     """Return the bytes of the base's weights as this run holds them, or as `method` would."""
     from haori.adapters.loading import loading_of
     from haori.adapters.qlora import base_bytes
-    from haori.bases import load_skeleton
 
     own = prepared.recipe.method
     quantised = method or (own if isinstance(own, QloraMethod) else None)
     loading = loading_of(quantised or own, prepared.recipe.training.dtype)
-    before, after, _ = base_bytes(load_skeleton(prepared.base), quantised or QloraMethod(kind="qlora"), loading.dtype)
+    skeleton: Any = prepared.task.skeleton(prepared.base, prepared.recipe)
+    before, after, _ = base_bytes(skeleton, quantised or QloraMethod(kind="qlora"), loading.dtype)
     return before if quantised is None else after
 
 
 def _layers(model: Any, cost: int) -> tuple[int, int]:
     """Return the number of layers and the bytes of one layer's input."""
+    if hasattr(model, "checkpointed_blocks"):
+        found: tuple[int, int] = model.checkpointed_blocks(cost)
+        return found
     config: Any = model.config.get_text_config()
     layers = int(getattr(config, "num_hidden_layers", 1))
     hidden = int(getattr(config, "hidden_size", 0))

@@ -81,7 +81,8 @@ def train_prepared(
             what: Literal["adapter", "model"] = "model" if isinstance(prepared.recipe.method, FullMethod) else "adapter"
             held = ended.step if ended.best_step is None else ended.best_step
             on_event(Saved(what=what, path=str(folder / what), step=held))
-            found = outcome_of(prepared.recipe, len(prepared.split.train), loop.measurements, folder / "adapter")
+            rows, things = len(prepared.split.train), prepared.task.rows_title
+            found = outcome_of(prepared.recipe, rows, loop.measurements, folder / "adapter", things)
             record = record.with_fields(advice=advise(found))
         accelerator.end_training()
         accelerator.free_memory()
@@ -169,7 +170,7 @@ def _record(prepared: Prepared, loop: Loop, ended: Position, started: str, statu
     diagnosis = diagnose(
         initial if initial is not None else float("nan"),
         [Validation(v["epoch"], v["loss"], v.get("train_loss", v["loss"])) for v in validations[1:]],
-        [line["loss"] for line in steps],
+        loop.measurements.training_losses(),
         sum(line["grad_norm"] > limit for line in steps) / max(1, len(steps)),
     )
     trainable = loop.trainable_parameters

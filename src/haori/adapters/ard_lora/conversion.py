@@ -79,6 +79,7 @@ def _config(config: "ArdLoraConfig", ranks: dict[str, int]) -> "LoraConfig":
         modules_to_save=config.modules_to_save,
         trainable_token_indices=config.trainable_token_indices,
         task_type=config.task_type,
+        auto_mapping=config.auto_mapping,  # says what class of model the names are of
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,
         inference_mode=True,

@@ -31,8 +31,8 @@ def require_linear(name: str, module: nn.Module) -> nn.Linear:
             return module
         kind = f"quantised {kind}"
     raise InputError(
-        f"ARD-LoRA adapts linear layers in 16 or 32 bits, which {name!r} ({kind}) is not; leave it out of the target, "
-        "or use the method lora or qlora."
+        f"ARD-LoRA adapts linear layers in 16 or 32 bits, which {name!r} ({kind}) is not; leave it out of the target "
+        "(`attention` names the modules with heads), or use the method lora or qlora."
     )
 
 

@@ -22,6 +22,7 @@ __all__ = ["DiffusionConfig", "DiffusionModel", "DiffusionOutput"]
 
 _TOKENS = "tokens_"
 _LAYER = re.compile(r"(?!.*\b(visual|vision)).*\.\d+\..*")  # of text; the encoder of Qwen-Image sees too
+_BLOCK = re.compile(r"(Block|ResnetBlock2D)$")
 _CONVOLUTIONS = re.compile(r".*\b(resnets|downsamplers|upsamplers)\.\d+\..*")
 
 
@@ -135,6 +136,24 @@ class DiffusionModel(nn.Module):
                 model.enable_gradient_checkpointing()
             else:
                 model.activation_checkpointing_enable(dict(options or {}))
+
+    def checkpointed_blocks(self, pixels: int) -> tuple[int, int]:
+        """Return how many blocks of the denoiser keep their input alone, and about the bytes of one in fp32.
+
+        Args:
+            pixels: Of all pictures of a batch.
+        """
+        blocks = [name for name, module in self.denoiser.named_modules() if _BLOCK.search(type(module).__name__)]
+        innermost = [name for name in blocks if not any(other.startswith(f"{name}.") for other in blocks)]
+        config: Any = self.denoiser.config
+        widths = config.get(
+            "block_out_channels"
+        )  # of a UNet, whose inner levels are smaller; a transformer reads 2 x 2
+        packed = 1 if widths else 4
+        width = (
+            widths[0] if widths else config.get("dim") or config["num_attention_heads"] * config["attention_head_dim"]
+        )
+        return len(innermost), pixels // (self.family.latent_factor**2 * packed) * width * 4
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the first text encoder; PEFT trains tokens of it.

@@ -78,7 +78,10 @@ def _keeps_text_model() -> bool:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1))
+        config = CLIPTextConfig(
+            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, bos_token_id=0, eos_token_id=1
+        )
+        model = CLIPTextModel(config)
     return any(name == "text_model" for name, _ in model.named_children())
 
 

@@ -12,7 +12,8 @@ noise        even timesteps, or logit-normal for flow matching (Esser et al. 202
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from haori.core.methods import FullMethod, PeftMethod
+from haori.adapters.learning_rates import rate_factor
+from haori.core.methods import AdaloraMethod, PeftMethod
 from haori.tasks.task import Choice
 
 if TYPE_CHECKING:
@@ -91,8 +92,11 @@ def resolve_choices(
     small = base.parameters < _SMALL_PARAMETERS
     method = choose("method", recipe.method, rank=(preset.rank, preset.why))
     if (rank := getattr(method, "rank", None)) is not None:
-        alpha = preset.alpha * rank / preset.rank
-        method = choose("method", method, alpha=(alpha, f"scale {alpha / rank:g} at strength 1.0 ({preset.why})"))
+        first = math.ceil(1.5 * rank)
+        method = choose("method", method, initial_rank=(first, "1.5 times the rank that remains"))
+        scale, divisor = preset.alpha / preset.rank, _divisor(method)
+        alpha = float(f"{scale * divisor:.4g}")
+        method = choose("method", method, alpha=(alpha, f"scale {scale:g} at strength 1.0 ({preset.why})"))
     optimizer = choose("optimizer", recipe.optimizer, lr=_rate(method, small=small))
     if recipe.training.text_encoder:
         half = (optimizer.lr / 2, "half of the denoiser's: text encoders forget sooner")
@@ -113,13 +117,20 @@ def resolve_choices(
     return recipe.model_copy(update={**update, "samples": samples}), tuple(choices)
 
 
+def _divisor(method: Any) -> float:
+    """Return what alpha is divided by to give the scale."""
+    if isinstance(method, AdaloraMethod):
+        return float(method.initial_rank)
+    rank = float(method.rank)
+    return math.sqrt(rank) if getattr(method, "rslora", False) else rank
+
+
 def _rate(method: Any, *, small: bool) -> tuple[float, str]:
     lr, reason = (1e-3, "a small base") if small else (1e-4, "usual for pictures")
-    if isinstance(method, FullMethod):
-        return lr / 10, f"{reason}; a tenth of LoRA's, since every weight moves"
+    factor, why = rate_factor(method)
     if isinstance(method, PeftMethod) and method.type.upper() in _FEW_NUMBERS:
-        return lr * 10, f"{reason}; ten times LoRA's, since {method.type.upper()} trains few numbers"
-    return lr, reason
+        factor, why = 10.0, f"; ten times LoRA's, since {method.type.upper()} trains few numbers"
+    return float(f"{lr * factor:.3g}"), f"{reason}{why}"
 
 
 def _batch_size(pictures: int, pixels: int) -> tuple[int, str]:

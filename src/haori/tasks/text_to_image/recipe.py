@@ -1,15 +1,17 @@
 """The recipe of learning pictures: style, subject or concept, for a text-to-image pipeline."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from haori.core.methods import Auto, Positive, Section
 from haori.data.pictures.section import PictureSection
-from haori.tasks.recipe import Budgets, OptimizerSection, Recipe, TrainingSection
+from haori.tasks.recipe import Budgets, Lighter, OptimizerSection, Recipe, TrainingSection
 
 __all__ = ["RECIPE", "NoiseSection", "PictureOptimizer", "PictureTraining", "SampleSection", "TextToImageRecipe"]
 
+_SIDE_STEP = 32  # pixels
 _Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -73,6 +75,15 @@ class PictureTraining(TrainingSection):
         """Return the budgets in pixels; all three keys must be resolved."""
         assert self.batch_size != "auto" and self.micro_batch_size != "auto" and self.picture_pixels != "auto"
         return Budgets(self.batch_size * self.picture_pixels, self.micro_batch_size * self.picture_pixels)
+
+    def lighter(self, longest: int) -> Lighter:
+        """Return half the pictures at once, or where it is one already, pictures of half the area."""
+        assert self.micro_batch_size != "auto"
+        if self.micro_batch_size > 1:
+            fewer = self.micro_batch_size // 2
+            return Lighter(f"training.micro_batch_size={fewer}", fewer / self.micro_batch_size)
+        side = max(_SIDE_STEP, int(math.sqrt(longest / 2)) // _SIDE_STEP * _SIDE_STEP)
+        return Lighter(f"data.resolution={side}", min(1.0, side * side / longest))
 
 
 class PictureOptimizer(OptimizerSection):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import BaseError, InputError, RecipeError
-from haori.core.methods import FullMethod, HeadMethod
+from haori.core.methods import AdaptedMethod, FullMethod, HeadMethod
 from haori.tasks.task import Choice, GeneralWords, Task
 from haori.tasks.text_to_image.recipe import TextToImageRecipe
 
@@ -68,9 +68,11 @@ class TextToImage(Task):
 
         if base.pipeline is None:
             raise BaseError(f"The base {base.name!r} is no text-to-image pipeline; take one such as emoji-sd.")
-        family_of(base)
+        family = family_of(base)
         if isinstance(recipe.method, HeadMethod):
             raise RecipeError("The method 'head' is for classifiers; for pictures take lora, dora or full.")
+        if isinstance(recipe.method, AdaptedMethod):
+            _check_places(recipe.method, family.text_encoders, adapted=recipe.training.text_encoder)
         if not recipe.training.text_encoder and recipe.optimizer.text_encoder_lr != "auto":
             raise RecipeError("'optimizer.text_encoder_lr' needs training.text_encoder=true; leave it out.")
 
@@ -252,6 +254,21 @@ class TextToImage(Task):
             processor.base, processor, recipe.training.seed, unmasked_weight=recipe.data.unmasked_weight,
             live_text=len(_loaded(processor.base, recipe)) > 1,
         )  # fmt: skip
+
+
+def _check_places(method: AdaptedMethod, encoders: Sequence[str], *, adapted: bool) -> None:
+    """Refuse targets that are not loaded, and numbers of layers, which denoisers have in several places."""
+    if method.layers:
+        raise RecipeError(
+            "'method.layers' counts the layers of a language model, and a denoiser has blocks of several kinds; name "
+            r"blocks in method.target, such as 'unet\.mid_block\..*'."
+        )
+    targets = [method.target] if isinstance(method.target, str) else method.target
+    named = [target for target in targets if target.startswith(tuple(encoders))]
+    if named and not adapted:
+        raise RecipeError(
+            f"'method.target' names {named[0]!r}, which is adapted with training.text_encoder=true alone."
+        )
 
 
 def _adapted(base: "Base", recipe: TextToImageRecipe) -> tuple[str, ...]:
