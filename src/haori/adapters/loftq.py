@@ -63,12 +63,18 @@ def start_from_error(model: "PeftModel") -> None:
         layer.lora_B["default"].weight.copy_(u[:, :rank] * root)  # out R
 
 
+def _stored(base: Any) -> tuple[str, Path]:
+    """Return what the files may leave out of a module's name, and the folder of the files."""
+    if hasattr(base, "denoiser"):  # a pipeline, whose components have a folder each
+        return f"{base.family.denoiser}.", Path(base.denoiser.config["_name_or_path"])
+    return f"{base.base_model_prefix}.", Path(base.name_or_path)
+
+
 def _weights(base: Any, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the stored weight of each module; files may leave out the name of the model inside the head."""
     from safetensors import safe_open
 
-    inner = f"{base.base_model_prefix}."
-    folder = Path(base.name_or_path)
+    inner, folder = _stored(base)
     with ExitStack() as stack:
         holders: dict[str, Any] = {}
         for path in sorted(folder.glob("*.safetensors")):
