@@ -69,8 +69,9 @@ class ResidualBehaviour(LowRankBehaviour):
             scale, rank, alpha = layer.scaling["default"], layer.r["default"], layer.lora_alpha["default"]
             self.give_back(layer, scale * b0 @ a0)
             layer.update_layer("default", 2 * rank, alpha * _alpha_factor(config), config=config)
-            layer.lora_A["default"].weight.copy_(torch.cat([a, a0]))
-            layer.lora_B["default"].weight.copy_(torch.cat([b, -b0], dim=1))
+            # Put in place, not copied: over a base in 16 bits PEFT makes the new factors in 16 bits too.
+            layer.lora_A["default"].weight.data = torch.cat([a, a0])
+            layer.lora_B["default"].weight.data = torch.cat([b, -b0], dim=1)
 
     def give_back(self, layer: Any, taken: torch.Tensor) -> None:
         """Add what the start took from a layer's weight, [out, in], to it again."""
