@@ -5,6 +5,7 @@ training began. Knows nothing of any method: it takes ranks by module name.
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,9 @@ _LEAST_WIDTH = 3  # cells, so that a module's name fits above it
 _GAP = 0.5
 _CELL = 22
 _LEFT, _TOP, _BOTTOM = 46, 62, 34
+_LETTER = 6.0  # width of a letter of a layer's name
+# unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q: the block is what ends before `attn1`.
+_BLOCK = re.compile(r"(?:unet|transformer|text_encoder\w*)\.((?:\w+\.)*?(?:\w+\.\d+\.)+)(.+)")
 _DARK = 0.65  # how far from pale a cell's number turns white
 
 
@@ -39,6 +43,11 @@ class _Grid(NamedTuple):
     modules: tuple[tuple[str, float], ...]
     layers: tuple[str, ...]
     width: float
+
+    @property
+    def left(self) -> float:
+        """Return the space for the names of layers in a page."""
+        return max(_LEFT, 12 + _LETTER * max(map(len, self.layers), default=0))
 
 
 def draw_ranks(ranks: Mapping[str, int | Sequence[int]], start: float, path: Path, title: str) -> None:
@@ -64,7 +73,8 @@ def draw_ranks(ranks: Mapping[str, int | Sequence[int]], start: float, path: Pat
     grid = _grid(ranks)
     colours = LinearSegmentedColormap.from_list("ranks", [_hex(c) for c in (_FEWER, _SAME, _MORE)])
     norm = TwoSlopeNorm(vmin=0, vcenter=start, vmax=2 * start)
-    size = (2.2 + 0.24 * grid.width, 1.9 + 0.24 * len(grid.layers))
+    longest = max(map(len, grid.layers), default=0)
+    size = (2.2 + 0.24 * grid.width + 0.06 * max(0, longest - 3), 1.9 + 0.24 * len(grid.layers))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -98,26 +108,26 @@ def ranks_svg(ranks: Mapping[str, int | Sequence[int]], start: float, label: str
 
     grid = _grid(ranks)
     rows = len(grid.layers)
-    width, height = _LEFT + _CELL * grid.width + 40, _TOP + _CELL * rows + _BOTTOM
+    width, height = grid.left + _CELL * grid.width + 40, _TOP + _CELL * rows + _BOTTOM
     svg = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}" font-size="10" fill="currentColor">')
     parts = [svg.format(width, height, label)]
     for row, layer in enumerate(grid.layers):
         text = Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>')
-        parts.append(text.format(_LEFT - 6, _TOP + _CELL * (rows - row - 0.35), layer))
+        parts.append(text.format(f"{grid.left - 6:g}", _TOP + _CELL * (rows - row - 0.35), layer))
     for name, middle in grid.modules:
-        x = _LEFT + _CELL * middle
+        x = grid.left + _CELL * middle
         turned = Markup('<text x="{0:.1f}" y="{1}" transform="rotate(-35 {0:.1f} {1})">{2}</text>')
         parts.append(turned.format(x, _TOP - 6, name))
     for cell in grid.cells:
-        parts.append(_svg_cell(cell, start, rows))
-    parts.append(_svg_scale(start, _TOP + _CELL * rows + 14))
+        parts.append(_svg_cell(cell, start, rows, grid.left))
+    parts.append(_svg_scale(start, grid.left, _TOP + _CELL * rows + 14))
     return Markup("").join(parts) + Markup("</svg>")
 
 
-def _svg_cell(cell: _Cell, start: float, rows: int) -> "Markup":
+def _svg_cell(cell: _Cell, start: float, rows: int, left: float) -> "Markup":
     from markupsafe import Markup
 
-    x, y = _LEFT + _CELL * cell.x, _TOP + _CELL * (rows - cell.row - 1)
+    x, y = left + _CELL * cell.x, _TOP + _CELL * (rows - cell.row - 1)
     rect = Markup(
         '<g><title>{}: rank {}</title><rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" fill="{}"/>'
         '<text x="{:.1f}" y="{:.1f}" text-anchor="middle" fill="{}">{}</text></g>'
@@ -128,13 +138,13 @@ def _svg_cell(cell: _Cell, start: float, rows: int) -> "Markup":
     )  # fmt: skip
 
 
-def _svg_scale(start: float, y: float) -> "Markup":
+def _svg_scale(start: float, left: float, y: float) -> "Markup":
     """Return a legend of five colours with their ranks."""
     from markupsafe import Markup
 
     parts = []
     for place, share in enumerate((0.0, 0.5, 1.0, 1.5, 2.0)):
-        x = _LEFT + 70 * place
+        x = left + 70 * place
         box = Markup('<rect x="{}" y="{}" width="12" height="12" fill="{}"/><text x="{}" y="{}">rank {}</text>')
         parts.append(box.format(x, y, _colour(share * start, start), x + 17, y + 10, f"{max(share * start, 1):g}"))
     return Markup("").join(parts)
@@ -142,14 +152,16 @@ def _svg_scale(start: float, y: float) -> "Markup":
 
 def _grid(ranks: Mapping[str, int | Sequence[int]]) -> _Grid:
     """Place every head. Modules with the same name but for the layer's number share a column."""
-    of_module: dict[str, dict[int | None, tuple[str, tuple[int, ...]]]] = {}
+    of_module: dict[str, dict[int | str | None, tuple[str, tuple[int, ...]]]] = {}
     for name, found in ranks.items():
         layer, module = _parted(name)
         heads: tuple[int, ...] = (found,) if isinstance(found, int) else tuple(found)
         of_module.setdefault(module, {})[layer] = (name, heads)
-    layers = sorted({layer for places in of_module.values() for layer in places}, key=lambda n: -1 if n is None else n)
+    # By number; the blocks of a denoiser, which have names, in the order in which they come.
+    layers: list[int | str | None] = list(dict.fromkeys(_parted(name)[0] for name in ranks))
+    layers.sort(key=lambda layer: -1 if layer is None else layer if isinstance(layer, int) else sys.maxsize)
     row_of = {layer: row for row, layer in enumerate(layers)}
-    leaves = [module.rpartition(".")[2] for module in of_module]
+    leaves = [re.sub(r".*\.(?=[A-Za-z_])", "", module) for module in of_module]  # `to_out.0` is one name
     cells: list[_Cell] = []
     modules: list[tuple[str, float]] = []
     x = 0.0
@@ -166,8 +178,14 @@ def _grid(ranks: Mapping[str, int | Sequence[int]]) -> _Grid:
     return _Grid(tuple(cells), tuple(modules), names, x - _GAP)
 
 
-def _parted(name: str) -> tuple[int | None, str]:
-    """Split `model.layers.3.mlp.up_proj` into 3 and `model.layers.mlp.up_proj`."""
+def _parted(name: str) -> tuple[int | str | None, str]:
+    """Split `model.layers.3.mlp.up_proj` into 3 and `model.layers.mlp.up_proj`, and a denoiser's module by its block.
+
+    `unet.down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q` is `attn1.to_q` of the block `down 0.1.0`.
+    """
+    if (block := _BLOCK.fullmatch(name)) is not None:
+        kind, numbers = block[1].partition("_")[0].partition(".")[0], re.findall(r"\.(\d+)(?=\.)", f".{block[1]}")
+        return " ".join([kind, ".".join(numbers)]), block[2]
     found = re.search(r"(?:^|\.)(\d+)(?=\.|$)", name)
     return (int(found[1]), name[: found.start()] + name[found.end() :]) if found else (None, name)
 
