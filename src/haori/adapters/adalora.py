@@ -123,6 +123,11 @@ def check(
                 f"AdaLoRA is not defined for {name!r}, a {type(module).__name__}; take that module out of "
                 "method.target, or use method.kind=lora."
             )
+        if isinstance(module, torch.nn.Conv2d) and hasattr(model, "denoiser"):
+            raise InputError(
+                f"AdaLoRA's file does not tell that {name!r} is a convolution, and could not be written for the "
+                "programs that draw pictures; use method.target=attention, or method.kind=lora."
+            )
 
 
 def check_plan(model: "PreTrainedModel", method: AdaloraMethod, targets: Sequence[str], steps: int) -> None:

@@ -64,7 +64,7 @@ class TextToImage(Task):
 
     def check(self, recipe: TextToImageRecipe, base: "Base") -> None:
         """Refuse bases that draw nothing, and keys that do not go together."""
-        from haori.bases.diffusion import family_of
+        from haori.bases.diffusion import PipelineProcessor, family_of
 
         if base.pipeline is None:
             raise BaseError(f"The base {base.name!r} is no text-to-image pipeline; take one such as emoji-sd.")
@@ -73,6 +73,11 @@ class TextToImage(Task):
             raise RecipeError("The method 'head' is for classifiers; for pictures take lora, dora or full.")
         if isinstance(recipe.method, AdaptedMethod):
             _check_places(recipe.method, family.text_encoders, adapted=recipe.training.text_encoder)
+        if recipe.noise.min_snr_gamma is not None and PipelineProcessor(base).noising.kind == "flow":
+            raise RecipeError(
+                f"'noise.min_snr_gamma' weighs the timesteps of noise schedules, and {base.name!r} was trained by flow "
+                "matching; leave it out."
+            )
         if not recipe.training.text_encoder and recipe.optimizer.text_encoder_lr != "auto":
             raise RecipeError("'optimizer.text_encoder_lr' needs training.text_encoder=true; leave it out.")
 
