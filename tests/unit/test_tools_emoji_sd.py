@@ -185,3 +185,24 @@ def test_the_gate_counts_a_wrong_subject_and_a_wrong_style():
     chosen = captions()
     assert len({subject for _, subject in chosen}) == 64
     assert [style for style, _ in chosen].count("noto") == 32
+
+
+def test_muon_makes_the_directions_of_a_matrix_weigh_about_the_same():
+    from muon import Muon, orthogonal
+
+    matrix = torch.randn(24, 60, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -1.5, 24)[:, None]
+    left, _, right = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
+    made = orthogonal(matrix).double().numpy()
+    weights = np.diag(left.T @ made @ right.T)
+    assert (weights > 0.6).all()
+    assert (weights < 1.3).all()
+    off = left.T @ made @ right.T - np.diag(weights)
+    assert np.abs(off).max() < 0.05
+    np.testing.assert_allclose(orthogonal(matrix.T), made.T, atol=1e-6)
+
+    parameter = torch.nn.Parameter(torch.zeros(24, 15, 2, 2))
+    parameter.grad = matrix.view(24, 15, 2, 2).clone()
+    Muon([parameter], lr=0.1).step()
+    # the first update is along the gradient; 0.2 sqrt(60) is the size that Adam's would have
+    expected = -0.1 * 0.2 * 60**0.5 * made
+    assert np.linalg.norm(parameter.detach().flatten(1).numpy() - expected) < 0.05 * np.linalg.norm(expected)  # bf16

@@ -20,6 +20,7 @@ from captions import ALIASES, caption, name_of, tokenizer
 from latents import PatchCode, as_tensor
 from lists import HELD_OUT_STYLES, HELD_OUT_SUBJECTS, STYLES, SUBJECTS
 from model import denoiser, plain_attention, scheduler, text_encoder
+from muon import Muon
 from PIL import Image
 from sheet import GUIDANCE, PROMPTS, as_images, sheet
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 __all__ = ["Trainer"]
 
 EMA = 0.998
+WARM_UP = 100  # steps
+NOISINESS = 0.4  # power of a uniform draw: most times are noisy ones, where a caption decides and most is to be learnt
 UNET = {"addition_embed_type": "text", "addition_embed_type_num_heads": 8}
 """The caption as a whole is added to the time, beside cross-attention: subjects are learnt many times faster."""
 
@@ -45,11 +48,10 @@ class Trainer:
         self.model = nn.ModuleDict({"text": text_encoder(self.tokenizer), "unet": denoiser(**unet)})
         plain_attention(self.model["unet"])
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-        )
-        self.batch, self.rate, self.rank, self.world = batch, rate, rank, world
-        self.step_number = 0
+        self.optimizers = optimizers(self.model, rate)
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        self.batch, self.rank, self.world = batch, rank, world
+        self.step_number = self.pictures_seen = 0
 
     def step(self) -> float:
         """Train on one batch; return its loss."""
@@ -58,17 +60,19 @@ class Trainer:
         chance = random.Random(self.step_number * 64 + self.rank)
         rows = self.rows(self.step_number)
         texts = [caption(subject, style, chance) for style, subject in (self.labels[row] for row in rows)]
-        times = (1000 * torch.rand(len(rows), generator=drawn) ** 0.75).long().clamp(max=999)
+        times = (1000 * torch.rand(len(rows), generator=drawn) ** NOISINESS).long().clamp(max=999)
         noise = torch.randn(len(rows), *self.latents.shape[1:], generator=drawn)
         loss = self.losses(self.model, self.latents[rows], texts, times, noise).mean()
         loss.backward()
         self._share_gradients()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * min(1.0, (self.step_number + 1) / 100)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (self.step_number + 1) / WARM_UP)
+            optimizer.step()
+            optimizer.zero_grad()
         self.step_number += 1
+        self.pictures_seen += self.batch * self.world
         decay = min(EMA, self.step_number / (self.step_number + 10))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         return loss.item()
@@ -141,8 +145,9 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step_number,
+            "pictures": self.pictures_seen,
         }
         with path.with_suffix(".tmp").open("wb") as file:
             torch.save(state, file)
@@ -155,8 +160,18 @@ class Trainer:
         state = torch.load(path)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step_number = state["step"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step_number, self.pictures_seen = state["step"], state["pictures"]
+
+
+def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside, at twice the rate, and AdamW for embeddings, ends, norms and biases."""
+    inner, rest = [], []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim > 1 and not any(part in name for part in ("embed", "conv_in", "conv_out"))
+        (inner if is_matrix else rest).append(parameter)
+    return [torch.optim.AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True), Muon(inner, 2 * rate)]
 
 
 def caption_tokenizer() -> "PreTrainedTokenizerBase":  # noqa: F821
@@ -197,7 +212,7 @@ def run(arguments: argparse.Namespace, rank: int) -> None:
             took = time.monotonic() - started
             entry = {
                 "step": trainer.step_number,
-                "pictures": trainer.step_number * arguments.batch * arguments.processes,
+                "pictures": trainer.pictures_seen,
                 "loss": round(total / seen, 4),
                 "fixed": round(true, 4),
                 "gap": round(worse, 4),
@@ -214,7 +229,7 @@ def run(arguments: argparse.Namespace, rank: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--name", default="train")
+    parser.add_argument("--name", default="main")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch", type=int, default=32, help="pictures of a step in each process")
     parser.add_argument("--processes", type=int, default=2)
