@@ -1,14 +1,18 @@
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from torch import nn
 
 from haori.adapters.fused import fuse
 from haori.tasks.causal_lm.objective import Batch, CausalLmObjective
-from haori.training.lanes import Lanes
+from haori.tasks.task import LossSum
+from haori.training.lanes import Lanes, lanes_for
 from tests.parity import test_fused as samples
+from tests.parity import test_fused_diffusion as unets
 
 OBJECTIVE = CausalLmObjective(Dataset.from_dict({"length": []}), 0)
 
@@ -74,3 +78,38 @@ def test_the_number_of_threads_is_as_before():
     cores = torch.get_num_threads()
     Lanes(cores)
     assert torch.get_num_threads() == cores
+
+
+@dataclass(frozen=True)
+class Pictures:
+    rows: tuple[int, ...]
+    given: dict[str, torch.Tensor]
+
+
+class PictureLoss:
+    separable = True
+
+    def loss(self, model: nn.Module, batch: Pictures) -> LossSum:
+        each = model(**batch.given, return_dict=False)[0].square().flatten(1).mean(1)
+        return LossSum(each.sum(), len(each), each.detach(), torch.arange(len(each)))
+
+    def part(self, batch: Pictures, places: list[int]) -> Pictures:
+        rows = tuple(batch.rows[place] for place in places)
+        return Pictures(rows, {name: value[places] for name, value in batch.given.items()})
+
+
+def test_a_unet_that_runs_fused_has_lanes_with_the_gradient_of_one():
+    model = unets.adapted("sd15", targets=unets.EVERYTHING)
+    fused = fuse(model)
+    found = lanes_for(Accelerator(cpu=True), model, PictureLoss(), recomputes=False)  # type: ignore[arg-type]
+    assert (found is not None) == (torch.get_num_threads() > 1)
+    batch = Pictures((7, 8), unets.inputs("sd15"))
+    PictureLoss().loss(model, batch).total.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    cores = torch.get_num_threads()
+    Lanes(2).backward(model, PictureLoss(), batch, 1.0)  # type: ignore[arg-type]
+    torch.set_num_threads(cores)
+    assert unets.worst(gradients(model), expected) < 1e-4
+    fused.remove()
+    assert lanes_for(Accelerator(cpu=True), model, PictureLoss(), recomputes=False) is None  # type: ignore[arg-type]

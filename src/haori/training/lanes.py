@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from haori.adapters.fused import forms_its_loss
+from haori.adapters.fused import runs_as_a_whole
 from haori.tasks.task import LossSum, Objective
 
 if TYPE_CHECKING:
@@ -82,6 +82,6 @@ def lanes_for(accelerator: "Accelerator", model: nn.Module, objective: Objective
     cores = torch.get_num_threads()
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1 and cores >= _COUNT
     draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    if not alone or draws or recomputes or not objective.separable or not forms_its_loss(model):
+    if not alone or draws or recomputes or not objective.separable or not runs_as_a_whole(model):
         return None
     return Lanes(cores)

@@ -23,7 +23,7 @@ from haori.adapters.fused.modules import (
     norm_stand_in,
 )
 
-__all__ = ["Fused", "FusedReport", "fuse", "stock_forward"]
+__all__ = ["Fused", "FusedReport", "fuse", "runs_as_a_whole", "stock_forward"]
 
 
 _KEPT = "_haori_fused"  # the attribute of a model that runs fused
@@ -94,6 +94,16 @@ class Fused:
         fused["loss head"] += 1
         base.forward = LossForward(base, shares=skip_mask)
         self.patched.append(base)
+
+
+def runs_as_a_whole(model: nn.Module) -> bool:
+    """Say whether a model's every block runs fused: a language model with its loss head, or a UNet."""
+    fused: Fused | None = model.__dict__.get(_KEPT)
+    if fused is None:
+        return False
+    report = fused.report
+    blocks = report.found.get("residual blocks", 0)
+    return report.fused.get("loss head") == 1 or 0 < blocks == report.fused["residual blocks"]
 
 
 def fuse(model: nn.Module) -> Fused:
