@@ -43,8 +43,8 @@ def needed_components(base: "Base", changed: Iterable[str]) -> tuple[str, ...] |
 
 
 @contextmanager
-def only_component(adapted: "PeftModel", component: str) -> Iterator[None]:
-    """Run a block with the adapter on one component of a pipeline, and the bare base elsewhere."""
+def only_component(adapted: "PeftModel", component: str | None) -> Iterator[None]:
+    """Run a block with the adapter on one component of a pipeline, or on none, and the bare base elsewhere."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

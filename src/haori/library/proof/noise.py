@@ -100,10 +100,13 @@ def check_noise(base: "Base", updates: "AdapterUpdates") -> list[Check]:
     live = live_changes(base, updates)
     of_base = exact_logits(model, probes)
     checks = [check_effect(exact_logits(model, probes, live), of_base, measured=NOISE)]
-    for component in changed if len(changed) > 1 else ():
+    if len(changed) < 2:
+        return checks
+    bare = exact_logits(model, probes[:1])  # on its own: other batches are added in another order
+    for component in changed:
         part = {name: update for name, update in live.items() if name.partition(".")[0] == component}
         subject = f"adapter on {component!r} alone"
-        found = check_effect(exact_logits(model, probes, part), of_base, subject=subject, measured=NOISE)
+        found = check_effect(exact_logits(model, probes[:1], part), bare, subject=subject, measured=NOISE)
         checks.append(found.with_fields(name=f"effect of {component}"))
     return checks
 
