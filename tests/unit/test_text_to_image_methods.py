@@ -63,10 +63,12 @@ METHODS = {
     "loftq": ["method.kind=qlora", "method.init=loftq", "method.target=attention", "training.dtype=bf16"],
     "ema": ["training.ema=0.5", "training.gradient_checkpointing=true", "training.text_encoder=true"],
 }
+SLOW = {"dora", "adalora", "loha", "loftq"}
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in METHODS]
 DRAWN_BY_DIFFUSERS = {"rslora", "adalora", "ard_lora"}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_a_method_from_pictures_to_stock_tools(root: Path, tmp_path: Path, name: str) -> None:
     run = prepared(root, f"name={name}", *METHODS[name])
     (tmp_path / "whole").mkdir()
