@@ -161,9 +161,14 @@ def _of_diffusion(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
     parameter = next(model.parameters(), None)
     if parameter is None or parameter.device.type != "cpu":
         return []
-    return [
+    found = [
         (kind, module, stand_in)
         for module in model.modules()
         for kind, make in KINDS
         if (stand_in := make(module)) is not None
     ]
+    if any(kind == "residual blocks" for kind, _, _ in found):
+        adapted = {id(layer.get_base_layer()) for layer in model.modules() if hasattr(layer, "get_base_layer")}
+        frozen = [layer for layer in model.modules() if type(layer) is nn.Conv2d and id(layer) not in adapted]
+        found += [("convolutions", layer, convolution_stand_in(layer)) for layer in frozen]
+    return found
