@@ -158,6 +158,8 @@ def _stand_ins(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
 
 def _of_diffusion(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
     """Return what stands in for the parts of UNets, on a CPU; a GPU has kernels of its own for these."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     parameter = next(model.parameters(), None)
     if parameter is None or parameter.device.type != "cpu":
         return []
@@ -168,7 +170,7 @@ def _of_diffusion(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
         if (stand_in := make(module)) is not None
     ]
     if any(kind == "residual blocks" for kind, _, _ in found):
-        adapted = {id(layer.get_base_layer()) for layer in model.modules() if hasattr(layer, "get_base_layer")}
+        adapted = {id(layer.get_base_layer()) for layer in model.modules() if isinstance(layer, BaseTunerLayer)}
         frozen = [layer for layer in model.modules() if type(layer) is nn.Conv2d and id(layer) not in adapted]
         found += [("convolutions", layer, convolution_stand_in(layer)) for layer in frozen]
     return found
