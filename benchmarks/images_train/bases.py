@@ -31,7 +31,7 @@ def base_of(case: str, home: Path) -> tuple[str, bool]:
     return str(folder), False
 
 
-def write_pictures(folder: Path, size: int, count: int = 64) -> Path:
+def write_pictures(folder: Path, size: int, count: int = 40) -> Path:
     """Write pictures of bars and spots, each with a caption beside it."""
     import numpy as np
     from PIL import Image
