@@ -1,5 +1,6 @@
 """What a recipe for pictures leaves open is chosen by the rules that are written down; what it gives stands."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from haori.tasks.recipe import recipe_from
 from haori.tasks.text_to_image.choices import PRESETS, resolve_choices
+from tests.diffusion_pipelines import saved, stable_diffusion
 
 
 def resolved(
@@ -71,3 +73,22 @@ def test_sdxl_has_twice_the_rank_at_the_same_alpha():
     recipe, choices = resolved("preset=style", family="sdxl", parameters=2.6e9)
     assert (recipe.method.rank, recipe.method.alpha) == (32, 16.0)
     assert "scale 0.5" in next(choice.reason for choice in choices if choice.key == "method.alpha")
+
+
+def test_small_pictures_come_in_larger_batches():
+    assert resolved(side=64)[0].training.batch_size == 16
+    assert resolved(side=512)[0].training.batch_size == 5
+    assert resolved(side=64, pictures=9)[0].training.batch_size == 3
+
+
+def test_trained_tokens_are_refused_since_no_file_carries_them(tmp_path: Path):
+    from haori.bases import find_base
+    from haori.core.errors import RecipeError
+    from haori.tasks.text_to_image import TASK
+
+    base = find_base(str(saved(stable_diffusion(), tmp_path / "base")))
+    recipe = recipe_from(
+        {"name": "t", "task": "text_to_image", "base": "b", "data": {"path": "p"}}, ["method.trainable_tokens=[red]"]
+    )
+    with pytest.raises(RecipeError, match="trained tokens"):
+        TASK.check(recipe, base)

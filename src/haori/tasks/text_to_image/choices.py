@@ -3,8 +3,9 @@
 rank, alpha  by the preset, 16 and 16 without one: at a scale of 1 a strength of 1.0 is what was trained
 lr           1e-4 for bases of 0.3B parameters and more, as sd-scripts, ai-toolkit and diffusers have it; 1e-3 for
              smaller ones; a tenth of it for full fine-tuning, ten times for LoKr, which trains few numbers
-batch        a tenth of the pictures, 1 to 8; one picture at a time from a million pixels on
-epochs       so many that 1,500 to 3,000 pictures are seen, by the preset (ten times as many by a small base),
+batch        a tenth of the pictures, 1 to 8; a third, at most 16, where they are no larger than 128 x 128; one picture
+             at a time from a million pixels on
+epochs       so many that 1,500 to 3,000 pictures are seen, by the preset (five times as many by a small base),
              10 to 500
 noise        even timesteps, or logit-normal for flow matching (Esser et al. 2024)
 """
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["PRESETS", "Preset", "preset_of", "resolve_choices"]
 
 _SMALL_PARAMETERS = 0.3e9
+_SMALL_SEEN = 5  # which starts farther from anything
 _LARGE_PIXELS = 1_000_000
+_SMALL_PIXELS = 17_000  # 128 x 128, with the little that tells sizes of equal area apart
 _FEW_NUMBERS = frozenset({"LOKR"})
 _DOUBLE_RANK = frozenset({"sdxl"})  # 32 and 16 in sd-scripts
 
@@ -136,8 +139,11 @@ def _rate(method: Any, *, small: bool) -> tuple[float, str]:
 def _batch_size(pictures: int, pixels: int) -> tuple[int, str]:
     if pixels >= _LARGE_PIXELS:
         return 1, "one picture at a time, as they are large"
-    size = min(8, max(1, round(pictures / 10)))
-    return size, f"a tenth of the {pictures} pictures, at most 8"
+    if pixels <= _SMALL_PIXELS:
+        return min(
+            16, max(1, round(pictures / 3))
+        ), f"a third of the {pictures} pictures, at most 16, as they are small"
+    return min(8, max(1, round(pictures / 10))), f"a tenth of the {pictures} pictures, at most 8"
 
 
 def _micro_batch(batch_size: int, pixels: int, device: str) -> tuple[int, str]:
@@ -146,7 +152,7 @@ def _micro_batch(batch_size: int, pixels: int, device: str) -> tuple[int, str]:
 
 
 def _epochs(pictures: int, preset: Preset, *, small: bool) -> tuple[int, str]:
-    seen = preset.seen * (10 if small else 1)
+    seen = preset.seen * (_SMALL_SEEN if small else 1)
     epochs = min(500, max(10, math.ceil(seen / pictures)))
     return epochs, f"about {seen:,} pictures seen; at most, since early stopping watches validation loss"
 

@@ -78,6 +78,11 @@ class TextToImage(Task):
                 f"'noise.min_snr_gamma' weighs the timesteps of noise schedules, and {base.name!r} was trained by flow "
                 "matching; leave it out."
             )
+        if getattr(recipe.method, "trainable_tokens", ()):
+            raise RecipeError(
+                "'method.trainable_tokens' is not for pictures yet: no file format here carries trained tokens of a "
+                "text encoder. Leave it out, or adapt the text encoder with training.text_encoder=true."
+            )
         if not recipe.training.text_encoder and recipe.optimizer.text_encoder_lr != "auto":
             raise RecipeError("'optimizer.text_encoder_lr' needs training.text_encoder=true; leave it out.")
 
@@ -111,10 +116,10 @@ class TextToImage(Task):
         device: str,
         quantization: "Quantization | None",
     ) -> "nn.Module":
-        """Load the denoiser, with the text encoders where they are trained."""
+        """Load the denoiser, with the text encoders where they are adapted."""
         from haori.bases.diffusion import load_diffusion_model
 
-        components = _loaded(base, recipe)
+        components = _adapted(base, recipe)
         return load_diffusion_model(base, dtype=dtype, device=device, quantization=quantization, components=components)
 
     def rows(
@@ -257,7 +262,7 @@ class TextToImage(Task):
 
         return Encoded(
             processor.base, processor, recipe.training.seed, unmasked_weight=recipe.data.unmasked_weight,
-            live_text=len(_loaded(processor.base, recipe)) > 1,
+            live_text=recipe.training.text_encoder,
         )  # fmt: skip
 
 
@@ -277,21 +282,11 @@ def _check_places(method: AdaptedMethod, encoders: Sequence[str], *, adapted: bo
 
 
 def _adapted(base: "Base", recipe: TextToImageRecipe) -> tuple[str, ...]:
-    """Return the components whose modules are adapted."""
+    """Return the components whose modules are adapted; no others are in memory in training."""
     from haori.bases.diffusion import family_of
 
     family = family_of(base)
     return (family.denoiser, *(family.text_encoders if recipe.training.text_encoder else ()))
-
-
-def _loaded(base: "Base", recipe: TextToImageRecipe) -> tuple[str, ...]:
-    """Return the components that are in memory in training; tokens are trained in a text encoder."""
-    from haori.bases.diffusion import family_of
-
-    family = family_of(base)
-    tokens = not isinstance(recipe.method, FullMethod) and bool(getattr(recipe.method, "trainable_tokens", ()))
-    needed = recipe.training.text_encoder or tokens
-    return (family.denoiser, *(family.text_encoders if needed else ()))
 
 
 TASK = TextToImage()
