@@ -1,6 +1,5 @@
 """`haori extract`: the difference of two checkpoints as a LoRA, judged by a singular value decomposition of its own."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from haori.library import Library
 from haori.library.combining.extracting import extract_updates
 from tests.command_line import haori
 from tests.conftest import build_tiny_base
-from tests.pipeline_folders import write_pipeline
+from tests.diffusion_pipelines import saved, stable_diffusion
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -124,14 +123,16 @@ def test_what_has_no_difference_is_refused(
     assert Library().list() == ()
 
 
-def test_components_of_a_pipeline(tmp_path: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = write_pipeline(tmp_path / "base", tiny_base_folder)
-    tuned = write_pipeline(tmp_path / "tuned", tiny_base_folder, unet=7)
-    index = json.loads((tuned / "model_index.json").read_text())
-    assert index["_class_name"] == "StableDiffusionPipeline"
+def test_components_of_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = saved(stable_diffusion(), tmp_path / "base")
+    tuned = shutil.copytree(base, tmp_path / "tuned")
+    file = "unet/diffusion_pytorch_model.safetensors"
+    changed = load_file(tuned / file)
+    for seed, name in enumerate(("conv_in.weight", "conv_out.weight")):
+        changed[name] += 0.1 * random(*changed[name].shape, seed=seed)
+    save_file(changed, tuned / file)
     found = extract_updates(find_base(str(base)), find_base(str(tuned)), 36)
     assert set(found.updates.modules) == {"unet.conv_in", "unet.conv_out"}
-    file = "unet/diffusion_pytorch_model.safetensors"
     one, two = load_file(base / file), load_file(tuned / file)
     for name, update in found.updates.modules.items():
         key = f"{name.removeprefix('unet.')}.weight"

@@ -75,5 +75,5 @@ def test_stock_diffusers_draws_what_was_trained(run: Any):
     setattr(live, model.family.denoiser, model.denoiser)
     expected = drawn(live)
     effect = (expected - bare).norm()
-    assert effect > 0.02 * bare.norm()
+    assert effect > 0.01 * bare.norm()
     assert (found - expected).norm() < 0.01 * effect  # a tenth of the effect lost would be ten times as much

@@ -270,3 +270,17 @@ def test_a_text_base_is_refused(tiny_base_folder: Path) -> None:
     tiny_base = find_base(str(tiny_base_folder))
     with pytest.raises(BaseError, match=r"is one model \(.*\), no pipeline for pictures"):
         PipelineProcessor(tiny_base)
+
+
+def test_a_tokenizer_that_states_no_length_reads_what_the_encoder_has_positions_for(folder: Path, tmp_path: Path):
+    from haori.bases import find_base
+    from haori.bases.diffusion import PipelineProcessor
+
+    into = shutil.copytree(folder, tmp_path / "endless")
+    path = into / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("model_max_length") == 77
+    path.write_text(json.dumps(settings))
+    processor = PipelineProcessor(find_base(str(into)))
+    assert processor.tokens(["a red cat"])["text_encoder"].shape == (1, 77)
+    assert processor.cut("cat " * 100).count("cat") == 25

@@ -21,7 +21,7 @@ TOKENS = {
     "checkpoint.py": ("epoch_tokens", '"tokens"', "tokens, pixels, residues"),
     "loop.py": ("labelled tokens, rows, pairs",),
     "diagnosis.py": ("nats per token, row or pair",),
-    "out_of_memory.py": ("TokenTraining", "micro_batch_tokens", "tokens, pixels"),
+    "out_of_memory.py": ("tokens, pixels",),
     "preparation.py": ("trainable_tokens", "eva_tokens", "too_few_tokens", "modules and tokens trained in full"),
     "continuing.py": ("trainable_tokens", "names of trained tokens", "convert_ids_to_tokens"),
 }

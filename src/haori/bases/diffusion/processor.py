@@ -104,9 +104,14 @@ class PipelineProcessor:
         kind: Any = class_of(self.base, part)
         try:
             with quiet_diffusers():
-                return kind.from_pretrained(part.path, local_files_only=True)
+                found = kind.from_pretrained(part.path, local_files_only=True)
         except Exception as error:
             # tokenizers raises bare Exception for a damaged tokenizer.json.
             raise BaseError(
                 f"The tokenizer {part.path.name!r} of {self.base.name!r} cannot be loaded: {first_line(error)}."
             ) from error
+        # Some tokenizers say that they have no limit; what the encoder has positions for is one.
+        positions = self._configs.part(encoder).config.get("max_position_embeddings")
+        if isinstance(positions, int) and found.model_max_length > positions:
+            found.model_max_length = positions
+        return found
