@@ -25,6 +25,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/cli_start/run.py
 	$(BIN)/python benchmarks/demo/run.py
 	$(BIN)/python benchmarks/train_speed/run.py
+	$(BIN)/python benchmarks/images_train/run.py
 	$(BIN)/python benchmarks/methods/run.py
 	$(BIN)/python benchmarks/length_scaling/run.py
 	$(BIN)/python benchmarks/gpu_train/run.py

@@ -104,3 +104,20 @@ def test_a_sheet_holds_every_picture_where_it_belongs():
     (red, green), (blue, yellow) = places[:2], places[2:]
     assert red[0] == green[0] < blue[0] == yellow[0]
     assert red[1] == blue[1] < green[1] == yellow[1]
+
+
+def test_samples_have_the_resolution_that_is_trained(tmp_path: Path):
+    from haori.bases import find_base
+    from haori.bases.diffusion import PipelineProcessor
+    from haori.tasks.recipe import recipe_from
+    from haori.tasks.text_to_image import TASK
+
+    base = find_base(str(saved(stable_diffusion(), tmp_path / "base")))
+    recipe = recipe_from(
+        {"name": "t", "task": "text_to_image", "base": "b", "data": {"path": "p"}},
+        ["data.resolution=50", "training.epochs=1", 'samples.prompts=["red"]'],
+    )
+    processor = PipelineProcessor(base)
+    observer: Any = TASK.observer(recipe, base, processor, None, tmp_path)
+    assert observer.size == (48, 48)  # of sides that divide by 4
+    assert processor.native_size == 32

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from haori.bases import choose_dtype, default_device
 from haori.bases.diffusion import PictureSize
 from haori.core.errors import DataError
 from haori.core.progress_bar import progress_bar
@@ -71,6 +72,9 @@ class Encoded:
         self._readers = [
             base.components[name].fingerprint.model_dump(mode="json") for name in self.family.text_encoders
         ]
+        parameters = sum(base.components[name].parameters for name in self.family.text_encoders)
+        small = parameters < _LARGE_PARAMETERS
+        self._text_dtype = "fp32" if small else choose_dtype("auto", default_device()).name
 
     def captions(self, row: "PictureRow") -> list[str]:
         """Return the variants of a row's caption, the empty one of caption dropout not among them."""
@@ -153,8 +157,7 @@ class Encoded:
     def _embed(self, captions: Sequence[str], device: str) -> None:
         import torch
 
-        parameters = sum(self.base.components[name].parameters for name in self.family.text_encoders)
-        encoders = self.processor.load_text_encoders("fp32" if parameters < _LARGE_PARAMETERS else "auto", device)
+        encoders = self.processor.load_text_encoders(self._text_dtype, device)
         with progress_bar("embedding captions", len(captions), "captions") as advance, torch.no_grad():
             for caption in captions:
                 tokens = self.family.tokens(self.processor.tokenizers, [caption])
@@ -182,7 +185,9 @@ class Encoded:
         return key_of(kind="latents 1", picture=row.content_hash, bucket=row.bucket, shown=shown, vae=self._vae)
 
     def _text_key(self, caption: str) -> str:
-        return key_of(kind="text 1", caption=caption, family=self.family.name, encoders=self._readers)
+        return key_of(
+            kind="text 2", caption=caption, family=self.family.name, encoders=self._readers, dtype=self._text_dtype
+        )
 
 
 def joined(several: "Sequence[dict[str, Tensor]]") -> "dict[str, Tensor]":

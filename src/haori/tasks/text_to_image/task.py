@@ -198,9 +198,9 @@ class TextToImage(Task):
 
         if not recipe.samples.prompts:
             return None
-        epochs = recipe.training.epochs
-        assert epochs != "auto"
-        side = processor.native_size
+        epochs, resolution = recipe.training.epochs, recipe.data.resolution
+        assert epochs != "auto" and resolution != "auto"
+        side = resolution // processor.size_multiple * processor.size_multiple
         return SampleSheets(recipe.samples, base, folder, epochs, (side, side), recipe.training.seed)
 
     def rate(self, recipe: TextToImageRecipe, parameter: str) -> float:
