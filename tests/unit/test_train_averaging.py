@@ -77,3 +77,24 @@ def test_a_resumed_run_goes_on_with_the_average(tiny_base_folder: Path, tmp_path
     second.run(StopRequest(), second.restore(newest))
     for name, tensor in adapter(second).items():
         assert torch.equal(tensor, adapter(whole)[name])
+
+
+def test_an_observer_that_fails_is_told_and_ends_nothing(tiny_base_folder: Path, tmp_path: Path):
+    from haori.core.events import Warned
+
+    made = recipe("training.max_steps=3")
+    plain = make_loop(tiny_base_folder, tmp_path / "plain", made, rows(40), rows(10, seed=1))
+    plain.run(StopRequest())
+    loop = make_loop(tiny_base_folder, tmp_path / "run", made, rows(40), rows(10, seed=1))
+    told: list[str] = []
+
+    def broken(model: torch.nn.Module, step: int, epoch: float) -> None:
+        torch.rand(5)
+        raise RuntimeError("no room for a picture")
+
+    loop.observer = broken
+    loop.on_event = lambda event: told.append(event.text) if isinstance(event, Warned) else None
+    loop.run(StopRequest())
+    assert told
+    assert all("no room for a picture" in text for text in told)
+    assert all(torch.equal(tensor, adapter(plain)[name]) for name, tensor in adapter(loop).items())

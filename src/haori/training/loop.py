@@ -19,8 +19,8 @@ import torch
 
 from haori.adapters.behaviour import Behaviour
 from haori.adapters.methods import behaviour_of
-from haori.core.errors import TrainingError
-from haori.core.events import EventSink, Measured, Progress, Saved, discard
+from haori.core.errors import HaoriError, TrainingError
+from haori.core.events import EventSink, Measured, Progress, Saved, Warned, discard
 from haori.core.free_memory import release_free_memory
 from haori.tasks.recipe import Recipe
 from haori.tasks.task import Objective, Observer, Task
@@ -290,6 +290,8 @@ class Loop:
             forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
             with torch.no_grad(), forked, self.accelerator.autocast():
                 self.observer(model, self.position.step, self.epochs_done())
+        except (HaoriError, RuntimeError, ValueError, OSError, MemoryError) as error:  # training is worth more
+            self.on_event(Warned(text=f"looking at the model at step {self.position.step} failed: {error}"))
         finally:
             for module, training in modes.items():
                 module.training = training
