@@ -167,6 +167,48 @@ def test_writers_of_one_folder_at_once_leave_one_of_theirs(tmp_path: Path):
         assert [path.name for path in final.parent.iterdir()] == ["final"]
 
 
+@pytest.mark.parametrize("way", ["exchange", "two renames"])
+def test_another_writer_may_recover_between_any_two_calls(tmp_path: Path, way: str):
+    code = REPLACE.replace("os.kill(os.getpid(), signal.SIGKILL)", "folder_swap.recover(final)")
+    for step in range(1, 200):
+        final = tmp_path / str(step) / "final"
+        old_folder(final)
+        command = [sys.executable, "-c", code, str(final), str(step), way]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, (step, ended.stdout, ended.stderr)
+        assert content(final) == NEW
+        assert [path.name for path in final.parent.iterdir()] == ["final"], step
+        if int(ended.stdout.split()[-1]) < step:
+            break
+    assert step > 10
+
+
+# Instead of killing itself: puts a folder of its own there, as another process would that has just recovered.
+ANOTHER = """recover, folder_swap.recover = folder_swap.recover, lambda final: None
+        new = final.parent / "another"
+        new.mkdir()
+        for name in ("a", "b"):
+            (new / name).write_text("another's")
+        folder_swap.put_in_place(new, final)
+        folder_swap.recover = recover"""
+
+
+@pytest.mark.parametrize("way", ["exchange", "two renames"])
+def test_another_writer_may_replace_it_between_any_two_calls(tmp_path: Path, way: str):
+    code = REPLACE.replace("os.kill(os.getpid(), signal.SIGKILL)", ANOTHER)
+    for step in range(1, 200):
+        final = tmp_path / str(step) / "final"
+        old_folder(final)
+        command = [sys.executable, "-c", code, str(final), str(step), way]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, (step, ended.stdout, ended.stderr)
+        assert len(set(content(final).values())) == 1 and set(content(final)) == {"a", "b"}, step
+        assert [path.name for path in final.parent.iterdir()] == ["final"], (step, ended.stdout)
+        if int(ended.stdout.split()[-1]) < step:
+            break
+    assert step > 10
+
+
 def test_names_that_look_alike_are_told_apart(tmp_path: Path):
     with staged_folder(tmp_path / "base.old"):
         folder_swap.recover(tmp_path / "base")  # the unfinished folder of another is not taken for its old one

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -45,8 +46,8 @@ def put_in_place(new: Path, final: Path) -> None:
         try:
             new.rename(final)
         except OSError as error:
-            if old is not None and not os.path.lexists(final):
-                old.rename(final)
+            if old is not None:
+                _put_back_or_delete(old, final)
             if error.errno in _TAKEN:
                 continue  # another process was quicker; its folder is replaced in turn
             raise
@@ -91,22 +92,32 @@ def _place_of(path: Path) -> Path | None:
 
 def _recover(final: Path, aside: Sequence[Path]) -> None:
     for old in aside:
-        if os.path.lexists(final):
-            _delete_leftover(old)
-        else:
-            with suppress(OSError):  # another process did it first
+        _put_back_or_delete(old, final)
+
+
+def _put_back_or_delete(old: Path, final: Path) -> None:
+    """Rename `old` to `final`, or delete it if there is a folder there; again while other processes do as much."""
+    for _ in range(_ATTEMPTS):
+        if not os.path.lexists(old):  # here, or by another process
+            return
+        if not os.path.lexists(final):
+            with suppress(OSError):
                 old.rename(final)
+        elif not _delete_leftover(old):
+            return
 
 
-def _delete_leftover(folder: Path) -> None:
-    with suppress(OSError):  # its name is not looked at, and `sweep` tries again
+def _delete_leftover(folder: Path) -> bool:
+    try:
         delete_folder(folder)
+    except OSError:  # its name is not looked at, and `sweep` tries again
+        return False
+    return True
 
 
 def _set_aside(final: Path) -> Path | None:
     """Rename `final` to a name that `recover` knows; None if there is nothing."""
-    aside = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".old"))
-    aside.rmdir()
+    aside = final.with_name(f".{final.name}.{secrets.token_hex(4)}.old")
     try:
         final.rename(aside)
     except FileNotFoundError:
