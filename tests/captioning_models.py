@@ -1,4 +1,4 @@
-"""Tiny random models that look at pictures: BLIP, GIT and a classifier, real classes, saved in a folder."""
+"""Tiny random models that look at pictures: BLIP, GIT, LLaVA and a classifier, real classes, saved in a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,54 @@ def git(folder: Path) -> Path:
     model.save_pretrained(folder)
     pixels = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     GitProcessor(image_processor=pixels, tokenizer=words).save_pretrained(folder)
+    return folder
+
+
+CHAT = (
+    "{% for message in messages %}{{ message.role }} {% for part in message.content %}"
+    "{% if part.type == 'image' %}<image> {% else %}{{ part.text }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def llava(folder: Path, dtype: Any = None) -> Path:
+    """A model that answers questions about pictures, as Qwen-VL and SmolVLM are asked: by a chat template."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    torch.manual_seed(3)
+    names = ["<unk>", "<pad>", "</s>", "<image>", "user", "assistant", "Describe", "picture", "sentence", *WORDS]
+    words = Tokenizer(models.WordLevel({name: at for at, name in enumerate(names)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokens = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+    )  # fmt: skip
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**sizes, image_size=32, patch_size=8),
+        text_config=LlamaConfig(
+            **sizes, vocab_size=len(names), num_key_value_heads=2, bos_token_id=None, eos_token_id=2, pad_token_id=1
+        ),
+        image_token_index=3, vision_feature_layer=-1,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config).eval()
+    _sharpen(model)
+    model.to(dtype or torch.float32).save_pretrained(folder)
+    LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer=tokens, patch_size=8, vision_feature_select_strategy="default", chat_template=CHAT,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)  # fmt: skip
     return folder
 
 

@@ -199,7 +199,7 @@ def test_show_lists_the_components(folder: Path, capsys: pytest.CaptureFixture[s
     assert "painter" in haori(capsys, "bases", "list").out
 
 
-@pytest.mark.parametrize("command", ["train", "data", "serve"])
+@pytest.mark.parametrize("command", ["train", "data"])
 def test_a_command_for_text_names_the_components_and_the_tasks(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ):
@@ -208,7 +208,6 @@ def test_a_command_for_text_names_the_components_and_the_tasks(
     arguments = {
         "train": ["train", "--task", "causal_lm", "--base", folder, "--data", rows, "--name", "mine"],
         "data": ["data", "check", rows, "--base", folder],
-        "serve": ["serve", "--base", folder, "--port", "0"],
     }
     done = haori(capsys, *arguments[command])
     said = " ".join(done.err.split())

@@ -1,5 +1,6 @@
 """Single-file checkpoints: told by their headers, converted without a hub, every weight where it belongs."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -105,6 +106,10 @@ def test_every_weight_arrives_where_the_pipeline_had_it(
     assert set(base.components) == {"unet", "vae", *model.family.text_encoders}
     again = find_base(str(file))
     assert again.reference() == base.reference()
+    raw = file.read_bytes()
+    hashes = base.reference().checkpoint
+    assert hashes.sha256 == hashlib.sha256(raw).hexdigest()
+    assert hashes.autov1 == hashlib.sha256(raw[0x100000:0x110000]).hexdigest()[:8]
     assert not list(base.path.glob("configs"))
 
 
@@ -134,6 +139,7 @@ def test_a_checkpoint_is_registered_under_a_name_and_outlives_its_file(tiny: Any
     file.unlink()
     assert base.path.is_relative_to(haori_home / "bases")
     assert find_base("mine").reference() == base.reference()
+    assert base.reference().checkpoint is not None
     remove_base("mine")
     assert not base.path.exists()
 

@@ -7,6 +7,8 @@ import torch
 from haori import bases
 from haori.bases.embedded import EMBEDDED
 from haori.core.errors import BaseError, LibraryError
+from haori.images.generation import PictureGenerator
+from haori.images.request import PictureRequest
 from haori.library.adapter_names import check_no_base_name
 
 
@@ -78,3 +80,10 @@ def test_its_autoencoder_gives_a_picture_back():
         back = coder.decode(coder.encode(picture).latent_dist.mode()).sample
     error = ((back.clamp(-1, 1) - picture) / 2).square().mean().item()
     assert -10 * np.log10(error) > 15  # decibels; a style that it never saw
+
+
+@pytest.mark.parametrize(("asked", "written"), [(None, "CFG scale: 3,"), (7.5, "CFG scale: 7.5,")])
+def test_it_is_drawn_at_its_own_guidance_unless_another_is_asked_for(asked, written):
+    generator = PictureGenerator(bases.find_base("emoji-sd"))
+    (drawn,) = generator.draw([PictureRequest("red heart", steps=1, seed=1, guidance=asked)])
+    assert written in drawn.infotext

@@ -5,12 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, BlipForConditionalGeneration, GitForCausalLM
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    BlipForConditionalGeneration,
+    GitForCausalLM,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 from transformers import ViTForImageClassification as Classifier
 
 from haori.core.errors import InputError
 from haori.data.pictures.captioners import open_captioner
-from tests.captioning_models import blip, classifier, git
+from tests.captioning_models import blip, classifier, git, llava
 from tests.command_line import haori
 from tests.pictures import picture, picture_folder
 
@@ -57,6 +64,26 @@ def test_git_goes_on_from_its_prompt_as_its_paper_does(models: dict[str, Path]):
     )  # fmt: skip
     expected = processor.batch_decode(ids, skip_special_tokens=True)[0]
     assert opened(models["git"], "a cat").caption(picture(2)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_chat_model_is_asked_and_only_its_answer_is_the_caption(tmp_path: Path, dtype: torch.dtype):
+    path = llava(tmp_path / "llava", dtype)
+    model = LlavaForConditionalGeneration.from_pretrained(path).eval()
+    processor = LlavaProcessor.from_pretrained(path)
+    found = set()
+    for prompt in (None, "a small cat"):
+        asked = prompt or "Describe the picture in one plain sentence."
+        text = f"user <image> {asked} assistant "
+        for seed in range(3):
+            inputs = processor(images=picture(seed), text=text, return_tensors="pt").to(dtype=dtype)
+            assert (inputs.input_ids == 3).sum() == 16  # (32 / 8)^2 places of the picture
+            ids = model.generate(**inputs, max_new_tokens=9, do_sample=False)[0, inputs.input_ids.shape[1] :]
+            expected = " ".join(processor.decode(ids, skip_special_tokens=True).split())
+            assert opened(path, prompt).caption(picture(seed)) == expected
+            assert expected
+            found.add(expected)
+    assert len(found) > 1  # it looks at the picture, or at the question
 
 
 def test_tags_are_the_labels_above_the_threshold(models: dict[str, Path]):

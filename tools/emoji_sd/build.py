@@ -2,13 +2,17 @@
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 import torch
+from captions import FILLERS, caption
 from diffusers import StableDiffusionPipeline
 from gate_figures import BARS
+from lists import STYLES, SUBJECTS
 from model import autoencoder, denoiser, scheduler, text_encoder
 from train import UNET, caption_tokenizer
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 __all__ = ["card", "pipeline_of", "write"]
 
@@ -20,6 +24,7 @@ def pipeline_of(folder: Path, name: str = "main") -> StableDiffusionPipeline:
     text, unet, coder = text_encoder(tokenizer), denoiser(**UNET), autoencoder()
     for part, model in (("text.", text), ("unet.", unet)):
         model.load_state_dict({key[len(part) :]: value for key, value in average.items() if key.startswith(part)})
+    neutralise(text, tokenizer)
     coder.load_state_dict(torch.load(folder / "autoencoder.pt")["average"])
     return StableDiffusionPipeline(
         vae=coder.eval(),
@@ -31,6 +36,17 @@ def pipeline_of(folder: Path, name: str = "main") -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+@torch.no_grad()
+def neutralise(text: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let tokens that no caption held mean as little as the words that say nothing: their vectors are still random."""
+    chance = random.Random(0)
+    captions = {caption(subject, style, chance) for subject in SUBJECTS for style in STYLES for _ in range(100)}
+    seen = {token for ids in tokenizer(sorted(captions)).input_ids for token in ids}
+    fillers = sorted({token for words in FILLERS for token in tokenizer(words, add_special_tokens=False).input_ids})
+    vectors = text.get_input_embeddings().weight
+    vectors[[token for token in range(len(vectors)) if token not in seen]] = vectors[fillers].mean(0)
 
 
 def write(pipeline: StableDiffusionPipeline, out: Path) -> None:

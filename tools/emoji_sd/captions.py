@@ -1,14 +1,16 @@
 """Captions of the pictures, and the tokenizer that reads them.
 
 A caption is a style word and a name ("noto red heart"); one in six has no style word, one in ten is empty, which
-is what classifier-free guidance compares with. Some subjects have further names that people type ("car").
+is what classifier-free guidance compares with. Some subjects have further names that people type ("car"), and some
+captions begin with words that say nothing ("a picture of a", "xq,"), so that the base passes over words it does not
+know, such as the trigger of an adapter.
 """
 
 import random
 from collections.abc import Iterable
 from itertools import pairwise
 
-__all__ = ["ALIASES", "MAX_TOKENS", "caption", "name_of", "tokenizer"]
+__all__ = ["ALIASES", "FILLERS", "MAX_TOKENS", "caption", "name_of", "tokenizer"]
 
 MAX_TOKENS = 24
 
@@ -62,6 +64,22 @@ ALIASES = {
 """Further names of a subject."""
 
 
+FILLERS = (
+    "a",
+    "an",
+    "the",
+    "a picture of a",
+    "a drawing of the",
+    "an icon of a",
+    "emoji of",
+    "picture of the",
+    "icon with",
+)
+"""Beginnings that say nothing."""
+_FILLED = 0.6
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
 def name_of(subject: str) -> str:
     """The CLDR name as words: `red-heart` to `red heart`."""
     return subject.replace("-", " ")
@@ -74,7 +92,13 @@ def caption(subject: str, style: str, chance: random.Random) -> str:
         return ""
     aliases = ALIASES.get(subject, ())
     name = chance.choice(aliases) if aliases and chance.random() < 0.3 else name_of(subject)
-    return name if kind < 0.25 else f"{style} {name}"
+    text = name if kind < 0.25 else f"{style} {name}"
+    if chance.random() >= _FILLED:
+        return text
+    if chance.random() < 0.5:
+        return f"{chance.choice(FILLERS)} {text}"
+    word = "".join(chance.choices(_LETTERS, k=chance.randint(1, 3)))
+    return f"{word}{chance.choice((',', ''))} {text}"
 
 
 def tokenizer(captions: Iterable[str]) -> "CLIPTokenizer":  # noqa: F821

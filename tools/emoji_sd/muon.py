@@ -7,6 +7,7 @@ Adam's as in Liu et al., "Muon is scalable for LLM training" (2025, arXiv 2502.1
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["Muon", "orthogonal"]
@@ -21,26 +22,68 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    return x if wide else x.T
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum over parameters of two or more dimensions; further ones are flattened."""
+    """Muon with Nesterov momentum over parameters of two or more dimensions; further ones are flattened.
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+    Processes that train together hold the same gradients. Each makes its part of the matrices orthogonal, which is
+    half of the time of a small step, and sends the updates to the others.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, rank: int = 0, world: int = 1
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        self.rank, self.world = rank, world
+        every = [parameter for group in self.param_groups for parameter in group["params"]]
+        self.owners = _owners([parameter.flatten(1).shape for parameter in every], world)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Move every parameter that has a gradient."""
+        owners = iter(self.owners)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = torch.lerp(parameter.grad, state["momentum"], group["momentum"]).flatten(1)
-                size = 0.2 * max(update.shape) ** 0.5
-                parameter.add_(orthogonal(update).view_as(parameter), alpha=-group["lr"] * size)
+            moved = [(parameter, next(owners)) for parameter in group["params"]]
+            moved = [(parameter, owner) for parameter, owner in moved if parameter.grad is not None]
+            updates = [
+                torch.cat(
+                    [self._update(parameter, group["momentum"], owner) for parameter, owner in moved if owner == rank]
+                )
+                for rank in range(self.world)
+            ]
+            if self.world > 1:
+                for rank, update in enumerate(updates):
+                    dist.broadcast(update.view(torch.uint8), rank)
+            places = [0] * self.world
+            for parameter, owner in moved:
+                end = places[owner] + parameter.numel()
+                update = updates[owner][places[owner] : end].view_as(parameter)
+                places[owner] = end
+                size = 0.2 * max(parameter.flatten(1).shape) ** 0.5
+                parameter.add_(update, alpha=-group["lr"] * size)
+
+    def _update(self, parameter: Tensor, momentum: float, owner: int) -> Tensor:
+        """The flat orthogonal update in bf16, or room for one that another process computes."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        if owner != self.rank:
+            return torch.empty(parameter.numel(), dtype=torch.bfloat16)
+        return orthogonal(torch.lerp(parameter.grad, state["momentum"], momentum).flatten(1)).flatten()
+
+
+def _owners(shapes: list[torch.Size], world: int) -> list[int]:
+    """Which process makes which matrix orthogonal, so that the work is even."""
+    loads, owners = [0] * world, [0] * len(shapes)
+    for place in sorted(range(len(shapes)), key=lambda place: -_work(shapes[place])):
+        owners[place] = loads.index(min(loads))
+        loads[owners[place]] += _work(shapes[place])
+    return owners
+
+
+def _work(shape: torch.Size) -> int:
+    rows, columns = sorted(shape)
+    return rows * rows * (2 * columns + rows)

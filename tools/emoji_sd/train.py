@@ -37,7 +37,19 @@ UNET = {"addition_embed_type": "text", "addition_embed_type_num_heads": 8}
 class Trainer:
     """The state of a training, and one step of it."""
 
-    def __init__(self, folder: Path, *, batch: int, rate: float, unet: dict[str, Any], rank: int, world: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        batch: int,
+        rate: float,
+        unet: dict[str, Any],
+        rank: int,
+        world: int,
+        last: int = 1 << 31,
+        decay: int = 0,
+        noisiness: float = NOISINESS,
+    ) -> None:
         torch.manual_seed(0)
         data = torch.load(folder / "pictures.pt")
         self.code = PatchCode(**data["code"])
@@ -48,9 +60,10 @@ class Trainer:
         self.model = nn.ModuleDict({"text": text_encoder(self.tokenizer), "unet": denoiser(**unet)})
         plain_attention(self.model["unet"])
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizers = optimizers(self.model, rate)
+        self.optimizers = optimizers(self.model, rate, rank, world)
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.batch, self.rank, self.world = batch, rank, world
+        self.last, self.decay, self.noisiness = last, decay, noisiness
         self.step_number = self.pictures_seen = 0
 
     def step(self) -> float:
@@ -60,15 +73,16 @@ class Trainer:
         chance = random.Random(self.step_number * 64 + self.rank)
         rows = self.rows(self.step_number)
         texts = [caption(subject, style, chance) for style, subject in (self.labels[row] for row in rows)]
-        times = (1000 * torch.rand(len(rows), generator=drawn) ** NOISINESS).long().clamp(max=999)
+        times = (1000 * torch.rand(len(rows), generator=drawn) ** self.noisiness).long().clamp(max=999)
         noise = torch.randn(len(rows), *self.latents.shape[1:], generator=drawn)
         loss = self.losses(self.model, self.latents[rows], texts, times, noise).mean()
         loss.backward()
         self._share_gradients()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        share = min(1.0, (self.step_number + 1) / WARM_UP, (self.last - self.step_number) / max(1, self.decay))
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (self.step_number + 1) / WARM_UP)
+                group["lr"] = rate * share
             optimizer.step()
             optimizer.zero_grad()
         self.step_number += 1
@@ -165,13 +179,14 @@ class Trainer:
         self.step_number, self.pictures_seen = state["step"], state["pictures"]
 
 
-def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, rate: float, rank: int, world: int) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside, at twice the rate, and AdamW for embeddings, ends, norms and biases."""
     inner, rest = [], []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim > 1 and not any(part in name for part in ("embed", "conv_in", "conv_out"))
         (inner if is_matrix else rest).append(parameter)
-    return [torch.optim.AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True), Muon(inner, 2 * rate)]
+    adam = torch.optim.AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return [adam, Muon(inner, 2 * rate, rank=rank, world=world)]
 
 
 def caption_tokenizer() -> "PreTrainedTokenizerBase":  # noqa: F821
@@ -196,6 +211,9 @@ def run(arguments: argparse.Namespace, rank: int) -> None:
         unet=json.loads(arguments.unet),
         rank=rank,
         world=arguments.processes,
+        last=arguments.steps,
+        decay=arguments.decay,
+        noisiness=arguments.noisiness,
     )
     checkpoint = arguments.folder / f"{arguments.name}.pt"
     if checkpoint.exists():
@@ -235,6 +253,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--decay", type=int, default=0, help="last steps, over which the rate falls to zero")
+    parser.add_argument(
+        "--noisiness", type=float, default=NOISINESS, help="below 1 for noisy times, above for clear ones"
+    )
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--unet", default=json.dumps(UNET))
     arguments = parser.parse_args()

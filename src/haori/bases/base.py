@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from haori.core.records import BaseReference, Fingerprint, only_component
+from haori.core.records import BaseReference, CheckpointHashes, Fingerprint, only_component
 
 __all__ = ["Base", "BaseEntry", "Component"]
 
@@ -57,6 +57,7 @@ class Base:
         components: Its models by name.
         licence: SPDX id or expression where it is known.
         pipeline: Class of the diffusers pipeline that the components make up; None for a base that is one model.
+        checkpoint: Hashes of the single file that it was converted from; None where it was no checkpoint.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Base:
     components: Mapping[str, Component]
     licence: str | None
     pipeline: str | None = None
+    checkpoint: CheckpointHashes | None = None
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -115,6 +117,7 @@ class Base:
             source=self.source,
             revision=self.revision,
             components={name: component.fingerprint for name, component in self.components.items()},
+            checkpoint=self.checkpoint,
             licence=self.licence,
             size_bytes=self.size_bytes,
             quantization=self.quantization,

@@ -38,6 +38,7 @@ class CatalogueEntry:
         licence: SPDX id of the weights.
         parameters: Number of weights.
         description: One line for the list.
+        continues_text: Whether it writes text by going on from what it was given.
     """
 
     name: str
@@ -50,6 +51,7 @@ class CatalogueEntry:
     licence: str
     parameters: int
     description: str
+    continues_text: bool = True
 
     @property
     def source(self) -> str:
@@ -92,6 +94,7 @@ _MINILM = CatalogueEntry(
     licence="Apache-2.0",
     parameters=22_713_728,
     description="all-MiniLM-L6-v2: a sentence encoder (BERT architecture) for classification and search",
+    continues_text=False,
 )
 
 CATALOGUE: Mapping[str, CatalogueEntry] = {entry.name: entry for entry in (_SMOLLM2, _MINILM)}

@@ -28,13 +28,16 @@ from haori.bases.registry import (
     write_record,
 )
 from haori.core.errors import BaseError, HaoriError, nearest
-from haori.core.hashing import hash_file
+from haori.core.hashing import hash_checkpoint_window, hash_file
+from haori.core.records import CheckpointHashes
 from haori.core.settings import settings
 from haori.core.storage import staged_folder
+from haori.core.user_path import user_path
 
 __all__ = ["add_base", "find_base", "list_bases", "remove_base", "show_base"]
 
 # Pickled ones are named too, so that they are refused for what they are.
+_CHECKPOINT = "checkpoint"
 _CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -86,7 +89,7 @@ def add_base(spec: str, *, name: str | None = None, revision: str | None = None)
     """
     if _is_ours(spec) and name in (None, spec):
         return find_base(spec, revision=revision)
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     chosen = check_name(name or (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name))
     if _is_ours(chosen):
         raise BaseError(f"The name {chosen!r} belongs to the catalogue; give another with --name.")
@@ -160,7 +163,7 @@ def _resolve(spec: str, revision: str | None) -> BaseRecord:
         return _from_registered_hub(record, revision)
     if not spec.strip():
         raise BaseError(_unknown(spec))
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     is_hub = record is None and not _is_ours(spec) and not path.exists() and is_hub_id(spec)
     if revision is not None and not is_hub:
         raise BaseError(f"The revision {revision!r} only applies to hub models, and {spec!r} is not one; leave it out.")
@@ -213,17 +216,26 @@ def _converted(path: Path) -> BaseRecord:
     if not any((home / index).is_file() for index in ("config.json", PIPELINE_INDEX)):
         with staged_folder(home) as stage:
             how.convert(file, stage, file.stem)
-    return BaseRecord(name=file.stem, source=f"{how.kind}:{file}", path=str(home), licence=how.licence(file))
+    record = _file_record(file.stem, file, how)
+    return record.with_fields(path=str(home))
 
 
 def _add_file(path: Path, name: str) -> BaseRecord:
     how, file = _conversion(path), path.resolve()
-    record = BaseRecord(name=name, source=f"{how.kind}:{file}", licence=how.licence(file))
+    record = _file_record(name, file, how)
     with staged_folder(home_of(name)) as stage:
         (stage / MODEL).mkdir()
         how.convert(file, stage / MODEL, name)
         write_record(record, stage)
     return record
+
+
+def _file_record(name: str, file: Path, how: _Conversion) -> BaseRecord:
+    hashes = None
+    if how.kind == _CHECKPOINT:
+        sha256 = hash_file(file).removeprefix("sha256:")
+        hashes = CheckpointHashes(sha256=sha256, autov1=hash_checkpoint_window(file))
+    return BaseRecord(name=name, source=f"{how.kind}:{file}", licence=how.licence(file), checkpoint=hashes)
 
 
 def _conversion(path: Path) -> _Conversion:
@@ -238,7 +250,7 @@ def _conversion(path: Path) -> _Conversion:
         from haori.bases.diffusion.single_file import convert_checkpoint, read_checkpoint
 
         read_checkpoint(path)
-        return _Conversion("checkpoint", 1, convert_checkpoint, lambda file: read_checkpoint(file).licence)
+        return _Conversion(_CHECKPOINT, 1, convert_checkpoint, lambda file: read_checkpoint(file).licence)
     parent = "; name its folder instead" if (path.parent / "config.json").is_file() else ""
     raise BaseError(
         f"{str(path)!r} is a file but neither GGUF nor a checkpoint (.safetensors){parent}. A base is a folder, a GGUF "
@@ -262,6 +274,7 @@ def _base(record: BaseRecord) -> Base:
         components=facts.components(),
         licence=record.licence or licence_of_folder(folder),
         pipeline=facts.pipeline,
+        checkpoint=record.checkpoint,
     )
 
 

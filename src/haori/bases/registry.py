@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from haori.core.errors import BaseError, FileFormatError
 from haori.core.folder_swap import delete_folder, recover, recover_all
-from haori.core.records import Record
+from haori.core.records import CheckpointHashes, Record
 from haori.core.settings import settings
 from haori.core.storage import explain_os_errors, staged_folder, write_text
 
@@ -44,6 +44,9 @@ class BaseRecord(Record):
     path: str | None = Field(default=None, description="Folder of a base that lives elsewhere, else None.")
     revision: str | None = None
     licence: str | None = Field(default=None, description="Licence, where the model folder does not say.")
+    checkpoint: CheckpointHashes | None = Field(
+        default=None, description="Hashes of the checkpoint that it was converted from, if from one."
+    )
 
     @property
     def folder(self) -> Path:

@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from haori.core.errors import BaseError
 from haori.core.hashing import hash_data, short
 
-__all__ = ["MODEL_COMPONENT", "BaseReference", "Difference", "Fingerprint", "Record", "only_component"]
+__all__ = [
+    "MODEL_COMPONENT",
+    "BaseReference",
+    "CheckpointHashes",
+    "Difference",
+    "Fingerprint",
+    "Record",
+    "only_component",
+]
 
 MODEL_COMPONENT = "model"
 """The component of a base that is one model, such as every base for text."""
@@ -53,6 +61,13 @@ class Fingerprint(Record):
         return "same" if self.weights == other.weights else "other weights"
 
 
+class CheckpointHashes(Record):
+    """What model sites and tools know a single-file checkpoint by; digits in lower case."""
+
+    sha256: str = Field(description="Of the whole file, 64 digits.")
+    autov1: str = Field(description="Of its bytes 0x100000 to 0x110000, the first 8 digits.")
+
+
 class BaseReference(Record):
     """The base that an adapter was trained on.
 
@@ -69,6 +84,17 @@ class BaseReference(Record):
         default=None, exclude_if=lambda family: family is None,
         description="Kind of base by the shapes of its weights, such as sd15, sdxl or flux1.",
     )  # fmt: skip
+    prediction: str | None = Field(
+        default=None, exclude_if=lambda prediction: prediction is None,
+        description="What the denoiser of a pipeline predicts: epsilon, v_prediction, sample or flow.",
+    )  # fmt: skip
+    zero_terminal_snr: bool | None = Field(
+        default=None, exclude_if=lambda zero: zero is None,
+        description="Whether its scheduler's last step is nothing but noise.",
+    )  # fmt: skip
+    checkpoint: CheckpointHashes | None = Field(
+        default=None, exclude_if=lambda hashes: hashes is None, description="Of the single file that it came in."
+    )
     licence: str | None = None
     size_bytes: int = 0
     quantization: str | None = Field(default=None, description="None for a base loaded in 16 or 32 bits.")

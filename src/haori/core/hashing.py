@@ -67,6 +67,16 @@ def hash_file(path: Path) -> str:
     return value
 
 
+def hash_checkpoint_window(path: Path) -> str:
+    """Return AutoV1, by which the first versions of AUTOMATIC1111's web UI and sd-scripts know a checkpoint.
+
+    The first 8 digits of the SHA-256 of its bytes 0x100000 to 0x110000.
+    """
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
 def short(value: str) -> str:
     """Return the 12 hex digits shown to people."""
     return value.removeprefix("sha256:")[:12]

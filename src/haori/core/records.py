@@ -19,6 +19,7 @@ from pydantic import (
 from haori.core.base_reference import (
     MODEL_COMPONENT,
     BaseReference,
+    CheckpointHashes,
     Difference,
     Fingerprint,
     Record,
@@ -31,6 +32,7 @@ __all__ = [
     "Advice",
     "BaseReference",
     "Check",
+    "CheckpointHashes",
     "DataReference",
     "Difference",
     "Evaluation",

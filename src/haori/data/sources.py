@@ -17,6 +17,8 @@ from typing import Any
 from haori.core.errors import DataError, nearest
 from haori.core.hashing import hash_data, hash_file
 from haori.core.settings import settings
+from haori.core.user_path import user_path
+from haori.data.folder_files import files_of
 from haori.data.readers import READERS, RawRow, shorten
 
 __all__ = ["Source", "find_source", "hub_splits"]
@@ -46,7 +48,7 @@ class Source:
     @property
     def folder(self) -> Path | None:
         """Return the folder that the files are in; None for a single file or a hub dataset."""
-        path = Path(self.name).expanduser()
+        path = user_path(self.name)
         return path if self.hub is None and path.is_dir() else None
 
     @property
@@ -98,9 +100,10 @@ def find_source(given: str, *, split: str = "train", revision: str | None = None
     """Find the files behind `given`, or take it for a hub dataset.
 
     Raises:
-        DataError: There is no such file, the folder holds no data, or the kind of file is not known.
+        DataError: There is no such file, the folder holds no data or far too many files, or the kind of file is not
+            known.
     """
-    path = Path(given).expanduser()
+    path = user_path(given)
     known = ", ".join(sorted(READERS))
     if path.is_dir():
         return _find_in_folder(path, given, known)
@@ -118,11 +121,7 @@ def find_source(given: str, *, split: str = "train", revision: str | None = None
 
 
 def _find_in_folder(folder: Path, given: str, known: str) -> Source:
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    found = files_of(folder, given)
     data = [path for path in found if path.suffix.lower() in READERS and path.stat().st_size and not _is_about(path)]
     if tables := [path for path in data if path.suffix.lower() != ".txt"]:
         data = tables

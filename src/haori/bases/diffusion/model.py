@@ -17,6 +17,7 @@ from haori.core.quantization import Quantization
 if TYPE_CHECKING:
     from haori.bases.diffusion.family import Family
     from haori.bases.diffusion.noising import Noising
+    from haori.core.new_words import NewWords
 
 __all__ = ["DiffusionConfig", "DiffusionModel", "DiffusionOutput"]
 
@@ -72,6 +73,7 @@ class DiffusionModel(nn.Module):
         self.is_loaded_in_4bit = quantization is not None and quantization.bits == 4
         self.is_loaded_in_8bit = quantization is not None and quantization.bits == 8
         self.family, self.noising = family, noising
+        self.new_words: NewWords | None = None  # see `put_words`
         self.config = DiffusionConfig(family.name)
         for name, component in components.items():
             self.add_module(name, component)
@@ -174,6 +176,12 @@ class DiffusionModel(nn.Module):
             embedding = cast(Any, model).get_input_embeddings()
             found[encoder] = next(name for name, module in self.named_modules() if module is embedding)
         return found
+
+    def word_modules(self) -> list[str]:
+        """Return the full names of the modules that hold the rows of new words; adapters train and save them whole."""
+        from haori.bases.diffusion.new_words import word_modules
+
+        return word_modules(self)
 
     def get_output_embeddings(self) -> None:
         """Return None: there is no head over tokens."""

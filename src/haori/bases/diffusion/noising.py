@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["FlowMatching", "Noising", "StepwiseDiffusion", "TimestepSampling", "noising_of"]
+__all__ = ["FlowMatching", "Noising", "StepwiseDiffusion", "TimestepSampling", "noising_of", "prediction_of"]
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -68,23 +68,32 @@ class Noising(Protocol):
         """
 
 
-def noising_of(scheduler: Mapping[str, Any]) -> Noising:
-    """Return the noising that a scheduler's configuration describes.
+def prediction_of(scheduler: Mapping[str, Any]) -> str:
+    """Return what a denoiser predicts by its scheduler's configuration: `epsilon`, `v_prediction`, `sample` or `flow`.
 
     Raises:
         BaseError: It is of a kind that is not served here.
     """
     name = str(scheduler.get("_class_name", ""))
     if name.startswith("FlowMatch") or scheduler.get("prediction_type") == "flow_prediction":
-        return FlowMatching()
+        return "flow"
     if name.startswith("EDM"):
         raise BaseError(f"The scheduler {name!r} noises in a way that is not served here; known are betas and flow.")
-    prediction = scheduler.get("prediction_type") or "epsilon"
+    prediction = str(scheduler.get("prediction_type") or "epsilon")
     if prediction not in _PREDICTIONS:
         raise BaseError(
             f"The scheduler {name!r} says prediction_type {prediction!r}; known are {', '.join(_PREDICTIONS)}."
         )
-    return StepwiseDiffusion(scheduler)
+    return prediction
+
+
+def noising_of(scheduler: Mapping[str, Any]) -> Noising:
+    """Return the noising that a scheduler's configuration describes.
+
+    Raises:
+        BaseError: It is of a kind that is not served here.
+    """
+    return FlowMatching() if prediction_of(scheduler) == "flow" else StepwiseDiffusion(scheduler)
 
 
 def _shares(count: int, generator: "torch.Generator", sampling: TimestepSampling) -> "Tensor":

@@ -27,6 +27,7 @@ def pipeline_of(
     *,
     dtype: str = "auto",
     device: str | None = None,
+    tokenizers: "Mapping[str, Any] | None" = None,
 ) -> "DiffusionPipeline":
     """Return a base as a pipeline of diffusers.
 
@@ -35,6 +36,7 @@ def pipeline_of(
         components: Modules to use as they are, by name, such as a `unet` with adapters in it; the others are loaded.
         dtype: Of those that are loaded; see `choose_dtype`.
         device: Where to load them.
+        tokenizers: To use in place of the base's, by the pipeline's names of them.
 
     Raises:
         BaseError: The base is no pipeline, or cannot be loaded.
@@ -56,6 +58,8 @@ def pipeline_of(
         for part in configs.parts.values():
             class_of(base, part)
         kind: Any = getattr(diffusers, configs.pipeline)
-        pipeline: DiffusionPipeline = kind.from_pretrained(base.path, local_files_only=True, **given, **live)
+        pipeline: DiffusionPipeline = kind.from_pretrained(
+            base.path, local_files_only=True, **given, **live, **(tokenizers or {})
+        )
         pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -17,6 +17,7 @@ from haori.bases.dtype import choose_dtype, default_device, torch_dtype
 from haori.bases.load_errors import first_line
 from haori.bases.quiet import quiet_diffusers
 from haori.core.errors import BaseError
+from haori.core.new_words import NewWord, NewWords
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,19 +32,22 @@ class PipelineProcessor:
 
     Args:
         base: A base with a pipeline.
+        words: New words to give to the tokenizers.
 
     Raises:
         BaseError: It is no pipeline of a known family, or a tokenizer is missing or damaged.
+        InputError: A new word cannot be added.
         MissingExtraError: diffusers is not installed.
     """
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, words: Sequence[NewWord] = ()) -> None:
         require_diffusers()
         self.base = base
         self._configs = read_configs(base)
         self.family: Family = family_of(base)
         self.noising: Noising = noising_of(self._configs.part("scheduler").config)
         self.tokenizers: dict[str, Any] = {name: self._tokenizer(name) for name in self.family.text_encoders}
+        self.words = self._place(words)
 
     def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any:
         """Return a text as the first text encoder's tokenizer reads it; trainable tokens are found so."""
@@ -65,11 +69,18 @@ class PipelineProcessor:
 
     def tokens(self, captions: Sequence[str]) -> "dict[str, Tensor]":
         """Return captions as token ids [B, T] for each text encoder; see `Family.tokens`."""
-        return self.family.tokens(self.tokenizers, captions)
+        given = captions if self.words is None else [self.words.expanded(caption) for caption in captions]
+        return self.family.tokens(self.tokenizers, given)
 
     def cut(self, caption: str) -> str:
         """Return what of a caption no text encoder reads; see `Family.cut`."""
-        return self.family.cut(self.tokenizers, caption)
+        if self.words is None:
+            return self.family.cut(self.tokenizers, caption)
+        return self.words.contracted(self.family.cut(self.tokenizers, self.words.expanded(caption)))
+
+    def tokenizer_parts(self) -> "dict[str, Any]":
+        """Return the tokenizers by what the pipeline of diffusers calls them."""
+        return {name.replace("text_encoder", "tokenizer"): found for name, found in self.tokenizers.items()}
 
     def load_vae(self, dtype: str = "auto", device: str | None = None) -> "nn.Module":
         """Load the autoencoder; in fp32 instead of fp16 where its configuration says that fp16 overflows.
@@ -98,6 +109,14 @@ class PipelineProcessor:
             for name in self.family.text_encoders
             if names is None or name in names
         }
+
+    def _place(self, words: Sequence[NewWord]) -> NewWords | None:
+        if not words:
+            return None
+        from haori.bases.diffusion.new_words import check_reads_words, place_words
+
+        check_reads_words(self.base, self.family.text_encoders)
+        return place_words(words, self.tokenizers)
 
     def _tokenizer(self, encoder: str) -> Any:
         part = self._configs.part(encoder.replace("text_encoder", "tokenizer"))

@@ -9,13 +9,13 @@ from haori.core.errors import DataError
 from haori.core.hashing import hash_data, hash_file, short
 from haori.core.settings import settings
 from haori.core.storage import staged_folder
+from haori.data.folder_files import MAX_FILES
 from haori.data.pictures.opening import MAX_FILE_BYTES
 from haori.data.progress import tracked
 
 __all__ = ["unpack"]
 
 _VERSION = 1
-_MOST_FILES = 500_000
 _MOST_BYTES = 64 << 30
 _MOST_RATIO = 100
 _FREE_OF_RATIO = 256 << 20
@@ -45,8 +45,8 @@ def unpack(path: Path, given: str) -> Path:
 
 
 def _check(entries: list[zipfile.ZipInfo], given: str, packed_bytes: int) -> None:
-    if len(entries) > _MOST_FILES:
-        raise DataError(f"{given!r} holds {len(entries):,} files; a zip may hold {_MOST_FILES:,}.")
+    if len(entries) > MAX_FILES:
+        raise DataError(f"{given!r} holds {len(entries):,} files; a zip may hold {MAX_FILES:,}; part it.")
     total = sum(entry.file_size for entry in entries)
     if total > _MOST_BYTES or total > max(_FREE_OF_RATIO, _MOST_RATIO * packed_bytes):
         raise DataError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from haori.core.errors import DataError
 from haori.core.storage import write_text
+from haori.core.user_path import user_path
 from haori.data.pictures.captioners import Captioner
 from haori.data.pictures.folder import list_folder
 from haori.data.pictures.listing import PictureFile
@@ -36,7 +37,7 @@ def pictures_to_caption(given: str) -> list[PictureFile]:
     Raises:
         DataError: It is no folder, or has no pictures.
     """
-    folder = Path(given).expanduser()
+    folder = user_path(given)
     if not folder.is_dir():
         raise DataError(f"{given!r} is no folder; captions are written beside the pictures of a folder.")
     files = list_folder(folder, given, PictureSection(path=given)).files

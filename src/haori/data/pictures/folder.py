@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from haori.core.errors import DataError
+from haori.data.folder_files import files_of
 from haori.data.pictures.captions import ENDINGS, read_sidecar
 from haori.data.pictures.card import card_licence
 from haori.data.pictures.listing import Listing, PictureFile, listed, picture_origin
@@ -27,14 +28,13 @@ _UNREAD_PICTURES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", 
 _SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing"})
 
 
-def picture_files(folder: Path, *, recursive: bool = True) -> tuple[list[Path], list[Path]]:
-    """Return the pictures of a folder and its other files, hidden ones left out, in sorted order."""
-    found = sorted(
-        path
-        for path in (folder.rglob("*") if recursive else folder.iterdir())
-        if not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+def picture_files(folder: Path, given: str, *, recursive: bool = True) -> tuple[list[Path], list[Path]]:
+    """Return the pictures of a folder and its other files, hidden ones left out, in sorted order.
+
+    Raises:
+        DataError: There are more than are read from one folder.
+    """
+    found = files_of(folder, given, recursive=recursive)
     pictures = [path for path in found if path.suffix.lower() in EXTENSIONS]
     chosen = set(pictures)
     return pictures, [path for path in found if path not in chosen]
@@ -60,9 +60,9 @@ def list_folder(
         numbered: Whether a number before a folder's name says how often its pictures come.
 
     Raises:
-        DataError: Its splits are not as `section.split` says.
+        DataError: Its splits are not as `section.split` says, or it holds more files than are read from one folder.
     """
-    pictures, others = picture_files(folder, recursive=recursive)
+    pictures, others = picture_files(folder, given, recursive=recursive)
     metadata = read_metadata(folder, given, [path for path in others if path.name in METADATA_NAMES], section)
     mask_of = pair_masks(pictures)
     masks = set(mask_of.values())

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from haori.core.errors import DataError
+from haori.core.user_path import user_path
 from haori.data.pictures.listing import Listing
 from haori.data.pictures.section import PictureSection
 from haori.data.readers import shorten
@@ -58,10 +59,7 @@ def find_beside(name: str, file: Path, where: str) -> Path:
     Raises:
         DataError: There is none.
     """
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError:  # the home folder of somebody who is not here
-        path = Path(name)
+    path = user_path(name)
     for place in (file.parent / path, path):
         if name and place.exists():
             return place

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from haori.core.errors import DataError
+from haori.data.folder_files import entries_of
 from haori.data.pictures.opening import EXTENSIONS, open_mask
 
 __all__ = ["check_mask", "masks_in", "pair_masks"]
@@ -29,12 +30,12 @@ def masks_in(folder: Path) -> dict[str, Path]:
     """Return the masks of a folder of masks, by the name of the picture without its ending.
 
     Raises:
-        DataError: There is no such folder, or it has two for one name.
+        DataError: There is no such folder, it has two for one name, or far too many files.
     """
     if not folder.is_dir():
         raise DataError(f"data.mask_folder: there is no folder {str(folder)!r}.")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(entries_of(folder, str(folder), recursive=False)):
         if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
             continue
         name = _without_end(path.stem)

@@ -4,6 +4,7 @@ Readers of pictures are a way into a machine, so only plain raster formats are t
 what would fill the memory is refused by its header.
 """
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,14 +57,18 @@ def require_pillow() -> None:
         raise MissingExtraError("Pictures need pillow; install it with `pip install 'haori[images]'`.") from None
 
 
-def open_picture(path: Path, origin: str) -> Picture:
+def open_picture(source: Path | bytes, origin: str) -> Picture:
     """Read a picture whole.
+
+    Args:
+        source: The file, or its content.
+        origin: What messages call it.
 
     Raises:
         DataError: It is empty, broken, too large, or no picture; the message begins with `origin`.
         MissingExtraError: Pillow is not installed.
     """
-    with _decoded(path, origin) as (image, notes):
+    with _decoded(source, origin) as (image, notes):
         upright, notice = _upright(image, notes)
         if "16-bit" in notes:
             upright = _eight_bits(upright, origin)
@@ -82,23 +87,23 @@ def open_picture(path: Path, origin: str) -> Picture:
         return Picture(upright.convert("RGB"), None, tuple(notes), notice)
 
 
-def open_mask(path: Path, origin: str) -> "Image":
+def open_mask(source: Path | bytes, origin: str) -> "Image":
     """Read a mask: the brightness of a picture, in L, upright; its own alpha is no part of it.
 
     Raises:
         DataError: As for a picture.
     """
-    return open_picture(path, origin).image.convert("L")
+    return open_picture(source, origin).image.convert("L")
 
 
 @contextmanager
-def _decoded(path: Path, origin: str) -> Iterator[tuple["Image", list[str]]]:
+def _decoded(source: Path | bytes, origin: str) -> Iterator[tuple["Image", list[str]]]:
     """Yield the first frame with its pixels loaded, and turn every failure of PIL into a sentence."""
     require_pillow()
     from PIL import Image, UnidentifiedImageError
 
     try:
-        size = path.stat().st_size
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
     except OSError as error:
         raise DataError(f"{origin} cannot be read: {error.strerror or error}.") from None
     if not size:
@@ -108,7 +113,7 @@ def _decoded(path: Path, origin: str) -> Iterator[tuple["Image", list[str]]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged tags, and of sizes, which are looked at here
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_FORMATS) as image:
                 _check_size(image, origin)
                 notes = ["first frame of an animation"] if getattr(image, "is_animated", False) else []
                 if image.format == "MPO":

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from haori.core.errors import DataError
+from haori.core.user_path import user_path
 from haori.data.pictures.buckets import bucket_of, cover, sizes_for
 from haori.data.pictures.inspection import Inspected, inspect_picture
 from haori.data.pictures.likeness import Likeness
@@ -199,7 +200,7 @@ class Reading:
         if section not in self._sizes:
             self._sizes[section] = sizes_for(section, *self._base)
             if section.masks == "files" and section.mask_folder is not None:
-                self._masks[section.mask_folder] = masks_in(Path(section.mask_folder).expanduser())
+                self._masks[section.mask_folder] = masks_in(user_path(section.mask_folder))
         return self._sizes[section]
 
     def _mask(self, file: PictureFile, seen: Inspected) -> Mask | None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from haori.core.errors import DataError, nearest
+from haori.core.user_path import user_path
+from haori.data.folder_files import entries_of
 from haori.data.pictures.archives import unpack
 from haori.data.pictures.folder import list_folder, picture_files
 from haori.data.pictures.kohya import list_kohya
@@ -23,10 +25,14 @@ _KINDS = (
 
 
 def holds_pictures(given: str) -> bool:
-    """Say whether a source is one of pictures, by names alone: a folder with a picture in it, or files about such."""
-    path = Path(given).expanduser()
+    """Say whether a source is one of pictures, by names alone: a folder with a picture in it, or files about such.
+
+    Raises:
+        DataError: The folder holds more files than are read from one.
+    """
+    path = user_path(given)
     if path.is_dir():
-        return any(file.suffix.lower() in EXTENSIONS for file in path.rglob("*"))
+        return any(file.suffix.lower() in EXTENSIONS for file in entries_of(path, given))
     return path.suffix.lower() in {".zip", ".toml"} or (path.suffix.lower() == ".json" and is_concepts(path))
 
 
@@ -41,7 +47,7 @@ def list_pictures(section: PictureSection, given: str, *, prior: bool = False) -
     Raises:
         DataError: There is no such source, or it holds no pictures.
     """
-    path = Path(given).expanduser()
+    path = user_path(given)
     if path.is_dir():
         listing = _list_in(path, given, section, prior=prior)
     elif path.is_file():
@@ -58,7 +64,7 @@ def list_pictures(section: PictureSection, given: str, *, prior: bool = False) -
 
 
 def _list_in(folder: Path, given: str, section: PictureSection, *, prior: bool) -> Listing:
-    pictures, others = picture_files(folder)
+    pictures, others = picture_files(folder, given)
     tables = [path for path in others if path.suffix.lower() in READERS and path.suffix.lower() != ".txt"]
     if not pictures and any(path.name not in METADATA_NAMES for path in tables):
         return list_table(given, section, prior=prior)

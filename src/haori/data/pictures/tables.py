@@ -16,6 +16,7 @@ from haori.core.errors import DataError
 from haori.core.hashing import hash_data, short
 from haori.core.settings import settings
 from haori.core.storage import staged_folder
+from haori.data.folder_files import MAX_FILES
 from haori.data.pictures.card import card_licence
 from haori.data.pictures.listing import Listing, PictureFile, listed
 from haori.data.pictures.metadata import caption_column, caption_of
@@ -86,6 +87,10 @@ def _write_rows(source: Source, stage: Path) -> None:
     column: str | None = None
     with (stage / _INDEX).open("w", encoding="utf-8") as index:
         for number, row in enumerate(tracked(source.rows(), "Unpacking pictures", total=None), start=1):
+            if number > MAX_FILES:
+                raise DataError(
+                    f"{source.name!r} holds more than the {MAX_FILES:,} pictures that are read from one set; part it."
+                )
             column = column or _picture_column(row, source)
             problem, raw = row.problem, b""
             try:
