@@ -11,6 +11,7 @@ from torch import nn
 from haori.adapters.ard_lora import ArdLoraConfig, ArdLoraLayer, behaviour, check, insert, register, to_lora
 from haori.adapters.ard_lora.gates import amounts, bounds, gates, open_ranks, rho_of_rank, rounded_ranks
 from haori.adapters.ard_lora.heads import head_layout
+from haori.adapters.ard_lora.tuner import require_adaptable
 from haori.adapters.insertion import Insertion
 from haori.adapters.methods import behaviour_of, check_method, insert_method
 from haori.bases import find_base, load_skeleton
@@ -132,6 +133,48 @@ def test_heads_of_bert_t5_and_models_of_two_parts():
 
 
 # Registration
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_is_one_head_and_what_the_formula_says(kernel, tmp_path):
+    """Against the convolution by W + s B diag(g) A in float64, open, pruned, and as stock PEFT's LoRA."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(6, 10, kernel, stride=2, padding=kernel // 2))
+    stock = nn.Sequential(nn.Conv2d(6, 10, kernel, stride=2, padding=kernel // 2))
+    stock.load_state_dict(base.state_dict())
+    weight, bias = base[0].weight.detach().double(), base[0].bias.detach().double()
+    model = get_peft_model(base, ArdLoraConfig(r=3, lora_alpha=6.0, target_modules=["0"]))
+    layer = model.base_model.model[0]
+    assert tuple(layer.layouts["default"]) == (1, "rows")
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_()
+        layer.ard_rho["default"].fill_(rho_of_rank(2.5, 3))
+    a, b = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
+    assert a.shape == (6, 6, kernel, kernel)
+    opened = torch.tensor([1, 1, 0.5, 0, 0, 0], dtype=torch.float64)
+    delta = 2.0 * torch.einsum("or,r,rikl->oikl", b[:, :, 0, 0], opened, a)
+    x = torch.randn(2, 6, 8, 8)
+    expected = nn.functional.conv2d(x.double(), weight + delta, bias, stride=2, padding=kernel // 2)
+    found = model(x)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    found.square().sum().backward()
+    assert layer.ard_rho["default"].grad.abs().item() > 0
+    assert model.base_model.prune() == {"0": [3]}
+    assert (model(x) - expected).norm() < 1e-5 * expected.norm()
+    config, tensors = to_lora(model)
+    plain = get_peft_model(stock, LoraConfig(**{k: getattr(config, k) for k in
+        ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")}))  # fmt: skip
+    set_peft_model_state_dict(plain, tensors)
+    assert (plain.eval()(x) - expected).norm() < 1e-5 * expected.norm()
+    model.merge_and_unload()
+    assert (model.base_model.model(x) - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_a_convolution_in_groups_is_refused_by_name():
+    with pytest.raises(InputError, match=r"'a.b' \(Conv2d with groups, dilation or padding of its own\) is not"):
+        require_adaptable("a.b", nn.Conv2d(4, 4, 3, groups=2))
 
 
 def test_registering_again_changes_nothing():

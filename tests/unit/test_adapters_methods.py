@@ -192,7 +192,7 @@ def test_adalora_ends_with_the_ranks_it_was_asked_for_and_the_best_of_them(tiny_
     assert loop.behaviour.settled(ended.best_step)
     settled = [line for line in loop.measurements.series("validation") if loop.behaviour.settled(line["step"])]
     assert ended.best_loss == min(line["loss"] for line in settled)
-    assert loop._mean_losses(loop.validation)["loss"] == pytest.approx(ended.best_loss, rel=1e-5)
+    assert loop._mean_losses(loop.validation).values["loss"] == pytest.approx(ended.best_loss, rel=1e-5)
     ranks = loop.behaviour.ranks()
     assert set(ranks) == {f"model.layers.{i}.{m}" for i in (0, 1) for m in ("self_attn.q_proj", "mlp.down_proj")}
     assert sum(ranks.values()) == 4 * len(ranks)

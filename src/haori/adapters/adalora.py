@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["AdaloraBehaviour", "behaviour", "check", "check_plan", "insert"]
+__all__ = ["KERNELS_KEY", "AdaloraBehaviour", "behaviour", "check", "check_plan", "insert", "kernels_of"]
+
+KERNELS_KEY = "haori_kernels"
+"""Of a file's header: the kernels of adapted convolutions, which PEFT's flat P and Q do not tell, as JSON."""
 
 _SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
@@ -123,11 +126,6 @@ def check(
                 f"AdaLoRA is not defined for {name!r}, a {type(module).__name__}; take that module out of "
                 "method.target, or use method.kind=lora."
             )
-        if isinstance(module, torch.nn.Conv2d) and hasattr(model, "denoiser"):
-            raise InputError(
-                f"AdaLoRA's file does not tell that {name!r} is a convolution, and could not be written for the "
-                "programs that draw pictures; use method.target=attention, or method.kind=lora."
-            )
 
 
 def check_plan(model: "PreTrainedModel", method: AdaloraMethod, targets: Sequence[str], steps: int) -> None:
@@ -189,6 +187,17 @@ def insert(
 def behaviour(model: torch.nn.Module, method: AdaloraMethod, steps: int) -> AdaloraBehaviour:
     """Return the penalty and the budget of AdaLoRA; see `behaviour_of`."""
     return AdaloraBehaviour(model, method.orthogonality)
+
+
+def kernels_of(model: torch.nn.Module) -> dict[str, list[int]]:
+    """Return the kernel of each convolution that PEFT's AdaLoRA adapts in a model, by its name."""
+    from peft.tuners.adalora.layer import SVDConv2d
+
+    return {
+        name: list(module.get_base_layer().kernel_size)
+        for name, module in model.named_modules()
+        if isinstance(module, SVDConv2d)
+    }
 
 
 def _schedule(method: AdaloraMethod, steps: int) -> tuple[int, int]:

@@ -91,7 +91,8 @@ def saved_modules(model: "PreTrainedModel", method: "AdaptedMethod") -> list[str
     PEFT compares by ending, and `norm` is also the ending of `input_layernorm`; full names mean one module each.
     """
     norms = norm_modules(model, method) if method.train_norms else []
-    return [*method.modules_to_save, *norms] or None
+    words: Any = getattr(model, "word_modules", list)()  # rows of new words of a model for pictures
+    return [*method.modules_to_save, *norms, *words] or None
 
 
 def expert_parameters(model: "nn.Module") -> dict[str, int]:

@@ -11,7 +11,7 @@ Importing this package makes `ARD_LORA` known to PEFT, which is needed before a 
 
 from haori.adapters.ard_lora.config import ArdLoraConfig
 from haori.adapters.ard_lora.conversion import to_lora
-from haori.adapters.ard_lora.layer import ArdLoraLayer, Linear
+from haori.adapters.ard_lora.layer import ArdLoraLayer, Conv2d, Linear
 from haori.adapters.ard_lora.method import check, insert
 from haori.adapters.ard_lora.registration import register
 from haori.adapters.ard_lora.training import ArdLoraBehaviour, behaviour
@@ -22,6 +22,7 @@ __all__ = [
     "ArdLoraConfig",
     "ArdLoraLayer",
     "ArdLoraModel",
+    "Conv2d",
     "Linear",
     "behaviour",
     "check",

@@ -2,7 +2,7 @@
 
 Query, key and value projections make one head per block of output rows, keys and values by the number of key-value
 heads. The output projection reads one head per block of input columns. Anything else, a fused projection included, is
-one head, and so is a projection whose size is not heads times head dimension.
+one head, and so is a convolution, or a projection whose size is not heads times head dimension.
 """
 
 import re
@@ -45,15 +45,17 @@ def side_of(name: str) -> Literal["rows", "columns"]:
     return "columns" if _OUTPUT.search(name) else "rows"
 
 
-def head_layout(model: "nn.Module", name: str, linear: "nn.Linear", *, per_head: bool) -> HeadLayout:
-    """Return the heads of the linear module `linear`, which stands in `model` under `name`."""
+def head_layout(model: "nn.Module", name: str, module: "nn.Linear | nn.Conv2d", *, per_head: bool) -> HeadLayout:
+    """Return the heads of the linear module or convolution `module`, which stands in `model` under `name`."""
     side, leaf = side_of(name), name.rpartition(".")[2]
     one = HeadLayout(1, side)
     shape = _attention_shape(model, name) if per_head else None
     if shape is None or not (side == "columns" or leaf in _QUERY or leaf in _KEY_VALUE):
         return one
     heads = shape.key_value_heads if leaf in _KEY_VALUE else shape.heads
-    size = linear.in_features if side == "columns" else linear.out_features
+    if not hasattr(module, "out_features"):
+        return one  # a convolution
+    size = module.in_features if side == "columns" else module.out_features
     return HeadLayout(heads, side) if heads * shape.dimension == size else one
 
 

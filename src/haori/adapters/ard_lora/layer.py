@@ -1,11 +1,12 @@
-"""The adapted linear layer: a frozen linear module with A, B and the rank factors of its heads.
+"""The adapted layers: a frozen linear module or convolution with A, B and the rank factors of its heads.
 
-Forward and backward are plain torch (the slow twin of the fused path, which asks for `factors`). Shapes: T tokens,
-R rank, H heads.
+Forward and backward are plain torch (the slow twin of the fused path, which asks for `factors`). On a convolution A has
+its kernel, stride and padding and R channels out, and B is 1 x 1, as in PEFT's LoRA (LoCon); its channels are no heads,
+so it is one. Shapes: T tokens, R rank, H heads, k kernel.
 """
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -16,7 +17,7 @@ from haori.adapters.ard_lora.config import ArdLoraConfig
 from haori.adapters.ard_lora.gates import amounts, gates, open_ranks, rho_of_rank
 from haori.adapters.ard_lora.heads import HeadLayout
 
-__all__ = ["ArdLoraLayer", "Linear", "gated"]
+__all__ = ["ArdLoraLayer", "Conv2d", "Linear", "gated"]
 
 
 def gated(
@@ -28,8 +29,8 @@ def gated(
     the gates that are open anywhere in the module: the rest adds nothing to result or gradient.
 
     Args:
-        a: A [R, in].
-        b: B [out, R].
+        a: A [R, in], or [R, in, k, k] of a convolution.
+        b: B [out, R], or [out, R, 1, 1].
         rho: Rank factors before softplus [H].
         start: r0.
         layout: The heads.
@@ -43,12 +44,12 @@ def gated(
     opened = gates(amount, width).to(a.dtype)  # [H, R]
     a, b = a[:width], b[:, :width]
     if layout.side == "columns":
-        return (a.view(width, layout.heads, -1) * opened.T[:, :, None]).flatten(1), b
-    return a, (b.view(layout.heads, -1, width) * opened[:, None, :]).flatten(0, 1)
+        return (a.reshape(width, layout.heads, -1) * opened.T[:, :, None]).reshape(a.shape), b
+    return a, (b.reshape(layout.heads, -1, width) * opened[:, None, :]).reshape(b.shape)
 
 
 class ArdLoraLayer(BaseTunerLayer):  # type: ignore[misc] # peft has no types
-    """The parameters of ARD-LoRA on one linear module, by adapter name.
+    """The parameters of ARD-LoRA on one module, by adapter name, and all that layers of both kinds have in common.
 
     `ard_rho` is absent once an adapter is pruned. `learning` says whether the rank factors receive gradients.
     """
@@ -56,7 +57,9 @@ class ArdLoraLayer(BaseTunerLayer):  # type: ignore[misc] # peft has no types
     adapter_layer_names = ("lora_A", "lora_B", "ard_rho")
     other_param_names = ("r", "lora_alpha", "scaling", "lora_dropout", "layouts")
 
-    def __init__(self, base_layer: nn.Linear) -> None:
+    def __init__(
+        self, base_layer: nn.Module, name: str, config: ArdLoraConfig, layout: HeadLayout, rank: int | None
+    ) -> None:
         self.base_layer = base_layer
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
@@ -70,7 +73,16 @@ class ArdLoraLayer(BaseTunerLayer):  # type: ignore[misc] # peft has no types
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self._active_adapter = name
+        self.update_layer(name, config, layout, rank)
+
+    def new_parts(self, width: int) -> tuple[Any, Any]:
+        """Return fresh modules for A and B of this rank."""
+        raise NotImplementedError
+
+    def multiplied(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Return B (A x), by convolution where the layer is one."""
+        raise NotImplementedError
 
     def update_layer(self, name: str, config: ArdLoraConfig, layout: HeadLayout, rank: int | None) -> None:
         """Add the adapter `name`: pruned to `rank` if given, else open to r0 for every head."""
@@ -78,8 +90,7 @@ class ArdLoraLayer(BaseTunerLayer):  # type: ignore[misc] # peft has no types
         self.r[name], self.lora_alpha[name], self.layouts[name] = config.r, config.lora_alpha, layout
         self.scaling[name] = config.lora_alpha / config.r
         self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
-        first = nn.Linear(self.in_features, width, bias=False)
-        second = nn.Linear(width, self.out_features, bias=False)
+        first, second = self.new_parts(width)
         nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5))
         nn.init.zeros_(second.weight)
         self.lora_A[name], self.lora_B[name] = first, second
@@ -98,7 +109,7 @@ class ArdLoraLayer(BaseTunerLayer):  # type: ignore[misc] # peft has no types
             )
 
     def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Return A' [R, in], B' [out, R] and the scale of y = W x + scale B' (A' x).
+        """Return A' [R, in], B' [out, R] (of a convolution with its kernel) and the scale of y = W x + scale B' (A' x).
 
         They are differentiable in A, B and rho, and hold as many rank indices as are open.
         """
@@ -121,10 +132,11 @@ class ArdLoraLayer(BaseTunerLayer):  # type: ignore[misc] # peft has no types
         ranks = self.head_ranks(adapter)
         a, b, _ = self.factors(adapter)
         width = max(ranks)
-        first, second = self._parts(adapter)
-        for part, weight in ((first, a[:width]), (second, b[:, :width])):
-            part.weight = nn.Parameter(weight.clone(), requires_grad=part.weight.requires_grad)
-        first.out_features = second.in_features = width
+        before = self._parts(adapter)
+        after = self.new_parts(width)
+        for old, new, weight in zip(before, after, (a[:width], b[:, :width]), strict=True):
+            new.weight = nn.Parameter(weight.clone(), requires_grad=old.weight.requires_grad)
+        self.lora_A[adapter], self.lora_B[adapter] = after
         del self.ard_rho[adapter]
         return ranks
 
@@ -136,34 +148,26 @@ class ArdLoraLayer(BaseTunerLayer):  # type: ignore[misc] # peft has no types
                 a, b, scale = self.factors(adapter)
                 x = self._cast_input_dtype(x, a.dtype)
                 dropped = self.lora_dropout[adapter](x)
-                result = result + functional.linear(functional.linear(dropped, a), b) * scale
+                result = result + self.multiplied(dropped, a, b) * scale
         return result.to(dtype)
 
+    def _base(self) -> Any:
+        return self.get_base_layer()
+
     def _base_weight(self) -> nn.Parameter:
-        weight: nn.Parameter = self.get_base_layer().weight
+        weight: nn.Parameter = self._base().weight
         return weight
 
-    def _parts(self, adapter: str) -> tuple[nn.Linear, nn.Linear]:
-        return cast("nn.Linear", self.lora_A[adapter]), cast("nn.Linear", self.lora_B[adapter])
-
-
-class Linear(nn.Module, ArdLoraLayer):
-    """ARD-LoRA on an `nn.Linear`."""
-
-    def __init__(
-        self, base_layer: nn.Linear, name: str, config: ArdLoraConfig, layout: HeadLayout, rank: int | None
-    ) -> None:
-        super().__init__()
-        ArdLoraLayer.__init__(self, base_layer)
-        self._active_adapter = name
-        self.update_layer(name, config, layout, rank)
+    def _parts(self, adapter: str) -> tuple[Any, Any]:
+        return self.lora_A[adapter], self.lora_B[adapter]
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """Return scale B' A' [out, in]."""
+        """Return scale B' A' in the shape of the base weight."""
         a, b, scale = self.factors(adapter)
         # Some CPUs multiply 16-bit matrices slowly.
         wide = torch.float32 if a.device.type == "cpu" else a.dtype
-        return ((b.to(wide) @ a.to(wide)) * scale).to(a.dtype)
+        delta = (b.flatten(1).to(wide) @ a.flatten(1).to(wide)) * scale
+        return delta.to(a.dtype).reshape(self._base_weight().shape)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters to the base weight.
@@ -192,7 +196,7 @@ class Linear(nn.Module, ArdLoraLayer):
             weight.data -= self.get_delta_weight(self.merged_adapters.pop()).to(weight.dtype)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return W x plus what each active adapter adds; x [..., T, in]."""
+        """Return W x plus what each active adapter adds; x [..., T, in], or [B, in, height, width] of pixels."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
@@ -205,4 +209,45 @@ class Linear(nn.Module, ArdLoraLayer):
         return True
 
     def __repr__(self) -> str:
-        return "ard_lora." + super().__repr__()
+        return f"ard_lora.{super().__repr__()}"
+
+
+class Linear(ArdLoraLayer, nn.Module):
+    """ARD-LoRA on an `nn.Linear`."""
+
+    def __init__(
+        self, base_layer: nn.Linear, name: str, config: ArdLoraConfig, layout: HeadLayout, rank: int | None
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        ArdLoraLayer.__init__(self, base_layer, name, config, layout, rank)
+
+    def new_parts(self, width: int) -> tuple[Any, Any]:
+        """Return fresh linear modules for A and B."""
+        return nn.Linear(self.in_features, width, bias=False), nn.Linear(width, self.out_features, bias=False)
+
+    def multiplied(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Return B (A x)."""
+        return functional.linear(functional.linear(x, a), b)
+
+
+class Conv2d(ArdLoraLayer, nn.Module):
+    """ARD-LoRA on an `nn.Conv2d` of one group, without dilation."""
+
+    def __init__(
+        self, base_layer: nn.Conv2d, name: str, config: ArdLoraConfig, layout: HeadLayout, rank: int | None
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base_layer.in_channels, base_layer.out_channels
+        ArdLoraLayer.__init__(self, base_layer, name, config, layout, rank)
+
+    def new_parts(self, width: int) -> tuple[Any, Any]:
+        """Return fresh convolutions for A, with the kernel, and B, which is 1 x 1."""
+        base = self._base()
+        first = nn.Conv2d(self.in_features, width, base.kernel_size, base.stride, base.padding, bias=False)
+        return first, nn.Conv2d(width, self.out_features, 1, bias=False)
+
+    def multiplied(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Return B * (A * x)."""
+        base = self._base()
+        return functional.conv2d(functional.conv2d(x, a, stride=base.stride, padding=base.padding), b)

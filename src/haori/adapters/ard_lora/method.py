@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haori.adapters.ard_lora.config import ArdLoraConfig
-from haori.adapters.ard_lora.tuner import require_linear
+from haori.adapters.ard_lora.tuner import require_adaptable
 from haori.adapters.insertion import Insertion, check_named, insert_config, saved_modules, trained_rows
 from haori.core.errors import InputError
 from haori.core.methods import ArdLoraMethod
@@ -27,7 +27,7 @@ def check(
             "which ranks are learnt; together they must be less than 1."
         )
     for name in targets:
-        require_linear(name, model.get_submodule(name))
+        require_adaptable(name, model.get_submodule(name))
 
 
 def insert(

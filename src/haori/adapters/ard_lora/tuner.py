@@ -9,21 +9,26 @@ from torch import nn
 
 from haori.adapters.ard_lora.config import ArdLoraConfig
 from haori.adapters.ard_lora.heads import head_layout
-from haori.adapters.ard_lora.layer import ArdLoraLayer, Linear
+from haori.adapters.ard_lora.layer import ArdLoraLayer, Conv2d, Linear
 from haori.core.errors import InputError, MismatchError
 
-__all__ = ["ArdLoraModel", "require_linear"]
+__all__ = ["ArdLoraModel", "require_adaptable"]
 
 
-def require_linear(name: str, module: nn.Module) -> nn.Linear:
+def require_adaptable(name: str, module: nn.Module) -> nn.Linear | nn.Conv2d:
     """Return `module` if ARD-LoRA can adapt it.
 
-    Embeddings, convolutions and GPT-2's Conv1D have no rows by head; quantised layers could not be merged.
+    Embeddings and GPT-2's Conv1D have no rows by head; quantised layers could not be merged. Of a convolution with
+    groups or dilation PEFT's LoRA, as which the adapter is exported, computes something else.
 
     Raises:
-        InputError: It is not a linear layer in 16 or 32 bits.
+        InputError: It is neither a linear layer nor a plain convolution in 16 or 32 bits.
     """
     kind = type(module).__name__
+    if isinstance(module, nn.Conv2d) and module.weight.is_floating_point():
+        if module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros":
+            return module
+        kind = f"{kind} with groups, dilation or padding of its own"
     quantised = type(module).__module__.startswith("bitsandbytes")
     # MultiheadAttention uses the weight of this one and never calls it.
     if isinstance(module, nn.Linear) and kind != "NonDynamicallyQuantizableLinear":
@@ -31,8 +36,8 @@ def require_linear(name: str, module: nn.Module) -> nn.Linear:
             return module
         kind = f"quantised {kind}"
     raise InputError(
-        f"ARD-LoRA adapts linear layers in 16 or 32 bits, which {name!r} ({kind}) is not; leave it out of the target "
-        "(`attention` names the modules with heads), or use the method lora or qlora."
+        f"ARD-LoRA adapts linear layers and plain convolutions in 16 or 32 bits, which {name!r} ({kind}) is not; leave "
+        "it out of the target (`attention` names the modules with heads), or use the method lora or qlora."
     )
 
 
@@ -67,8 +72,8 @@ class ArdLoraModel(BaseTuner):  # type: ignore[misc] # peft has no types
         **_: Any,
     ) -> None:
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        linear = require_linear(current_key, base_layer)
-        layout = head_layout(self.model, current_key, linear, per_head=peft_config.per_head)
+        module = require_adaptable(current_key, base_layer)
+        layout = head_layout(self.model, current_key, module, per_head=peft_config.per_head)
         rank = None
         if peft_config.head_ranks is not None:
             if current_key not in peft_config.head_ranks:
@@ -77,7 +82,8 @@ class ArdLoraModel(BaseTuner):  # type: ignore[misc] # peft has no types
         if isinstance(target, ArdLoraLayer):
             target.update_layer(adapter_name, peft_config, layout, rank)
             return
-        layer = Linear(cast("nn.Linear", target), adapter_name, peft_config, layout, rank)
+        kind = Conv2d if isinstance(module, nn.Conv2d) else Linear
+        layer = kind(cast("Any", target), adapter_name, peft_config, layout, rank)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)

@@ -10,7 +10,43 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenLinear", "LinearPlan", "linear_plan", "read_factors", "why_not"]
+__all__ = [
+    "FrozenLinear",
+    "LinearPlan",
+    "RowAdapters",
+    "RowFactors",
+    "has_adapter",
+    "linear_plan",
+    "read_factors",
+    "why_not",
+]
+
+_ROWS = "_haori_rows"  # the attribute of a frozen layer whose rows have adapters of their own
+
+
+class RowFactors(NamedTuple):
+    """LoRA factors of one adapter on rows `start` to `stop` of a packed input; `a` is [R, in], `b` [out, R]."""
+
+    start: int
+    stop: int
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+class RowAdapters:
+    """The adapters of several owners on one frozen linear layer: each acts on rows of its own, set before a forward."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.active: list[RowFactors] = []
+        layer.__dict__[_ROWS] = self
+
+
+def has_adapter(layer: Any) -> bool:
+    """Say whether a module is a linear layer with an adapter of PEFT, or with adapters by rows."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(layer, BaseTunerLayer) or _ROWS in layer.__dict__
 
 
 class FrozenLinear:
@@ -58,6 +94,11 @@ class LinearPlan(NamedTuple):
         """Whether output rows are rescaled (DoRA)."""
         return self.adapter is not None and bool(getattr(self.adapter, "lora_variant", {}))
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether rows of the input have adapters of their own."""
+        return isinstance(self.adapter, RowAdapters)
+
 
 def why_not(layer: nn.Module) -> str | None:
     """Return why a module cannot run fused, or None if it can. Plain linear layers can."""
@@ -91,7 +132,7 @@ def linear_plan(layer: nn.Module) -> LinearPlan:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if not isinstance(layer, BaseTunerLayer):
-        return LinearPlan(FrozenLinear(layer), None, "", 0.0, 0.0)
+        return LinearPlan(FrozenLinear(layer), layer.__dict__.get(_ROWS), "", 0.0, 0.0)
     owned: Any = layer
     name = layer.active_adapters[0]
     return LinearPlan(

@@ -17,9 +17,9 @@ from haori.adapters.fused.projections import (
     back_products,
     compute_dtype,
     frozen_output,
-    lora_linears,
     product_gradients,
 )
+from haori.adapters.fused.row_linears import linears
 
 __all__ = ["gated_mlp"]
 
@@ -27,14 +27,36 @@ __all__ = ["gated_mlp"]
 def gated_mlp(x: Tensor, gate: LinearPlan, up: LinearPlan, down: LinearPlan, activation: Activation) -> Tensor:
     """Return down(act(gate(x)) * up(x)) for x [..., D], differentiable in x and the adapters."""
     plans = (gate, up, down)
+    if any(plan.by_rows for plan in plans):
+        g, u = linears(x, (gate, up))
+        h: Tensor = _Gate.apply(g, u, activation)  # type: ignore[no-untyped-call]
+        return linears(h, (down,))[0]
     if any(plan.rescaled for plan in plans):
-        g, u = lora_linears(x, (gate, up))
-        return lora_linears(activation.forward(g) * u, (down,))[0]
+        g, u = linears(x, (gate, up))
+        return linears(activation.forward(g) * u, (down,))[0]
     factors: list[Tensor | None] = []
     for plan in plans:
         factors += read_factors(plan)[:2] if plan.adapter is not None else (None, None)
     y: Tensor = _GatedMlp.apply(x, plans, activation, *factors)  # type: ignore[no-untyped-call]
     return y
+
+
+class _Gate(torch.autograd.Function):
+    """h = act(gate) * up [..., I]; only gate and up are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        ctx.activation = activation
+        ctx.save_for_backward(gate, up)
+        g, u = (x.reshape(-1, x.shape[-1]) for x in (gate, up))
+        return kernels_for(g, u).gate(g, u, activation).view(gate.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        g, u = (x.reshape(-1, x.shape[-1]) for x in ctx.saved_tensors)
+        d = grad.reshape(g.shape).clone()  # it is used up
+        _, dg, du = kernels_for(d, g, u).gate_back(d, g, u, ctx.activation)
+        return dg.view(grad.shape), du.view(grad.shape), None
 
 
 class _GatedMlp(torch.autograd.Function):

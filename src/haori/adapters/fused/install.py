@@ -14,6 +14,7 @@ from torch import nn
 
 from haori.adapters.fused.coverage import text_config
 from haori.adapters.fused.diffusion.modules import KINDS, convolution_stand_in
+from haori.adapters.fused.factors import has_adapter
 from haori.adapters.fused.loss_forward import LossForward, why_no_head
 from haori.adapters.fused.modules import (
     StandIn,
@@ -140,6 +141,8 @@ def _stand_ins(model: nn.Module) -> list[tuple[str, Any, StandIn]]:
             elif not isinstance(base, nn.Embedding):
                 found.append(("linear layers", module, linear_stand_in(module)))
             continue
+        if has_adapter(module):
+            found.append(("linear layers", module, linear_stand_in(module)))
         for kind, make in (("MLPs", mlp_stand_in), ("attention blocks", attention_stand_in)):
             stand_in = make(module, config)
             if stand_in is not None:

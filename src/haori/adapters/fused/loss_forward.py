@@ -102,7 +102,7 @@ class LossForward:
         given = torch.zeros(1, 1, 1, 1, device=ids.device)  # four dimensions: transformers builds no mask of its own
         hidden: Tensor = self.model.model(
             input_ids=packed, position_ids=positions, attention_mask=given, use_cache=False,
-            shared_prefix=SharedPrefix(prefix, rows),
+            row_layout=SharedPrefix(prefix, rows),
         )[0]  # fmt: skip
         return hidden[0]
 

@@ -5,7 +5,8 @@ Whether the guess is right is measured: the stand-in must give what the module g
 not used. A stand-in is a function that takes the place of `forward`; it steps aside for calls it does not cover.
 """
 
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,47 @@ from torch import Tensor, nn
 from haori.adapters.fused.attention import causal_attention
 from haori.adapters.fused.coverage import unusual_attention, unusual_mlp
 from haori.adapters.fused.elementwise import rms_norm, rotate
-from haori.adapters.fused.factors import linear_plan, why_not
+from haori.adapters.fused.factors import has_adapter, linear_plan, why_not
 from haori.adapters.fused.gated_mlp import gated_mlp
 from haori.adapters.fused.kernels import ACTIVATIONS, Activation
-from haori.adapters.fused.projections import lora_linears
+from haori.adapters.fused.row_linears import linears
 from haori.adapters.fused.trial import PROBE_TOKENS, StandIn, tried
 
-__all__ = ["SharedPrefix", "StandIn", "attention_stand_in", "linear_stand_in", "mlp_stand_in", "norm_stand_in"]
+__all__ = [
+    "PackedRows",
+    "RowLayout",
+    "SharedPrefix",
+    "StandIn",
+    "attention_stand_in",
+    "linear_stand_in",
+    "mlp_stand_in",
+    "norm_stand_in",
+]
+
+
+class RowLayout(Protocol):
+    """How rows lie in one long row [1, N]: it says which tokens see which."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Return causal attention within each row, for q [1, N, H, d] and k, v [1, N, K, d]."""
+        ...
+
+
+class PackedRows(NamedTuple):
+    """Rows one behind the other without padding; `lengths` are their tokens, neighbours of one length run together."""
+
+    lengths: tuple[int, ...]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Causal attention on [1, N, heads, d]: each row sees itself."""
+        outputs, start = [], 0
+        for length, alike in groupby(self.lengths):
+            rows = len(list(alike))
+            part = slice(start, start + rows * length)
+            own = [x[0, part].view(rows, length, *x.shape[2:]) for x in (q, k, v)]  # rows T heads d
+            outputs.append(_attend(own[0], own[1], own[2], scale).reshape(1, rows * length, *q.shape[2:]))
+            start = part.stop
+        return torch.cat(outputs, 1)
 
 
 class SharedPrefix(NamedTuple):
@@ -57,7 +92,7 @@ def linear_stand_in(layer: nn.Module) -> StandIn:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs or not _ready(layer):
             return stock(x, *args, **kwargs)
-        return lora_linears(x, (linear_plan(layer),))[0]
+        return linears(x, (linear_plan(layer),))[0]
 
     return StandIn(forward)
 
@@ -104,10 +139,10 @@ def attention_stand_in(attention: Any, config: Any = None) -> StandIn | None:
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
-        shared_prefix: SharedPrefix | None = None,
+        row_layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> Any:
-        unmasked = attention_mask is None or shared_prefix is not None
+        unmasked = attention_mask is None or row_layout is not None
         # Angles of less than a head's width rotate a part of it.
         rotates = position_embeddings is not None and position_embeddings[0].shape[-1] == width
         covered = rotates and unmasked and past_key_values is None
@@ -115,14 +150,14 @@ def attention_stand_in(attention: Any, config: Any = None) -> StandIn | None:
             return stock(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         assert position_embeddings is not None
         plans = [linear_plan(part) for part in parts]
-        q, k, v = (y.view(*y.shape[:2], -1, width) for y in lora_linears(hidden_states, plans[:3]))  # B T H d
+        q, k, v = (y.view(*y.shape[:2], -1, width) for y in linears(hidden_states, plans[:3]))  # B T H d
         if q_norm is not None:
             q, k = q_norm(q), k_norm(k)
         cos, sin = position_embeddings
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        attend = _attend if shared_prefix is None else shared_prefix.attend
+        attend = _attend if row_layout is None else row_layout.attend
         y = attend(q, k, v, attention.scaling)
-        return lora_linears(y.flatten(2), plans[3:])[0], None
+        return linears(y.flatten(2), plans[3:])[0], None
 
     def arguments(x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         angles = torch.linspace(0, 3, PROBE_TOKENS * (width // 2), device=x.device).view(1, PROBE_TOKENS, -1)
@@ -167,9 +202,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _adapted(parts: list[Any]) -> bool:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return any(isinstance(part, BaseTunerLayer) for part in parts)
+    return any(has_adapter(part) for part in parts)
 
 
 def _ready(layer: Any) -> bool:
