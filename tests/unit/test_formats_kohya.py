@@ -16,6 +16,7 @@ from haori.core.errors import FileFormatError, InputError
 from haori.core.records import AdapterCard, BaseReference
 from haori.core.safetensors_header import read_safetensors_header
 from haori.library.formats.format import open_source
+from haori.library.formats.kohya_metadata import kohya_metadata
 from haori.library.formats.registry import format_named, format_of, read_updates
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 from tests.update_samples import module_updates
@@ -250,6 +251,63 @@ def test_metadata_describe_the_file_and_hashes_are_of_its_bytes(tmp_path: Path) 
         "title": "cat", "date": "2026-03-01T10:00:00+00:00", "description": "A cat.", "license": "MIT",
         "tags": "animal", "trigger_phrase": "sks cat, purr",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "predicts", "version", "architecture", "stated"),
+    [
+        ("sd15", "epsilon", "sd_v1", "stable-diffusion-v1/lora", "epsilon"),
+        ("sd15", "v_prediction", "sd_v1_v", "stable-diffusion-v1/lora", "v"),
+        ("sd2", "epsilon", "sd_v2", "stable-diffusion-v2-512/lora", "epsilon"),
+        ("sd2", "v_prediction", "sd_v2_v", "stable-diffusion-v2-768-v/lora", "v"),
+        ("sd15", "sample", "sd_v1", "stable-diffusion-v1/lora", None),
+        ("sd15", None, "sd_v1", "stable-diffusion-v1/lora", None),
+    ],
+)
+def test_what_the_base_predicts_is_stated_as_sd_scripts_and_modelspec_do(
+    tmp_path: Path, family: str, predicts: str | None, version: str, architecture: str, stated: str | None
+) -> None:
+    width = {"sd15": 768, "sd2": 1024}[family]
+    update = ModuleUpdate("lora", {"A": torch.randn(4, width), "B": torch.randn(320, 4)}, alpha=2.0)
+    base = BaseReference(
+        name="dream", source="checkpoint:/x", components={}, family=family, prediction=predicts,
+        zero_terminal_snr=False, checkpoint={"sha256": "ab" * 32, "autov1": "12345678"},
+    )  # fmt: skip
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    about = card().with_fields(base=base)
+    KOHYA.write(AdapterUpdates({name: update}, {}), tmp_path / "a.safetensors", about)
+    found = read_safetensors_header(tmp_path / "a.safetensors").metadata
+    assert found["ss_base_model_version"] == version
+    assert found["modelspec.architecture"] == architecture
+    assert found.get("modelspec.prediction_type") == stated
+    assert (found["ss_sd_model_name"], found["ss_sd_model_hash"]) == ("dream", "12345678")
+    assert (found["ss_new_sd_model_hash"], found["ss_zero_terminal_snr"]) == ("ab" * 32, "False")
+    again = read_updates(tmp_path / "a.safetensors")
+    KOHYA.write(again, tmp_path / "b.safetensors")  # without a card, by what the file says
+    assert read_safetensors_header(tmp_path / "b.safetensors").metadata.get("modelspec.prediction_type") == stated
+
+
+def test_names_of_the_base_that_came_with_a_file_stay_together(tmp_path: Path) -> None:
+    said = {"ss_sd_model_name": "animefull.safetensors", "ss_sd_model_hash": "89d59c3d"}
+    base = BaseReference(
+        name="dream", source="checkpoint:/x", components={}, family="sd15",
+        checkpoint={"sha256": "ab" * 32, "autov1": "12345678"},
+    )  # fmt: skip
+    about = card(file_metadata=said).with_fields(base=base, origin="added")
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    KOHYA.write(AdapterUpdates({name: sample()}, {}), tmp_path / "a.safetensors", about)
+    found = read_safetensors_header(tmp_path / "a.safetensors").metadata
+    assert {key: found.get(key) for key in said} == said
+    assert "ss_new_sd_model_hash" not in found
+
+
+def test_flow_matching_has_no_prediction_type(tmp_path: Path) -> None:
+    name = "transformer.single_transformer_blocks.0.attn.to_q"
+    update = ModuleUpdate("lora", {"A": torch.randn(4, 3072), "B": torch.randn(3072, 4)}, alpha=2.0)
+    base = BaseReference(name="flux", source="folder:/x", components={}, family="flux1", prediction="flow")
+    metadata = kohya_metadata(AdapterUpdates({name: update}, {}), "flux1", card().with_fields(base=base), "a")
+    assert "modelspec.prediction_type" not in metadata and "ss_zero_terminal_snr" not in metadata
+    assert metadata["ss_base_model_version"] == "flux1"
 
 
 def test_metadata_of_plain_lora_for_sdxl(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Which components of a base an adapter changes, which it takes to run it, and running it on one of them alone."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from haori.core.records import MODEL_COMPONENT
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from haori.bases import Base
     from haori.library.adapter_files import AdapterFiles
 
-__all__ = ["changed_components", "needed_components", "only_component"]
+__all__ = ["changed_components", "needed_components", "only_component", "only_modules"]
 
 
 def changed_components(components: Iterable[str], files: "AdapterFiles") -> tuple[str, ...]:
@@ -42,16 +42,21 @@ def needed_components(base: "Base", changed: Iterable[str]) -> tuple[str, ...] |
     return (family.denoiser, *encoders)
 
 
-@contextmanager
-def only_component(adapted: "PeftModel", component: str | None) -> Iterator[None]:
+def only_component(adapted: "PeftModel", component: str | None) -> AbstractContextManager[None]:
     """Run a block with the adapter on one component of a pipeline, or on none, and the bare base elsewhere."""
+    return only_modules(adapted, lambda name: name.partition(".")[0] == component)
+
+
+@contextmanager
+def only_modules(adapted: "PeftModel", stays: Callable[[str], bool]) -> Iterator[None]:
+    """Run a block with the adapter on some modules, by their full names in the base, and the bare base elsewhere."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     bare = [
         module
         for name, module in adapted.get_base_model().named_modules()
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and name.partition(".")[0] != component
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not stays(name)
     ]
     before = [module._disable_adapters for module in bare]
     try:

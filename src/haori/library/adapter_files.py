@@ -15,11 +15,13 @@ from typing import Any
 
 from haori.adapters.patterns import clash_of
 from haori.core.errors import FileFormatError, nearest
+from haori.core.new_words import NewWords
 from haori.core.records import Head
 from haori.core.safetensors_header import TensorEntry, read_safetensors_header
 from haori.library.config_values import check_values
 from haori.library.head_files import read_head
 from haori.library.peft_options import PEFT_OPTIONS, unknown_options
+from haori.library.word_files import read_words
 
 __all__ = [
     "CONFIG_NAME",
@@ -67,6 +69,7 @@ class AdapterFiles:
         target_modules: Names or the one regular expression of the adapted modules.
         size_bytes: Size of the weight file.
         head: The head of a classifier, with its labels.
+        words: New words whose vectors are stored.
     """
 
     folder: Path
@@ -82,6 +85,7 @@ class AdapterFiles:
     target_modules: tuple[str, ...]
     size_bytes: int
     head: Head | None = None
+    words: NewWords | None = None
 
     @property
     def method(self) -> str:
@@ -161,6 +165,7 @@ def inspect_adapter(folder: Path) -> AdapterFiles:
         target_modules=_names(config.get("target_modules")),
         size_bytes=weights.stat().st_size,
         head=read_head(folder, config, tensors),
+        words=read_words(folder, tensors),
     )
 
 

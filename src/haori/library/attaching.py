@@ -11,7 +11,7 @@ with such an adapter `disable_adapter()` shows the changed base, not the origina
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haori.core.errors import MismatchError
+from haori.core.errors import InputError, MismatchError
 from haori.core.records import AdapterCard, BaseReference
 from haori.library.adapter_components import changed_components, needed_components
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from haori.bases import Base
 
-__all__ = ["attach", "attach_files", "check_base", "check_keys"]
+__all__ = ["attach", "attach_files", "check_base", "check_keys", "prepare_words"]
 
 _PREFIX = "base_model.model."
 # Parameters that PEFT shares between layers: they are stored once and reported missing in each layer.
@@ -105,6 +105,8 @@ def attach_files(
 ) -> "PeftModel":
     """Put an inspected adapter on a loaded model (which it changes in place) as PEFT's `default` adapter.
 
+    A model for pictures is given the adapter's new words first, if it has any.
+
     Raises:
         MismatchError: A tensor belongs to no module of the model, has the wrong shape, or PEFT finds keys missing or
             left over.
@@ -117,6 +119,7 @@ def attach_files(
 
     if files.peft_type == "ARD_LORA":
         import haori.adapters.ard_lora  # noqa: F401 - makes it known to PEFT
+    prepare_words(model, files)
     check_keys(model, files, base_name=base_name)
     where = f"The adapter in {str(files.folder)!r} does not load on {base_name!r}"
     try:
@@ -143,6 +146,22 @@ def attach_files(
     if unexpected:
         raise MismatchError(f"{where}: {len(unexpected)} tensors would be ignored, first {unexpected[0]!r}.")
     return adapted
+
+
+def prepare_words(model: Any, files: AdapterFiles) -> None:
+    """Give a loaded model for pictures the new words of an adapter, as they began.
+
+    Raises:
+        MismatchError: A text encoder that reads them is not loaded, or has other new words already.
+    """
+    if files.words is None:
+        return
+    from haori.bases.diffusion import put_words
+
+    try:
+        put_words(model, files.words)
+    except (InputError, IndexError) as error:
+        raise MismatchError(f"The adapter in {str(files.folder)!r} does not fit: {_first_sentence(error)}.") from error
 
 
 def _configuration(files: AdapterFiles) -> "PeftConfig":

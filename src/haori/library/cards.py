@@ -1,9 +1,9 @@
 """The card of an adapter: drafting it from files, its content id, reading it back.
 
 The id is a hash of the weight file's bytes, of the configuration that changes what the adapter computes, and of the
-names of a classifier's labels. Left out
-of it are the fields that only say where things were or which program wrote them, so that the same adapter keeps its
-id when a folder is moved, exported or saved again by a newer PEFT.
+names of a classifier's labels and of new words. Left out of it are the fields that only say where things were or which
+program wrote them, so that the same adapter keeps its id when a folder is moved, exported or saved again by a newer
+PEFT.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -57,7 +57,8 @@ def _id(files: AdapterFiles, ordered: dict[str, Any]) -> str:
         config[key] = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
     named = files.head != stock_head(files.folder, files.config, files.tensors)
     labels = [files.head.model_dump(mode="json")] if files.head is not None and named else []
-    return hash_data([hash_file(files.weights), {**config, **ordered}, *labels])
+    words = [files.words.model_dump(mode="json")] if files.words is not None else []
+    return hash_data([hash_file(files.weights), {**config, **ordered}, *labels, *words])
 
 
 def id_on_base(identity: str, base: BaseReference) -> str:

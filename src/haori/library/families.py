@@ -6,7 +6,7 @@ that very base is another question (Flux.1 dev or schnell, SDXL or a fine-tune o
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import BaseError
 from haori.library.update_shapes import weight_shape
@@ -120,7 +120,7 @@ def stated_family(metadata: Mapping[str, str]) -> str | None:
 
 
 def reference_of(base: "Base", otherwise: str | None = None) -> "BaseReference":
-    """Return the record of a base, with its family.
+    """Return the record of a base, with its family and, of a pipeline, what its denoiser predicts.
 
     Args:
         base: The base.
@@ -129,7 +129,7 @@ def reference_of(base: "Base", otherwise: str | None = None) -> "BaseReference":
     reference = base.reference()
     if base.pipeline is None:
         return reference
-    return reference.with_fields(family=_of_base(base) or otherwise)
+    return reference.with_fields(family=_of_base(base) or otherwise, **_of_scheduler(base))
 
 
 def is_runnable(base: "Base") -> bool:
@@ -144,6 +144,19 @@ def _of_base(base: "Base") -> str | None:
         return family_of_base(base).name
     except BaseError:
         return None
+
+
+def _of_scheduler(base: "Base") -> dict[str, Any]:
+    from haori.bases.diffusion import prediction_of, read_configs
+
+    try:
+        scheduler = read_configs(base).part("scheduler").config
+        prediction = prediction_of(scheduler)
+    except BaseError:
+        return {}
+    if prediction == "flow":
+        return {"prediction": prediction}
+    return {"prediction": prediction, "zero_terminal_snr": bool(scheduler.get("rescale_betas_zero_snr"))}
 
 
 def _by_shapes(updates: "AdapterUpdates") -> str | None:

@@ -15,11 +15,13 @@ from haori.core.errors import MismatchError
 from haori.library.update_shapes import weight_shape
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from haori.bases.base import Base
     from haori.bases.folder import ModelFolder
     from haori.library.updates import AdapterUpdates
 
-__all__ = ["BaseWeight", "Fit", "Misfit", "base_weights", "component_weights", "match"]
+__all__ = ["BaseWeight", "Fit", "Misfit", "base_weights", "component_weights", "live_weights", "match"]
 
 Shape = tuple[int, ...]
 
@@ -167,6 +169,20 @@ def component_weights(folder: "ModelFolder") -> dict[str, BaseWeight]:
     embeddings = [weight for name, weight in found.items() if _EMBEDDING.search(name)]
     if "lm_head.weight" not in found and len(embeddings) == 1:
         found["lm_head.weight"] = BaseWeight(embeddings[0].name, embeddings[0].shape, tied=True)
+    return found
+
+
+def live_weights(components: "Mapping[str, nn.Module]") -> dict[str, dict[str, BaseWeight]]:
+    """Return the weights of loaded components, or of their skeletons, as `base_weights` does of those on disk."""
+    found: dict[str, dict[str, BaseWeight]] = {}
+    for component, model in components.items():
+        architecture = type(model).__name__
+        found[component] = {
+            _canonical(architecture, name): BaseWeight(
+                name, tuple(parameter.shape) if parameter.is_floating_point() else None
+            )
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        }
     return found
 
 

@@ -45,7 +45,8 @@ def convert_stored(
 ) -> Path:
     """Write an adapter of the library to the new file or folder `out` in the format `wanted`.
 
-    In the format that it came in, one file is written as it came, to the byte. What is written for diffusers is loaded
+    In the format that it came in, one file is written as it came, to the byte; one that was combined here came from
+    nowhere, and its header says what its card does. What is written for diffusers is loaded
     by the stock pipeline of its base, where that is on this machine, and must do there what the adapter does.
 
     Raises:
@@ -54,7 +55,7 @@ def convert_stored(
         VerificationError: Read again, the file says something else; nothing is left behind.
     """
     stored = (library or Library()).get(name)
-    if wanted == stored.card.format and is_single_file(stored.path):
+    if wanted == stored.card.format and stored.card.origin != "combined" and is_single_file(stored.path):
         with _staged(out) as stage:
             shutil.copyfile(stored.path / SINGLE_FILE, stage)
         return out
@@ -90,13 +91,23 @@ def convert_adapter(
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """Yield a path of the same name beside `out`; what was written there takes the place of `out` on success."""
+    """Yield a path of the same name beside `out`; what was written there takes the place of `out` on success.
+
+    Files that were written beside it, of new words, come to lie beside `out`.
+    """
     check_new_folder(out)
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
             stage = Path(folder) / out.name
             yield stage
+            beside = {path: out.with_name(path.name) for path in Path(folder).iterdir() if path != stage}
+            if taken := [place for place in beside.values() if place.exists()]:
+                raise InputError(
+                    f"{str(taken[0])!r}, which goes with {out.name!r}, already exists; choose another name."
+                )
+            for path, place in beside.items():
+                path.replace(place)
             stage.replace(out)  # an empty folder gives way
 
 
@@ -116,6 +127,10 @@ def require_alike(before: "AdapterUpdates", after: "AdapterUpdates", out: str) -
         raise VerificationError(
             f"{out!r} was not kept: it lacks {lost[0]!r}, which the adapter holds beside its modules."
         )
+    for key, tensor in before.extra.items():
+        other = after.extra[key]
+        if tensor.numel() != other.numel() or not bool((tensor.flatten() == other.flatten()).all()):
+            raise VerificationError(f"{out!r} was not kept: it holds {key!r} otherwise than the adapter does.")
     for name, update in before.modules.items():
         error = _difference(update, after.modules[name])
         if not error <= _limit(update):

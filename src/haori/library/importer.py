@@ -16,6 +16,8 @@ from haori.library.adapter_names import check_no_base_name
 from haori.library.attaching import check_base
 from haori.library.cards import draft_card, read_card
 from haori.library.families import reference_of
+from haori.library.formats.bundled_words import EMBEDDINGS, embedding_files
+from haori.library.formats.format import open_source
 from haori.library.formats.peft_components import component_folders, is_of_pipeline
 from haori.library.model_cards.reading import read_model_card
 from haori.library.prompt_formats import prompt_format
@@ -27,6 +29,7 @@ from haori.library.validation import validate_tensors
 
 if TYPE_CHECKING:
     from haori.bases import Base
+    from haori.library.updates import AdapterUpdates
 
 __all__ = ["import_adapter"]
 
@@ -63,7 +66,6 @@ def import_adapter(
         InputError: It needs its base to be proved, and none is given.
         LibraryError: The name is not allowed.
     """
-    from haori.library.formats.format import open_source
     from haori.library.formats.registry import format_named, format_of
     from haori.library.single_file import import_file
 
@@ -78,6 +80,8 @@ def import_adapter(
     validate_tensors(file)
     source = open_source(file, _configuration(base))
     updates = format_of(source).read(source)
+    if embedding_files(source):
+        return _import_joined(updates, base, name=name, library=library, stated=stated)
     if updates.components != ("model",):
         return import_file(file, updates, len(source.tensors), name=name, base=base, library=library, stated=stated)
     if updates.format == "peft":
@@ -90,6 +94,23 @@ def import_adapter(
         converted = Path(folder) / "adapter"
         format_named("peft").write(updates, converted, base_config=_configuration(base))
         return _import_peft(converted, of_text, name=name, library=library, dtype=dtype, stated=stated)
+
+
+def _import_joined(
+    updates: "AdapterUpdates", base: "Base | None", *, name: str, library: Library | None, stated: Stated
+) -> StoredAdapter:
+    """Store an adapter whose new words came in files beside it as one file, in the format that holds them too."""
+    from haori.library.formats.registry import format_named
+    from haori.library.single_file import import_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        joined = Path(folder) / f"{name}.safetensors"
+        kohya = format_named("kohya")
+        kohya.write(updates, joined)
+        source = open_source(joined)
+        return import_file(
+            joined, kohya.read(source), len(source.tensors), name=name, base=base, library=library, stated=stated
+        )
 
 
 def _import_peft(
@@ -154,8 +175,17 @@ def _needed(base: "Base | None", path: Path) -> "Base":
 
 
 def _only_file(folder: Path) -> Path:
-    """Return the one weight file in a folder that is no PEFT folder, such as that of a diffusers adapter."""
+    """Return the one weight file in a folder that is no PEFT folder, such as that of a diffusers adapter.
+
+    The files of its new words, which its header names, go with it.
+    """
     found = sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".gguf"} and path.is_file())
+    if len(found) > 1:
+        sources = [open_source(path) for path in found]
+        words = {
+            file for source in sources if EMBEDDINGS in source.metadata for file in embedding_files(source).values()
+        }
+        found = [path for path in found if path not in words]
     if len(found) == 1:
         return found[0]
     if not found:

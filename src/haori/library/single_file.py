@@ -16,6 +16,7 @@ from haori.library.contents import file_id
 from haori.library.families import FAMILY_TITLES, Family, is_runnable, reference_of, tell_family
 from haori.library.file_hashes import hash_weight_file
 from haori.library.fit import base_weights, match
+from haori.library.formats.bundled_words import encoder_of, is_bundled, word_names
 from haori.library.proof.checks import failed, passed, verification_of
 from haori.library.stated import Stated
 from haori.library.store import Library, StoredAdapter, check_name
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["draft_file_card", "import_file", "verify_file"]
 
 _UNKNOWN = "unknown"
+_TABLE = "token_embedding.weight"
 _DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
@@ -84,7 +86,9 @@ def verify_file(
     Raises:
         MismatchError: It has no place in the base.
     """
-    checks = [passed("keys", f"all {tensors} tensors were read: {len(updates.modules)} modules are changed")]
+    words = word_names(updates.extra)
+    more = f", and it brings the new words {', '.join(words)}" if words else ""
+    checks = [passed("keys", f"all {tensors} tensors were read: {len(updates.modules)} modules are changed{more}")]
     checks += _check_values(updates)
     told = f"{_title(family.name)}, told by its {family.told_by}" if family.name else "the family cannot be told"
     checks.append(passed("family", f"{told}. {family.contradiction}" if family.contradiction else told))
@@ -94,10 +98,24 @@ def verify_file(
         fit = match(updates, base_weights(base))
         fit.require(label, base.name)
         checks.append(passed("base", f"all {len(fit.weights)} modules have their place and shape in {base.name}"))
+        checks += _check_words(base, updates)
         if all(check.passed for check in checks):
             checks += _check_effect(base, updates)
     stored = Counter(str(factor.dtype) for update in updates.modules.values() for factor in update.factors.values())
     return verification_of(checks, _DTYPES.get(stored.most_common(1)[0][0], "fp32") if stored else "fp32")
+
+
+def _check_words(base: "Base", updates: "AdapterUpdates") -> list[Check]:
+    """Check that the vectors of new words are as wide as the embeddings of the base's text encoders."""
+    wrong = []
+    weights = base_weights(base)
+    for key, rows in updates.extra.items():
+        encoder = encoder_of(key) if is_bundled(key) else None
+        table = next((weight for name, weight in weights.get(encoder or "", {}).items() if name.endswith(_TABLE)), None)
+        if encoder is not None and (table is None or table.shape is None or table.shape[-1] != rows.shape[-1]):
+            width = None if table is None or table.shape is None else table.shape[-1]
+            wrong.append(f"{key!r} is {rows.shape[-1]} wide, and the embedding of {encoder!r} {width or 'not there'}")
+    return [failed("words", "; ".join(wrong))] if wrong else []
 
 
 def _check_effect(base: "Base", updates: "AdapterUpdates") -> list[Check]:
@@ -118,6 +136,7 @@ def _check_values(updates: "AdapterUpdates") -> list[Check]:
             broken.append(name)
         elif update.magnitude is None and update.bias is None and not _changes(update):
             still.append(name)
+    broken += [key for key, tensor in updates.extra.items() if not bool(tensor.float().isfinite().all())]
     if broken:
         return [failed("finite", f"{len(broken)} modules hold NaN or infinity, first {broken[0]!r}")]
     checks = [passed("finite", "no NaN and no infinity")]

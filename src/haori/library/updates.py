@@ -19,7 +19,7 @@ from haori.core.errors import FileFormatError
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-__all__ = ["FACTORS", "AdapterUpdates", "Kind", "ModuleUpdate", "kron"]
+__all__ = ["FACTORS", "AdapterUpdates", "Kind", "ModuleUpdate", "is_by_input", "kron"]
 
 Kind = Literal["lora", "loha", "lokr", "diff"]
 
@@ -127,7 +127,7 @@ class ModuleUpdate:
             return delta
         changed = weight + delta
         magnitude = self.magnitude.to(weight.dtype)
-        by_input = _is_by_input(magnitude, weight)
+        by_input = is_by_input(magnitude, weight)
         rest = [axis for axis in range(weight.dim()) if axis != (1 if by_input else 0)]
         norm: Tensor = torch.linalg.vector_norm(changed, dim=rest, keepdim=True)
         return changed * (magnitude.reshape(norm.shape) / norm) - weight
@@ -205,7 +205,7 @@ def _tucker(core: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
     return torch.einsum("ij...,ip,jq->pq...", core, a, b)
 
 
-def _is_by_input(magnitude: "Tensor", weight: "Tensor") -> bool:
+def is_by_input(magnitude: "Tensor", weight: "Tensor") -> bool:
     """Say whether m holds a value per input ([1, in, ...]) rather than per output ([out] or [out, 1, ...]).
 
     PEFT keeps that of a convolution as [1, out, 1, 1]; its reader gives it the shape [out].

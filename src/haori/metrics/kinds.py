@@ -6,7 +6,7 @@ from typing import Literal
 
 __all__ = ["KINDS", "Kind", "Scale", "in_order", "kind_of", "label_metric"]
 
-Scale = Literal["share", "score", "perplexity", "coefficient", "nats"]
+Scale = Literal["share", "score", "perplexity", "coefficient", "nats", "distance", "number"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Kind:
     Attributes:
         title: What people call it.
         better: The direction of improvement.
-        scale: `share` (0..1, shown as per cent), `score` (0..100), `perplexity` (1 and up), `coefficient` (-1..1) or
-            `nats` (any number).
+        scale: `share` (0..1, shown as per cent), `score` (0..100), `perplexity` (1 and up), `coefficient` (-1..1),
+            `nats` (any number), `distance` (about 0 to 2) or `number` (0 and up, each with a scale of its own).
     """
 
     title: str
@@ -47,6 +47,18 @@ KINDS: dict[str, Kind] = {
     "chrf": Kind("chrF", "higher", "score"),
     "prediction_loss": Kind("Loss of the prediction", "lower", "nats"),
     "perplexity": Kind("Perplexity", "lower", "perplexity"),
+    "data_similarity": Kind("Similarity to the data", "higher", "coefficient"),
+    "nearest_data": Kind("Nearest to the data", "higher", "share"),
+    "subject_retrieval": Kind("Subject retrieval", "higher", "share"),
+    "prompt_retrieval": Kind("Prompts kept", "higher", "share"),
+    "clip_score": Kind("CLIP score", "higher", "score"),
+    "diversity": Kind("Diversity", "higher", "distance"),
+    "memorised": Kind("Taken for copies", "lower", "share"),
+    "drift": Kind("Drift, unrelated", "lower", "distance"),
+    "unrelated_retrieval": Kind("Kept, unrelated", "higher", "share"),
+    "kid": Kind("KID", "lower", "number"),
+    "fid": Kind("FID", "lower", "number"),
+    "classifier_score": Kind("Classifier score", "higher", "number"),
 }
 
 _OF_A_LABEL = {

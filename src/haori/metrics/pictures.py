@@ -10,7 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Retrieval", "kernel_inception_distance", "nearest_labels", "retrieval"]
+__all__ = [
+    "Retrieval",
+    "centred_cosines",
+    "kernel_inception_distance",
+    "nearest_labels",
+    "polynomial_kernel",
+    "retrieval",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +42,7 @@ def nearest_labels(
         labels: [m] label of each reference.
         count: Labels to return; fewer where there are fewer.
     """
-    near = _cosines(np.asarray(queries, dtype=np.float64), np.asarray(references, dtype=np.float64))
+    near = centred_cosines(queries, references)
     nearest = []
     for row in near:
         ordered = dict.fromkeys(labels[place] for place in np.argsort(-row, kind="stable"))
@@ -72,21 +79,30 @@ def kernel_inception_distance(generated: npt.ArrayLike, real: npt.ArrayLike) -> 
     """
     x, y = np.asarray(generated, dtype=np.float64), np.asarray(real, dtype=np.float64)
     n, m = len(x), len(y)
-    within_x, within_y = _kernel(x, x), _kernel(y, y)
+    within_x, within_y = polynomial_kernel(x, x), polynomial_kernel(y, y)
     same_x = (within_x.sum() - np.trace(within_x)) / (n * (n - 1))
     same_y = (within_y.sum() - np.trace(within_y)) / (m * (m - 1))
-    return float(same_x + same_y - 2 * _kernel(x, y).mean())
+    return float(same_x + same_y - 2 * polynomial_kernel(x, y).mean())
 
 
-def _kernel(x: Array, y: Array) -> Array:
-    kernel: Array = (x @ y.T / x.shape[1] + 1) ** 3
+def polynomial_kernel(x: npt.ArrayLike, y: npt.ArrayLike) -> Array:
+    """Return [n, m] (x.y / d + 1)^3, the kernel of KID, for features [n, d] and [m, d]."""
+    left, right = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    kernel: Array = (left @ right.T / left.shape[1] + 1) ** 3
     return kernel
 
 
-def _cosines(queries: Array, references: Array) -> Array:
-    """[n, m] cosines after the mean of the references is taken from both."""
-    centre = references.mean(0)
-    rows, columns = queries - centre, references - centre
+def centred_cosines(queries: npt.ArrayLike, references: npt.ArrayLike, centre: npt.ArrayLike | None = None) -> Array:
+    """Return [n, m] cosines of features after `centre` is taken from both.
+
+    Args:
+        queries: [n, d] features.
+        references: [m, d] features.
+        centre: [d]; None takes the mean of the references.
+    """
+    rows, columns = np.asarray(queries, dtype=np.float64), np.asarray(references, dtype=np.float64)
+    middle = columns.mean(0) if centre is None else np.asarray(centre, dtype=np.float64)
+    rows, columns = rows - middle, columns - middle
     rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12
     columns /= np.linalg.norm(columns, axis=1, keepdims=True) + 1e-12
     cosines: Array = rows @ columns.T

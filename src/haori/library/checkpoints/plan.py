@@ -14,6 +14,7 @@ from haori.core.errors import BaseError, MismatchError
 from haori.core.safetensors_header import TensorEntry
 from haori.library.checkpoints.tensors import DTYPES, BaseTensors, WeightFile
 from haori.library.fit import BaseWeight, match
+from haori.library.formats.bundled_words import word_names
 from haori.library.updates import AdapterUpdates, ModuleUpdate
 
 __all__ = ["Change", "FilePlan", "MergePlan", "new_index", "plan_merge", "untie"]
@@ -112,6 +113,11 @@ def plan_merge(tensors: BaseTensors, updates: AdapterUpdates, *, adapter: str) -
         MismatchError: Something of the adapter has no place in the base's weights.
         BaseError: A weight that it changes is stored in fewer than 16 bits.
     """
+    if words := word_names(updates.extra):
+        raise MismatchError(
+            f"The adapter {adapter!r} brings the new words {', '.join(words)}, which the vocabulary of the base has no "
+            "place for; export it as diffusers, and load both its files into the base's pipeline."
+        )
     if updates.extra:
         raise MismatchError(
             f"The adapter {adapter!r} holds {min(updates.extra)[:80]!r}, which changes no weight of the base tensor by "

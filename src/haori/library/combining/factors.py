@@ -15,7 +15,7 @@ from haori.core.errors import MismatchError
 from haori.library.combining.energy import ModuleEnergy
 from haori.library.updates import ModuleUpdate, kron
 
-__all__ = ["Factors", "factors_of", "low_rank", "numerical_rank", "stacked", "truncated"]
+__all__ = ["Factors", "factors_of", "low_rank", "numerical_rank", "stacked", "thin_factors", "truncated"]
 
 # Singular values below this share of the largest are rounding of the fp32 in which factors are stored.
 _ROUNDING = 1e-7
@@ -68,8 +68,8 @@ def factors_of(update: ModuleUpdate, *, shape: tuple[int, ...] | None = None) ->
         update: The update of a weight of at least two axes.
         shape: Shape of the weight, if it is known; otherwise the update's own.
     """
-    pair = _pair(update)
-    if pair is None or pair[1].shape[0] >= min(pair[0].shape[0], pair[1].shape[1]):
+    pair = thin_factors(update)
+    if pair is None:
         delta = update.delta()
         whole = delta.flatten(1)
         shape = shape or tuple(delta.shape)
@@ -84,6 +84,17 @@ def factors_of(update: ModuleUpdate, *, shape: tuple[int, ...] | None = None) ->
             f"An update of shape {[b.shape[0], a.shape[1]]} does not fit a weight of shape {list(shape)}."
         )
     return Factors(b, a, shape)
+
+
+def thin_factors(update: ModuleUpdate, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor] | None:
+    """Return B [out, R] with the scale in it and A [R, in · k...], flat; None where R is no less than a side of dW.
+
+    Args:
+        update: The update of a weight; its magnitude is left out of account.
+        dtype: What to compute and return them in.
+    """
+    pair = _pair(update, dtype)
+    return None if pair is None or pair[1].shape[0] >= min(pair[0].shape[0], pair[1].shape[1]) else pair
 
 
 def stacked(parts: Sequence[tuple[Factors, float]]) -> Factors:
@@ -167,11 +178,11 @@ def _shape(update: ModuleUpdate, b: Tensor, a: Tensor) -> tuple[int, ...]:
     return (b.shape[0], a.shape[1] // math.prod(kernel), *kernel)
 
 
-def _pair(update: ModuleUpdate) -> tuple[Tensor, Tensor] | None:
+def _pair(update: ModuleUpdate, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
     """Return B and A [R, in · k...] with the scale in B, or None where the update is no product of thin matrices."""
     if update.kind == "diff":
         return None
-    found = {name: factor.double() for name, factor in update.factors.items()}
+    found = {name: factor.to(dtype) for name, factor in update.factors.items()}
     if update.kind == "lora":
         a = found["A"]
         if "mid" in found:

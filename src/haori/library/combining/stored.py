@@ -44,7 +44,8 @@ def blend_stored(
 ) -> Combined:
     """Blend adapters of the library into a new one.
 
-    A single adapter at weight 1 is not made anew: it gains the name.
+    A single adapter at weight 1 is not made anew: it gains the name. A blend has the trigger words of the parts that
+    are added, in their order.
 
     Args:
         parts: Names with weights.
@@ -83,9 +84,13 @@ def blend_stored(
         density=options.density if sparse else None, seed=options.seed if random else None,
     )  # fmt: skip
     kept = {parent.card.id: parent for parent, _ in used}
+    # A part that is taken away is not to be called up.
+    adding = [parent for parent in kept.values() if weights[parent.card.id] > 0]
+    words = tuple(dict.fromkeys(word for parent in adding for word in parent.card.trigger_words))
     stored = store_combined(
-        blend.updates, base, name, with_energy(made, blend.energy), parents=list(kept.values()), library=library
-    )
+        blend.updates, base, name, with_energy(made, blend.energy),
+        parents=list(kept.values()), library=library, trigger_words=words,
+    )  # fmt: skip
     return Combined(stored, blend.energy)
 
 

@@ -13,6 +13,7 @@ from haori.library.cards import draft_card
 from haori.library.combining.energy import Energy
 from haori.library.families import reference_of, tell_family
 from haori.library.format_export import require_alike
+from haori.library.formats.bundled_words import is_bundled
 from haori.library.formats.format import SINGLE_FILE, open_source
 from haori.library.formats.registry import format_named, format_of
 from haori.library.licences.verdict import effective_licence
@@ -155,10 +156,14 @@ def _written_file(
 ) -> tuple[Path, AdapterCard]:
     """Write an adapter for images as one file, read it again, compare and check it, and draft its card.
 
-    It has the format of its first parent if that can hold it, and otherwise kohya's or that of diffusers.
+    It has the format of its first parent if that can hold it, and otherwise kohya's or that of diffusers, which has no
+    place for new words in one file.
     """
     path = place / SINGLE_FILE
-    names = dict.fromkeys([*(parent.card.format for parent in parents if parent.card.format != "peft"), *_FOR_IMAGES])
+    several = {"peft", "diffusers"} if any(is_bundled(key) for key in updates.extra) else {"peft"}
+    names = dict.fromkeys(
+        name for name in (*(parent.card.format for parent in parents), *_FOR_IMAGES) if name not in several
+    )
     for name in names:
         try:
             format_named(name).write(updates, path)

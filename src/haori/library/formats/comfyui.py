@@ -23,4 +23,5 @@ FORMAT = NamedFile(
     maps=ALL_NAMES,
     written=OWN_NAMES,
     shared=frozenset({""}),
+    bundles_words=False,
 )

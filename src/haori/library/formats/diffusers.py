@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from haori.adapters.patterns import exact_patterns
 from haori.core.errors import FileFormatError, InputError
 from haori.library.families import family_of
+from haori.library.formats.bundled_words import EMBEDDINGS, is_bundled, read_embeddings, write_embeddings
 from haori.library.formats.format import Source
 from haori.library.formats.kohya_metadata import kohya_metadata
 from haori.library.formats.peft_reading import CONFIG_KEY
@@ -72,7 +73,8 @@ class Diffusers:
         named = read_modules(source, _respelled)
         placed = place_modules(source, named.modules, _neutral_name)
         modules = _with_alphas(source, placed)
-        updates = AdapterUpdates(modules, source.metadata, self.name, extra=named.extra)
+        metadata = {key: value for key, value in source.metadata.items() if key != EMBEDDINGS}
+        updates = AdapterUpdates(modules, metadata, self.name, extra={**named.extra, **read_embeddings(source)})
         return replace(updates, family=family_of(updates))
 
     def write(
@@ -84,6 +86,8 @@ class Diffusers:
         base_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a safetensors file that pipelines load with `load_lora_weights`, every module at its right strength.
+
+        New words go into files of their own beside it, for `load_textual_inversion`.
 
         Raises:
             InputError: The adapter is not all LoRA, or changes something else than a pipeline's components.
@@ -100,7 +104,11 @@ class Diffusers:
             tensors |= {f"{name}.{end}": factor for end, factor in zip(ends, (a, b), strict=True)}
             ranks.setdefault(component, {})[module.removeprefix(_CLIP_PREFIX)] = len(a)
         described = {key: value for component in ranks for key, value in _config(component, ranks[component]).items()}
-        own = {"format": "pt", _METADATA: json.dumps(described, sort_keys=True)}
+        own = {
+            "format": "pt",
+            _METADATA: json.dumps(described, sort_keys=True),
+            **write_embeddings(path, updates.extra),
+        }
         if card is not None:
             write_hashed(path, tensors, {**_described_by(card, updates, family, path.stem), **own})
             return
@@ -210,10 +218,10 @@ def _check(updates: AdapterUpdates) -> None:
                 f"{name} cannot be written for diffusers: {reason}. Make a LoRA of the adapter first with "
                 "`haori resize`, or write it as kohya, which holds all of this."
             )
-    if updates.extra:
+    if others := [key for key in updates.extra if not is_bundled(key)]:
         raise InputError(
-            f"A diffusers file holds LoRA alone, and the adapter has the tensor {min(updates.extra)!r} besides; write "
-            "it as kohya, or peft for a classifier."
+            f"A diffusers file holds LoRA alone, and the adapter has the tensor {min(others)!r} besides; write it as "
+            "kohya, or peft for a classifier."
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import InputError
 from haori.library.families import family_of
+from haori.library.formats.bundled_words import is_bundled
 from haori.library.formats.format import Source
 from haori.library.formats.kohya_factors import kohya_tensors
 from haori.library.formats.kohya_flux import FORMAT as TRANSFORMERS
@@ -102,7 +103,7 @@ class Kohya:
                 f"kohya's format for Stable Diffusion holds the UNet and the CLIP text encoders, and has no name for "
                 f"the module {foreign[0]!r}, one of {len(foreign)} such. Write this adapter as peft or diffusers."
             )
-        if others := sorted(key for key in updates.extra if not key.startswith("bundle_emb.")):
+        if others := sorted(key for key in updates.extra if not is_bundled(key)):
             raise InputError(
                 f"kohya's format holds no tensor such as {others[0]!r}, which the adapter has beside LoRA."
             )

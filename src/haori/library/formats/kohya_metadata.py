@@ -28,6 +28,11 @@ _ARCHITECTURES = {
     "sdxl": "stable-diffusion-xl-v1-base",
     "flux1": "flux-1-dev",
 }
+# `get_model_version_str_for_sd1_sd2` of sd-scripts ends the version of a base that predicts velocity so.
+_VELOCITY = "_v"
+_WITH_VELOCITY = ("sd15", "sd2")
+_DIFFUSING = ("sd15", "sd2", "sdxl")
+_PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}  # ModelSpec 1.0.1 has no word for the others
 _DIFFUSERS = "diffusers"
 # As `get_sai_model_spec` of sd-scripts has it for LoRA.
 _IMPLEMENTATIONS = {
@@ -64,11 +69,25 @@ def kohya_metadata(
         found = {key: value for key, value in found.items() if key not in _OURS}
     found["ss_output_name"] = name
     found |= _of_network(updates, family)
+    prediction = _prediction(found, family, card)
     if family in _BASE_VERSIONS and stated_family(_only(found, "ss_base_model_version")) != family:
-        found["ss_base_model_version"] = _BASE_VERSIONS[family]
+        velocity = _VELOCITY if prediction == "v" and family in _WITH_VELOCITY else ""
+        found["ss_base_model_version"] = f"{_BASE_VERSIONS[family]}{velocity}"
     found["ss_v2"] = str(family == "sd2")
     found = {key: value for key, value in found.items() if key != "modelspec.hash_sha256"}
-    return {**found, **_model_spec(found, family, card, name)}
+    found.pop("modelspec.prediction_type", None)
+    return {**found, **_model_spec(found, family, prediction, card, name)}
+
+
+def _prediction(known: Mapping[str, str], family: str | None, card: "AdapterCard | None") -> str | None:
+    """Return ModelSpec's word for what the base predicts; None for flow matching, and where nothing tells it."""
+    if family not in _DIFFUSING:
+        return None
+    if card is not None and card.base.prediction is not None:
+        return _PREDICTION_TYPES.get(card.base.prediction)
+    if known.get("ss_base_model_version", "").endswith(_VELOCITY):
+        return "v"
+    return known.get("modelspec.prediction_type")
 
 
 def _of_network(updates: AdapterUpdates, family: str | None) -> dict[str, str]:
@@ -116,11 +135,13 @@ def _common(updates: Iterable[ModuleUpdate], value_of: Callable[[ModuleUpdate], 
     return str(next(iter(values))) if values else ""
 
 
-def _model_spec(known: Mapping[str, str], family: str | None, card: "AdapterCard | None", name: str) -> dict[str, str]:
+def _model_spec(
+    known: Mapping[str, str], family: str | None, prediction: str | None, card: "AdapterCard | None", name: str
+) -> dict[str, str]:
     if family not in _ARCHITECTURES:
         return {}
     architecture = _ARCHITECTURES[family]
-    if family == "sd2" and known.get("ss_base_model_version") == "sd_v2_v":
+    if family == "sd2" and prediction == "v":
         architecture = "stable-diffusion-v2-768-v"
     if family == "flux1" and "schnell" in known.get("ss_sd_model_name", "").lower():
         architecture = "flux-1-schnell"
@@ -131,6 +152,8 @@ def _model_spec(known: Mapping[str, str], family: str | None, card: "AdapterCard
         "title": known.get("modelspec.title") or name,
         "date": known.get("modelspec.date") or (card.created if card else datetime.now(UTC).isoformat("T", "seconds")),
     }
+    if prediction is not None:
+        found["prediction_type"] = prediction
     if resolution := _resolution(known.get("ss_resolution", "")):
         found["resolution"] = resolution
     if card is not None:

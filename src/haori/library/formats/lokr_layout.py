@@ -1,7 +1,12 @@
-"""The layout of LoKr in PEFT, which derives the shapes of both factors from one number (`decompose_factor`)."""
+"""The layout of LoKr in PEFT, which derives the shapes of both factors from one number (`decompose_factor`).
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+W [o, i, k, k] gains kron(w1 [a, b], w2 [c, d, k, k]) with o = a c and i = b d. PEFT factors w2 into w2_a [c, r] and
+w2_b [r, d k k] where r is less than half of max(c, d), and keeps it whole otherwise. A factored one does not tell k, so
+d is one of several numbers until the split is known.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from haori.core.errors import InputError
 from haori.library.updates import ModuleUpdate
@@ -9,57 +14,108 @@ from haori.library.updates import ModuleUpdate
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["full_factors"]
+__all__ = ["PeftFactors", "peft_factors"]
+
+_KERNELS = (1, 3, 5, 7)
 
 
-def full_factors(modules: Mapping[str, ModuleUpdate]) -> "tuple[dict[str, dict[str, Tensor]], int, int]":
-    """Return w1 and w2 of each module, whole and with the scale in w1, as PEFT's LoKr can hold them.
+class PeftFactors(NamedTuple):
+    """The tensors of one module as PEFT's LoKr holds them, the scale in w1, and the rank at which it builds them so."""
 
-    Returns:
-        The factors by module, `decompose_factor`, and a rank at which PEFT builds every w2 whole.
+    tensors: "dict[str, Tensor]"
+    rank: int
+
+
+class _Sides(NamedTuple):
+    """The sides of both factors: a, b, c and each d that the tensors allow."""
+
+    first: tuple[int, int]
+    outputs: int
+    inputs: Sequence[int]
+
+
+def peft_factors(
+    modules: Mapping[str, ModuleUpdate], known_split: int | None = None
+) -> tuple[dict[str, PeftFactors], int]:
+    """Return the factors of each module as PEFT's LoKr can hold them, and `decompose_factor`.
+
+    Args:
+        modules: LoKr updates by module.
+        known_split: `decompose_factor` that the adapter was made with, where that is on record.
 
     Raises:
         InputError: No one number gives PEFT the shapes of all modules.
     """
-    import torch
-
+    firsts = {name: _first(update) for name, update in modules.items()}
+    sides = {name: _sides(update, firsts[name]) for name, update in modules.items()}
+    split = _split_of(sides, known_split)
     factors = {}
     for name, update in modules.items():
-        found = {part: factor.to(torch.float32) for part, factor in update.factors.items()}
-        w1 = found["w1"] if "w1" in found else found["w1_a"] @ found["w1_b"]
-        w2 = _second(found)
-        if update.shape is not None and len(update.shape) > w2.dim():
-            w2 = w2.reshape(w2.shape[0], update.shape[1] // w1.shape[1], *update.shape[2:])
-        factors[name] = {"w1": (w1.double() * update.scale).float(), "w2": w2}
-    shapes = {name: (tuple(pair["w1"].shape), tuple(pair["w2"].shape[:2])) for name, pair in factors.items()}
-    rank = max((side + 1) // 2 for _, second in shapes.values() for side in second)
-    return factors, _split_of(shapes), max(rank, 1)
+        inputs = next(side for side in sides[name].inputs if _splits(sides[name], side, split))
+        factors[name] = _factors_of(update, firsts[name], inputs)
+    return factors, split
 
 
-def _second(found: "Mapping[str, Tensor]") -> "Tensor":
+def _first(update: ModuleUpdate) -> "Tensor":
+    """Return w1 whole, with the scale."""
+    found = {part: factor.double() for part, factor in update.factors.items() if part.startswith("w1")}
+    whole = found["w1"] if "w1" in found else found["w1_a"] @ found["w1_b"]
+    return (whole * update.scale).float()
+
+
+def _sides(update: ModuleUpdate, first: "Tensor") -> _Sides:
+    found, two = update.factors, (first.shape[0], first.shape[1])
+    if "t2" in found:
+        return _Sides(two, found["w2_a"].shape[1], (found["w2_b"].shape[1],))
+    outputs, flat = (found["w2"].shape[:2]) if "w2" in found else (found["w2_a"].shape[0], found["w2_b"].shape[1])
+    if update.shape is not None:
+        return _Sides(two, outputs, (update.shape[1] // two[1],))
+    if "w2" in found:
+        return _Sides(two, outputs, (flat,))
+    return _Sides(two, outputs, [flat // kernel**2 for kernel in _KERNELS if flat % kernel**2 == 0])
+
+
+def _factors_of(update: ModuleUpdate, first: "Tensor", inputs: int) -> PeftFactors:
+    """Return the factors of a module whose w2 has this many inputs."""
     import torch
 
-    if "w2" in found:
-        return found["w2"]
-    if "t2" in found:
-        return torch.einsum("ij...,ip,jq->pq...", found["t2"], found["w2_a"], found["w2_b"])
-    return found["w2_a"] @ found["w2_b"]
+    found = {part: factor.float() for part, factor in update.factors.items()}
+    if "w2_a" in found and "t2" not in found:
+        outputs, rank = found["w2_a"].shape
+        if rank < max(outputs, inputs) / 2:
+            return PeftFactors({"w1": first, "w2_a": found["w2_a"], "w2_b": found["w2_b"]}, rank)
+        whole = found["w2_a"] @ found["w2_b"]
+        kernel = (update.shape or ())[2:] or _kernel(whole.shape[1] // inputs)
+        whole = whole.reshape(outputs, inputs, *kernel)
+    elif "t2" in found:
+        whole = torch.einsum("ij...,ip,jq->pq...", found["t2"], found["w2_a"], found["w2_b"])
+    else:
+        whole = found["w2"]
+    return PeftFactors({"w1": first, "w2": whole}, (max(whole.shape[:2]) + 1) // 2)
 
 
-def _split_of(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> int:
+def _kernel(area: int) -> tuple[int, ...]:
+    side = round(area**0.5)
+    return () if side == 1 else (side, side)
+
+
+def _split_of(sides: Mapping[str, _Sides], known: int | None) -> int:
     """Return the `decompose_factor` that splits every output and input as the factors do."""
-    from peft.tuners.lokr.layer import factorization
-
-    candidates = [-1, *sorted({side for first, _ in shapes.values() for side in first})]
-    for candidate in candidates:
-        if all(
-            factorization(first[axis] * second[axis], candidate) == (first[axis], second[axis])
-            for first, second in shapes.values()
-            for axis in (0, 1)
-        ):
+    candidates = [-1, *sorted({side for one in sides.values() for side in one.first})]
+    for candidate in candidates if known is None else [known, *candidates]:
+        if all(any(_splits(one, inputs, candidate) for inputs in one.inputs) for one in sides.values()):
             return candidate
-    name, (first, second) = next(iter(shapes.items()))
+    name, one = next(iter(sides.items()))
     raise InputError(
         f"PEFT's LoKr splits all weights by one number, and none gives the shapes of this adapter, such as "
-        f"{list(first)} and {list(second)} of {name!r}; turn it into a LoRA first, by singular values."
+        f"{list(one.first)} and {[one.outputs, one.inputs[0]]} of {name!r}; turn it into a LoRA first, by singular "
+        "values."
     )
+
+
+def _splits(sides: _Sides, inputs: int, split: int) -> bool:
+    """Say whether PEFT splits a weight with this many inputs in w2 as the factors do."""
+    from peft.tuners.lokr.layer import factorization
+
+    (a, b), c = sides.first, sides.outputs
+    return bool(factorization(a * c, split) == (a, c) and factorization(b * inputs, split) == (b, inputs))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from haori.core.errors import InputError
 from haori.library.families import family_of, stated_family
 from haori.library.formats.block_map import BlockMap, Place
+from haori.library.formats.bundled_words import is_bundled, refuse_words
 from haori.library.formats.format import Source
 from haori.library.formats.kohya_factors import kohya_tensors
 from haori.library.formats.kohya_metadata import kohya_metadata
@@ -61,6 +62,7 @@ class NamedFile:
         respell: Gives a key the factor's name that other formats have.
         written: The names that files are written with, by family; none if it is only read.
         shared: Prefixes that files of diffusers have too; behind them, its names do not tell the format.
+        bundles_words: Whether the programs that read it find new words in it.
     """
 
     name: str
@@ -71,6 +73,7 @@ class NamedFile:
     respell: Callable[[str], str] = field(default=str)
     written: Mapping[str, BlockMap] = field(default_factory=dict)
     shared: frozenset[str] = frozenset()
+    bundles_words: bool = True
 
     def detect(self, source: Source) -> bool:
         """Say whether a module has one of the prefixes and, behind it, a name that is known.
@@ -117,7 +120,9 @@ class NamedFile:
         """
         if not self.written:
             raise InputError(f"Adapters are read from {self.title}, not written; write kohya, comfyui or diffusers.")
-        if others := sorted(key for key in updates.extra if not key.startswith("bundle_emb.")):
+        if not self.bundles_words:
+            refuse_words(updates.extra, self.title)
+        if others := sorted(key for key in updates.extra if not is_bundled(key)):
             raise InputError(
                 f"{self.title} has no place for the tensor {others[0]!r}, which the adapter has beside LoRA."
             )

@@ -13,6 +13,7 @@ from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME, inspect_adapt
 from haori.library.formats.format import Format, Source
 from haori.library.formats.peft_components import component_folders
 from haori.library.head_files import HEAD_NAME
+from haori.library.word_files import WORDS_NAME
 
 if TYPE_CHECKING:
     from haori.core.records import AdapterCard
@@ -27,7 +28,7 @@ _BESIDE = (
     "README*", "LICENSE*", "LICENCE*", "NOTICE*", "chat_template.jinja", "chat_template.json", "tokenizer.json",
     "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "spiece.model", "generation_config.json", "*.png", "*.svg", "recipe.yaml",
-    "metrics.jsonl", HEAD_NAME,
+    "metrics.jsonl", HEAD_NAME, WORDS_NAME,
 )  # fmt: skip
 _BESIDE_LIMIT_BYTES = 64 << 20
 # Of which the networks of image models are made; a file that has them is read by the formats of image adapters.

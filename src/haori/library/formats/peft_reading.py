@@ -6,17 +6,23 @@ tell without the weights of the base (VeRA, IA3, OFT, ...) is refused.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haori.core.errors import FileFormatError
+from haori.core.records import MODEL_COMPONENT
+from haori.core.safetensors_header import read_safetensors_header
 from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME, inspect_adapter
 from haori.library.config_values import PatternValues
+from haori.library.formats.bundled_words import named_rows
 from haori.library.formats.format import Source
 from haori.library.formats.peft_components import canonical_name, component_folders, component_of
 from haori.library.update_shapes import fault_of, weight_shape
 from haori.library.updates import AdapterUpdates, Kind, ModuleUpdate
+from haori.library.word_files import word_encoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,10 +92,11 @@ def read_peft(source: Source) -> AdapterUpdates:
     if not path.is_dir() and path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file():
         path = path.parent
     where = f"The adapter in {str(path)!r}"
+    words = None
     if path.is_dir():
         files = inspect_adapter(path)
         source = Source(path / WEIGHTS_NAME, files.tensors, source.metadata, source.base_config)
-        config = dict(files.config)
+        config, words = dict(files.config), files.words
         _refuse_variants(where, config)
     else:
         config = {"peft_type": "LORA", "lora_alpha": None}
@@ -104,7 +111,13 @@ def read_peft(source: Source) -> AdapterUpdates:
     metadata = dict(source.metadata)
     if path.is_dir():
         metadata[CONFIG_KEY] = json.dumps(config, default=_listed)
-    return _Reader(where, config, tensors, source.base_config).read(metadata)
+    kernels = _kernels(where, path) if config["peft_type"] == "ADALORA" else {}
+    bundled: dict[str, Tensor] = {}
+    if words is not None:
+        for key, encoder in [(key, encoder) for key in tensors if (encoder := word_encoder(key)) is not None]:
+            bundled |= named_rows(words, encoder, tensors.pop(key))
+    found = _Reader(where, config, tensors, source.base_config, kernels).read(metadata)
+    return replace(found, extra={**found.extra, **bundled})
 
 
 def _joined(parts: Mapping[str, AdapterUpdates]) -> AdapterUpdates:
@@ -139,12 +152,18 @@ class _Reader:
     """Sorts the tensors of one adapter by module, and makes an update of each module's."""
 
     def __init__(
-        self, where: str, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]", base: Mapping[str, Any] | None
+        self,
+        where: str,
+        config: Mapping[str, Any],
+        tensors: "Mapping[str, Tensor]",
+        base: Mapping[str, Any] | None,
+        kernels: Mapping[str, list[int]],
     ) -> None:
         self.where, self.config, self.tensors, self.base = where, config, tensors, base
         self.method = str(config["peft_type"])
         self.is_folder = config.get("lora_alpha", 0) is not None  # and has a configuration
         self.kind: Kind = _KINDS[self.method]
+        self.kernels = kernels
         self.parts: dict[str, dict[str, Tensor]] = {}
         self.extra: dict[str, Tensor] = {}
 
@@ -258,7 +277,7 @@ class _Reader:
     def _of_adalora(self, name: str, parts: "dict[str, Tensor]") -> ModuleUpdate:
         """Multiply the singular values E into A; PEFT divides by the rank at the start, and by a little more."""
         a, b, e = parts["A"], parts["B"], parts["E"]
-        rank = a.shape[0]
+        rank, kernel = a.shape[0], self.kernels.get(f"{PREFIX}{name}")
         if a.dim() != 2 or b.dim() != 2 or tuple(e.shape) != (rank, 1):
             raise FileFormatError(f"{self.where} holds singular values of {name!r} that do not fit its factors.")
         alpha, first = self._alpha(), self.config.get("init_r", 12)
@@ -266,6 +285,10 @@ class _Reader:
         a = a.float() * e.float()
         if self._is_transposed(name):
             a, b = b.T.contiguous(), a.T.contiguous()
+        if kernel is not None:
+            if a.shape[1] % math.prod(kernel):
+                raise FileFormatError(f"{self.where} holds factors of {name!r} that do not fit its kernel {kernel}.")
+            a, b = a.reshape(rank, -1, *kernel), b.reshape(*b.shape, *[1] * len(kernel))
         return ModuleUpdate("lora", {"A": a, "B": b}, scale * rank)
 
     def _of_lycoris(self, name: str, parts: "dict[str, Tensor]") -> ModuleUpdate:
@@ -290,25 +313,42 @@ class _Reader:
         return bool(self.config.get("fan_in_fan_out"))
 
 
+def _kernels(where: str, folder: Path) -> dict[str, list[int]]:
+    """Return the kernels of AdaLoRA's convolutions, by the full name of the module."""
+    from haori.adapters.adalora import KERNELS_KEY
+
+    try:
+        kernels = json.loads(read_safetensors_header(folder / WEIGHTS_NAME).metadata.get(KERNELS_KEY, "{}"))
+        return {str(name): [max(1, int(side)) for side in kernel] for name, kernel in kernels.items()}
+    except (AttributeError, RecursionError, TypeError, ValueError):
+        raise FileFormatError(f"{where} has a header in which {KERNELS_KEY!r} names no kernels.") from None
+
+
 def _refuse_variants(where: str, config: Mapping[str, Any]) -> None:
     method = config["peft_type"]
     if method not in _KINDS:
         raise FileFormatError(
             f"{where} is of the method {method.lower()}; what it adds to a weight cannot be told from its file alone. "
-            "Read are lora, dora, adalora, ard_lora, loha and lokr; others can be merged with `haori merge`."
+            f"Read are lora, dora, adalora, ard_lora, loha and lokr; {_way_round(config)}."
         )
     for option, reason in _VARIANTS.items():
         if config.get(option):
-            raise FileFormatError(
-                f"{where} cannot be written as updates of weights: {reason}. Use it as it is, or merge it with "
-                "`haori merge`."
-            )
+            raise FileFormatError(f"{where} cannot be written as updates of weights: {reason}; {_way_round(config)}.")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
         raise FileFormatError(
             f"{where} was trained over a base that its start {start!r} had changed, so it does not act on the base as "
             "it is; save it as a plain LoRA where it was trained (PEFT: path_initial_model_for_weight_conversion)."
         )
+
+
+def _way_round(config: Mapping[str, Any]) -> str:
+    """Return what can be done with an adapter that is no sum of updates: pipelines are merged from updates alone."""
+    if component_of(config) == MODEL_COMPONENT:
+        return "use it as it is, or merge it into its base with `haori merge`, without --stream"
+    if config.get("trainable_token_indices"):
+        return "use it as it is, or train it anew with a word of its own (`words` in the recipe), which files can hold"
+    return "use it as it is, or train it anew with a method that files can hold, such as method.kind=lora"
 
 
 def _check_dtypes(where: str, source: Source) -> None:

@@ -17,7 +17,8 @@ from haori.core.errors import InputError
 from haori.core.records import MODEL_COMPONENT
 from haori.core.storage import staged_folder
 from haori.library.adapter_files import CONFIG_NAME, WEIGHTS_NAME
-from haori.library.formats.lokr_layout import full_factors
+from haori.library.formats.bundled_words import refuse_words
+from haori.library.formats.lokr_layout import peft_factors
 from haori.library.formats.peft_components import MODEL_CLASSES, PIPELINE_CLASS, installed_name
 from haori.library.formats.peft_reading import CONV1D_MODELS, CONV1D_NAMES, PREFIX, config_of
 from haori.library.head_files import write_head
@@ -49,6 +50,7 @@ def write_peft(
     Raises:
         InputError: A PEFT folder cannot hold it; the reason is named.
     """
+    refuse_words(updates.extra, "A PEFT folder")
     components = sorted({name.partition(".")[0] for name in (*updates.modules, *updates.extra)})
     if len(components) == 1:
         _write_model(_Writer(updates, components[0], card, base_config), path, card)
@@ -76,6 +78,7 @@ def write_pipeline_peft(updates: AdapterUpdates, path: Path, card: "AdapterCard 
     Raises:
         InputError: A PEFT folder cannot hold it; the reason is named.
     """
+    refuse_words(updates.extra, "A PEFT folder")
     _write_model(_Writer(updates, None, card, None), path, card)
 
 
@@ -199,14 +202,20 @@ class _Writer:
         return {"peft_type": "LOHA", **config, "use_effective_conv2d": effective, "init_weights": True}, tensors
 
     def _lokr(self) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
-        """Write both factors whole, which every LoKr of PEFT can have, at a rank that makes PEFT build them so."""
+        """Write the first factor whole and the second as it is, at ranks that make PEFT build them so."""
         self._refuse_beside("lokr")
-        factors, split, rank = full_factors(self.modules)
+        known = self.before.get("decompose_factor")
+        factors, split = peft_factors(self.modules, known if isinstance(known, int) else None)
         tensors = {
-            f"{PREFIX}{name}.lokr_{part}": factor for name, pair in factors.items() for part, factor in pair.items()
+            f"{PREFIX}{name}.lokr_{part}": factor
+            for name, held in factors.items()
+            for part, factor in held.tensors.items()
         }
+        ranks = {name: held.rank for name, held in factors.items()}
+        rank = Counter(ranks.values()).most_common(1)[0][0]
+        pattern = {exact_key(name, factors): found for name, found in sorted(ranks.items()) if found != rank}
         return {
-            "peft_type": "LOKR", "r": rank, "alpha": rank, "rank_pattern": {}, "alpha_pattern": {},
+            "peft_type": "LOKR", "r": rank, "alpha": rank, "rank_pattern": pattern, "alpha_pattern": pattern,
             "target_modules": sorted(self.modules), "decompose_both": False, "decompose_factor": split,
             "use_effective_conv2d": False, "init_weights": True,
         }, tensors  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from haori.core.errors import FileFormatError
+from haori.library.formats.bundled_words import is_bundled
 from haori.library.formats.format import Source
 from haori.library.update_shapes import fault_of
 from haori.library.updates import Kind, ModuleUpdate
@@ -77,7 +78,6 @@ REFUSED_NAMES: Mapping[str, str] = {
 """Methods that are no sum W + dW with dW told by the file: they multiply W, or replace it."""
 
 _ADAPTER_NAME = re.compile(r"\.(lora_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)([^.]+)(?=\.(?:weight|bias)$|$)")
-_EXTRA = "bundle_emb."
 _LONGEST = 3
 
 
@@ -124,7 +124,7 @@ def read_modules(source: Source, respell: Callable[[str], str] = lambda key: key
             one of several that contradict each other or do not fit together.
     """
     tensors = source.load()
-    extra = {key: tensors.pop(key) for key in sorted(tensors) if key.startswith(_EXTRA)}
+    extra = {key: tensors.pop(key) for key in sorted(tensors) if is_bundled(key)}
     groups = _grouped(source, tensors, respell)
     modules: dict[str, ModuleUpdate] = {}
     for module, parts in groups.items():

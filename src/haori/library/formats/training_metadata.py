@@ -33,13 +33,14 @@ _OF_RECIPE: tuple[tuple[str, str, str], ...] = (
     ("ss_total_batch_size", "training", "batch_size"),
     ("ss_batch_size_per_device", "training", "micro_batch_size"),
 )
+_NAMES_OF_BASE = ("ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash")
 _PICTURES = "text_to_image"
 _OPTIMIZER = "torch.optim.adamw.AdamW"
 
 
 def training_metadata(card: "AdapterCard") -> dict[str, str]:
     """Return what the card of an adapter says of how it was trained, as header strings."""
-    found: dict[str, Any] = {"ss_sd_model_name": card.base.name, "ss_seed": card.seed}
+    found: dict[str, Any] = {"ss_seed": card.seed, **_of_base(card)}
     if card.base.components:
         held = card.base.components
         prints = {name: held[name].weights for name in card.components if name in held}
@@ -57,6 +58,19 @@ def training_metadata(card: "AdapterCard") -> dict[str, str]:
     if card.description:
         found["ss_training_comment"] = card.description
     return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def _of_base(card: "AdapterCard") -> dict[str, Any]:
+    """Return what names the base; a file that came with names of its own keeps them all, which belong together."""
+    if any(card.file_metadata.get(key) for key in _NAMES_OF_BASE):
+        return {}
+    checkpoint = card.base.checkpoint
+    return {
+        "ss_sd_model_name": card.base.name,
+        "ss_sd_model_hash": checkpoint and checkpoint.autov1,
+        "ss_new_sd_model_hash": checkpoint and checkpoint.sha256,
+        "ss_zero_terminal_snr": card.base.zero_terminal_snr,
+    }
 
 
 def usage_hint(card: "AdapterCard") -> str | None:

@@ -93,6 +93,8 @@ class KeptFiles:
     def fitting(self, spec: str, digits: str | None) -> Fitting:
         """Return the files that a spec means: by path, else by file name, else by alias, else by hash."""
         word = folded(spec)
+        if not word:
+            return Fitting((), ())  # most files have no alias, which is empty here
         ways = (
             [("name = ?", [spec]), ("folded(name) = ?", [word])]
             if "/" in spec
@@ -151,6 +153,15 @@ class KeptFiles:
             return list(map(KeptFile._make, rows))
 
         return self._ask(ask, ())
+
+    def beside(self) -> dict[str, tuple[str, str]]:
+        """Return, by `mount/place`, the alias of every usable file and what its sidecars say, as JSON."""
+
+        def ask(connection: sqlite3.Connection) -> dict[str, tuple[str, str]]:
+            rows = connection.execute("SELECT mount, place, alias, sidecars FROM files_1 WHERE problem IS NULL")
+            return {f"{mount}/{place}": (alias, sidecars) for mount, place, alias, sidecars in rows}
+
+        return self._ask(ask, {})
 
     def find(self, query: Query) -> Found:
         """Return the entries that a query describes."""

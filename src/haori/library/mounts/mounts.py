@@ -96,6 +96,10 @@ class Mounts:
         found = self._kept.find(query)
         return Found(tuple(entry for entry in found.entries if entry.mount in there), found.close)
 
+    def beside(self) -> dict[str, tuple[str, str]]:
+        """Return, by `mount/place`, the alias of every file and what its sidecars say, as JSON, as of the last scan."""
+        return self._kept.beside()
+
     def get(self, spec: str, digits: str | None = None) -> MountedFile | None:
         """Find one file; None if nothing mounted is called so.
 
@@ -150,6 +154,8 @@ class Mounts:
         return len(files)
 
     def _file(self, row: KeptFile, mount: Mount, digits: str | None) -> MountedFile:
+        if not mount.path.is_dir():
+            raise LibraryError(_gone(row.mount, mount))
         path = mount.path / row.place
         if row.problem is not None:
             raise LibraryError(f"The mounted file {row.name!r} cannot be used: {row.problem}")
@@ -181,8 +187,7 @@ class Mounts:
 
     def _scan(self, name: str, mount: Mount) -> Scan:
         if not mount.path.is_dir():
-            remedy = f"connect it, or run `haori library unmount {name}`"
-            return Scan(name, mount.path, 0, 0, (f"The mounted folder {str(mount.path)!r} is not there; {remedy}.",))
+            return Scan(name, mount.path, 0, 0, (_gone(name, mount),))
         tree = walk(mount.path)
         known = self._kept.stamps(name)
         names = _names(name, tree)
@@ -277,6 +282,10 @@ def _problem_entry(name: str, adapter: str, mount: str, path: Path, problem: str
         task=UNKNOWN, rank=None, size_bytes=size, licence=None, proved="no", created="", triggers="", tags="",
         metrics="{}", mount=mount, problem=problem, words=words_of(name), text=folded(name),
     )  # fmt: skip
+
+
+def _gone(name: str, mount: Mount) -> str:
+    return f"The mounted folder {str(mount.path)!r} is not there; connect it, or run `haori library unmount {name}`."
 
 
 def _changed_ns(folder: Path) -> int:

@@ -12,6 +12,7 @@ from haori.core.errors import InputError, LibraryDamagedError, LibraryError, nea
 from haori.core.lock import file_lock
 from haori.core.records import Record, now
 from haori.core.storage import write_text
+from haori.core.user_path import user_path
 
 __all__ = ["Mount", "MountRecord"]
 
@@ -65,7 +66,7 @@ class MountRecord:
             InputError: It is no folder.
             LibraryError: The name is not allowed or taken, or the folder lies in another mount or in the library.
         """
-        path = Path(os.path.realpath(folder.expanduser()))
+        path = Path(os.path.realpath(user_path(folder)))
         if not path.is_dir():
             raise InputError(f"{str(folder)!r} is not a folder; mount the folder that holds the LoRA files.")
         chosen = path.name if name is None else name

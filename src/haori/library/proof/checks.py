@@ -40,17 +40,22 @@ def check_effect(
 
 
 def check_reloaded(
-    of_reloaded: "Sequence[Tensor]", live: "Sequence[Tensor] | None", effect: float, *, measured: str = "logits"
+    of_reloaded: "Sequence[Tensor]",
+    live: "Sequence[Tensor] | None",
+    effect: float,
+    *,
+    measured: str = "logits",
+    share: float = _SHARE,
 ) -> Check:
     """Check that what was read from disk computes what the live model did, within a share of the training's effect."""
     if live is None:
         return passed("reload", "skipped: there is no live model to compare with")
-    error, limit = compare_logits(live, of_reloaded).rms, _SHARE * effect
+    error, limit = compare_logits(live, of_reloaded).rms, share * effect
     detail = f"reloaded and live {measured} are equal to the last bit"
     if error != 0:
         detail = (
             f"reloaded and live {measured} differ by {error:.2g} of their spread (limit {limit:.2g}, which is "
-            f"{_SHARE:g} of the {effect:.2g} by which training moved them)"
+            f"{share:g} of the {effect:.2g} by which training moved them)"
         )
     return Check(name="reload", passed=error <= limit, detail=detail, value=error, limit=limit)
 

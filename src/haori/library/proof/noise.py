@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from haori.bases import Base
     from haori.bases.diffusion import PipelineProcessor
+    from haori.core.new_words import NewWords
     from haori.library.adapter_files import AdapterFiles
     from haori.library.updates import AdapterUpdates, ModuleUpdate
 
@@ -40,19 +41,20 @@ _SIDE = 256  # pixels: enough for every layer to act, on a base of any size
 def probes_of(base: "Base", files: "AdapterFiles") -> list[Probe]:
     """Return the probes of an adapter in a PEFT folder where none are given: prompts, or noisy latents."""
     if base.pipeline is not None:
-        probes = noise_probes(base, changed_components(base.components, files))
+        probes = noise_probes(base, changed_components(base.components, files), files.words)
         return [_with_tokens(probe, files) for probe in probes]
     from haori.bases import load_tokenizer
 
     return list(default_probes(load_tokenizer(base)))
 
 
-def noise_probes(base: "Base", changed: Sequence[str]) -> list[Probe]:
+def noise_probes(base: "Base", changed: Sequence[str], words: "NewWords | None" = None) -> list[Probe]:
     """Return arguments of `DiffusionModel.forward`, one row each, all of the same sizes.
 
     Args:
         base: A pipeline.
         changed: The components that are adapted.
+        words: New words, which then stand in front of the captions; text encoders run with the rest.
 
     Raises:
         BaseError: It belongs to no known family, or cannot be loaded.
@@ -69,7 +71,9 @@ def noise_probes(base: "Base", changed: Sequence[str]) -> list[Probe]:
     numbers = torch.Generator().manual_seed(_SEED)
     noisy = torch.randn(len(_CAPTIONS), family.latent_channels, latent, latent, generator=numbers)
     tokens = family.tokens(processor.tokenizers, _CAPTIONS)
-    is_live = bool(set(family.text_encoders) & set(changed))
+    if words is not None:
+        tokens = {name: _begun_with(words, name, given) for name, given in tokens.items()}
+    is_live = words is not None or bool(set(family.text_encoders) & set(changed))
     text = {f"{_TOKENS}{name}": ids for name, ids in tokens.items()} if is_live else _embedded(processor, tokens)
     conditions = text | family.sizes([PictureSize((side, side), (0, 0), (side, side))] * len(_CAPTIONS))
     batch = {"noisy": noisy, "timesteps": torch.tensor(_TIMESTEPS), **conditions}
@@ -118,6 +122,21 @@ def live_changes(base: "Base", updates: "AdapterUpdates") -> "dict[str, ModuleUp
         component, _, path = name.partition(".")
         found[f"{component}.{installed_name(base.components[component].architecture, path)}"] = update
     return found
+
+
+def _begun_with(words: "NewWords", name: str, given: "Tensor") -> "Tensor":
+    """Return ids, or a mask, [B, T] with new words behind the first token: as many in each row as half of it holds."""
+    import torch
+
+    encoder, length = name.removesuffix("_mask"), given.shape[1]
+    ids, most = words.ids(encoder), length // 2
+    parts = [ids[start : start + most] for start in range(0, len(ids), most)]
+    rows = []
+    for row, own in enumerate(given):
+        put = torch.tensor(parts[row % len(parts)])
+        put = put if name == encoder else torch.ones_like(put)
+        rows.append(torch.cat([own[:1], put, own[1:]])[:length])
+    return torch.stack(rows)
 
 
 def _with_tokens(probe: Probe, files: "AdapterFiles") -> Probe:

@@ -7,7 +7,7 @@ and then merged into the base itself.
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ from haori.core.quantization import Quantization
 from haori.core.records import Check, Head, Verification
 from haori.library.adapter_components import changed_components, needed_components, only_component
 from haori.library.adapter_files import AdapterFiles, inspect_adapter
-from haori.library.attaching import attach_files
+from haori.library.attaching import attach_files, prepare_words
 from haori.library.classifiers import check_head, wearing_head
 from haori.library.proof.checks import (
     check_effect,
@@ -38,6 +38,7 @@ from haori.library.proof.logits import (
 )
 from haori.library.proof.merging import check_merged, merge_in_place
 from haori.library.proof.noise import NOISE, components_run, probes_of
+from haori.library.proof.words import check_words
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,6 +65,7 @@ def verify_adapter(
     device: str | None = None,
     quantization: Quantization | None = None,
     live_logits: "Sequence[Tensor] | None" = None,
+    live_words: "Mapping[str, Sequence[Tensor]] | None" = None,
     prompt_pair: tuple[Sequence[int], Sequence[int]] | None = None,
     head: Head | None = None,
 ) -> Verification:
@@ -78,6 +80,7 @@ def verify_adapter(
         device: Where to load the base.
         quantization: How the base was quantised on loading for the training, if it was.
         live_logits: What `live_probe_logits` gave for the same probes on the model still in memory.
+        live_words: What `word_predictions` gave there, for an adapter with new words.
         prompt_pair: Ids of one prompt as training rendered it and as inference renders it.
         head: The head that was trained, for a classifier; None takes what the folder says of it.
 
@@ -97,8 +100,8 @@ def verify_adapter(
         probes = probes or probes_of(base, files)
         changed = changed_components(base.components, files)
         run = (*changed, *components_run(probes))
-        loader = _BaseLoader(base, dtype, device, quantization, files.head, changed, run)
-        found, dtype = _check_on_base(loader, files, probes, live_logits)
+        loader = _BaseLoader(base, dtype, device, quantization, files, changed, run)
+        found, dtype = _check_on_base(loader, files, probes, _Live(live_logits, live_words))
         checks += found
     checks.append(check_prompts(prompt_pair))
     return verification_of(checks, dtype)
@@ -115,6 +118,13 @@ def require_passed(verification: Verification, *, subject: str = "adapter") -> N
         raise VerificationError(f"The {subject} failed its proof ({failures}).")
 
 
+class _Live(NamedTuple):
+    """What was measured on the model still in memory."""
+
+    logits: "Sequence[Tensor] | None"
+    words: "Mapping[str, Sequence[Tensor]] | None"
+
+
 class _BaseLoader(NamedTuple):
     """A base and how to load it."""
 
@@ -122,7 +132,7 @@ class _BaseLoader(NamedTuple):
     dtype: str
     device: str | None
     quantization: Quantization | None
-    head: Head | None
+    files: AdapterFiles
     changed: tuple[str, ...]
     """Components that the adapter changes."""
     run: tuple[str, ...]
@@ -131,10 +141,12 @@ class _BaseLoader(NamedTuple):
     def load(self) -> "PreTrainedModel":
         from haori.bases import load_model
 
-        return load_model(
-            self.base, dtype=self.dtype, device=self.device, quantization=self.quantization, head=self.head,
+        model = load_model(
+            self.base, dtype=self.dtype, device=self.device, quantization=self.quantization, head=self.files.head,
             components=needed_components(self.base, self.run),
         )  # fmt: skip
+        prepare_words(model, self.files)
+        return model
 
     @property
     def measured(self) -> str:
@@ -161,11 +173,14 @@ def _check_on_base(
     loader: _BaseLoader,
     files: AdapterFiles,
     probes: Sequence[Probe],
-    live_logits: "Sequence[Tensor] | None",
+    live: _Live,
 ) -> tuple[list[Check], str]:
     """Run the checks that need the base in memory; return them with the dtype that `auto` became."""
     live_probes, probes = probes, adapter_probes(files, probes)
-    model = loader.load()
+    try:
+        model = loader.load()
+    except MismatchError as error:  # of new words, which belong to text encoders of other sizes
+        return [failed("keys", str(error))], loader.dtype
     dtype = model_dtype(model)
     head = [] if files.head is None else [check_head(loader.base, model, files)]
     try:
@@ -174,14 +189,16 @@ def _check_on_base(
         return [*head, failed("keys", str(error))], dtype
     of_adapter = loader.logits(adapted, probes)
     effect = compare_logits(of_adapter, of_base).rms
-    reloaded = live_probe_logits(adapted, live_probes) if live_logits is not None else ()
+    reloaded = live_probe_logits(adapted, live_probes) if live.logits is not None else ()
+    words = [] if files.words is None else check_words(adapted, files.words, live_probes, live.words)
     checks = [
         *head,
         passed("keys", f"all {len(files.tensors)} tensors were used, none is missing"),
         *check_delta(adapted, loader.changed),
         check_effect(of_adapter, of_base, measured=loader.measured),
         *_check_each(loader, adapted, probes),
-        check_reloaded(reloaded, live_logits, effect, measured=loader.measured),
+        check_reloaded(reloaded, live.logits, effect, measured=loader.measured),
+        *words,
     ]
     if start := _residual_start(files):
         del model, adapted
