@@ -90,5 +90,5 @@ def test_trained_tokens_are_refused_since_no_file_carries_them(tmp_path: Path):
     recipe = recipe_from(
         {"name": "t", "task": "text_to_image", "base": "b", "data": {"path": "p"}}, ["method.trainable_tokens=[red]"]
     )
-    with pytest.raises(RecipeError, match="trained tokens"):
+    with pytest.raises(RecipeError, match="no file format here carries changed tokens"):
         TASK.check(recipe, base)

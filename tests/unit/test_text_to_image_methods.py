@@ -12,7 +12,7 @@ from haori.core.errors import HaoriError
 from haori.core.events import discard
 from haori.library import export_in_format
 from haori.tasks.recipe import recipe_from
-from haori.training.finish import prove_and_store
+from haori.training.finish import prove_and_store, prove_model
 from haori.training.preparation import Prepared, prepare
 from haori.training.session import opened_loop, train_prepared
 from tests.diffusion_pipelines import flux1, saved, stable_diffusion, stable_diffusion_xl
@@ -55,8 +55,8 @@ def prepared(root: Path, *overrides: str, base: str = "sd15", data: str = "data"
 METHODS = {
     "rslora": ["method.rslora=true", "method.rank_pattern={to_q: 2}", "method.lr_ratio=16", WITH_CONVOLUTIONS],
     "dora": ["method.kind=dora", WITH_CONVOLUTIONS],
-    "adalora": ["method.kind=adalora", "method.target=attention", "training.max_steps=4", "training.save_every=2"],
-    "ard_lora": ["method.kind=ard_lora", "method.target=attention", "training.max_steps=4", "training.save_every=2"],
+    "adalora": ["method.kind=adalora", WITH_CONVOLUTIONS, "training.max_steps=4", "training.save_every=2"],
+    "ard_lora": ["method.kind=ard_lora", WITH_CONVOLUTIONS, "training.max_steps=4", "training.save_every=2"],
     "lokr": ["method={kind: peft, type: LOKR, target: attention, options: {r: 2}}"],
     "loha": ["method={kind: peft, type: LOHA, target: [attention, convolutions], options: {r: 2}}"],
     "qlora": ["method.kind=qlora", "method.target=attention"],
@@ -213,8 +213,6 @@ REFUSED = {
     "sd15": [
         (["method.layers=[0]"], "'method.layers' counts the layers of a language model"),
         (["method.target=text_encoder"], "'text_encoder', which is adapted with training.text_encoder=true alone"),
-        (["method.kind=ard_lora"], "ARD-LoRA adapts linear layers .*`attention` names the modules with heads"),
-        (["method.kind=adalora"], "does not tell that 'unet.*proj_in' is a convolution.*method.target=attention"),
         (["method={kind: peft, type: PREFIX_TUNING, options: {num_virtual_tokens: 2}}"], "a denoiser reads none"),
         (["method={kind: head}"], "'head' is for classifiers"),
         (["optimizer.text_encoder_lr=0.1"], "needs training.text_encoder=true"),
@@ -254,3 +252,50 @@ def test_rate_and_scale_suit_the_method(root: Path, overrides: list[str], lr: fl
         divisor = divisor**0.5 if getattr(method, "rslora", False) else divisor
         assert method.alpha / divisor == pytest.approx(scale, rel=1e-3)
         assert any(c.key == "method.alpha" and f"scale {scale:g} " in c.reason for c in run.choices)
+
+
+def test_a_full_fine_tuning_of_text_encoders_too_is_a_pipeline_of_its_own(root: Path, tmp_path: Path) -> None:
+    """SDXL's UNet and both encoders, at two rates: proved, resumed bit for bit, and read by the stock pipeline."""
+    saved(stable_diffusion_xl(), root / "sdxl")
+    run = prepared(root, "method={kind: full}", "training.text_encoder=true", "optimizer.lr=0.004",
+                   "optimizer.text_encoder_lr=0.001", "training.epochs=1", base="sdxl")  # fmt: skip
+    (tmp_path / "whole").mkdir()
+    trained = train_prepared(run, tmp_path / "whole", None, "2026-01-01T00:00:00+00:00", discard)
+    assert prove_model(run, tmp_path / "whole", trained.live, discard).passed
+    first = sorted((tmp_path / "whole" / "checkpoints").iterdir())[0]
+    shutil.copytree(first, tmp_path / "again" / "checkpoints" / first.name)
+    train_prepared(run, tmp_path / "again", first, "2026-01-01T00:00:00+00:00", discard)
+    before, after = stock_xl(root / "sdxl"), stock_xl(tmp_path / "whole" / "model")
+    again = stock_xl(tmp_path / "again" / "model")
+    steps = {}
+    for part in ("unet", "text_encoder", "text_encoder_2", "vae"):
+        weights = dict(getattr(before, part).named_parameters())
+        moved = [float((weight - weights[name]).detach().abs().max())
+                 for name, weight in getattr(after, part).named_parameters()]  # fmt: skip
+        steps[part] = max(moved)
+        assert all(map(torch.equal, getattr(after, part).parameters(), getattr(again, part).parameters()))
+    assert steps["vae"] == 0 < steps["text_encoder"]
+    # AdamW moves a weight by its rate at most in each of the first steps.
+    assert steps["text_encoder"] == pytest.approx(steps["text_encoder_2"], rel=0.2)
+    assert steps["unet"] == pytest.approx(4 * steps["text_encoder"], rel=0.2)
+    assert trained.live is not None
+    theirs = torch.cat([noise_xl(after, probe) for probe in trained.live.probes])
+    assert (theirs - torch.cat(trained.live.logits)).norm() < 1e-4 * theirs.norm()
+    bare = torch.cat([noise_xl(before, probe) for probe in trained.live.probes])
+    assert (theirs - bare).norm() > 1e-2 * theirs.norm()
+
+
+def stock_xl(folder: Path) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+
+
+@torch.no_grad()
+def noise_xl(pipe: Any, probe: Any) -> torch.Tensor:
+    """Return the prediction of a stock pipeline's parts, from tokens on."""
+    first = pipe.text_encoder(probe["tokens_text_encoder"], output_hidden_states=True)
+    second = pipe.text_encoder_2(probe["tokens_text_encoder_2"], output_hidden_states=True)
+    states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+    added = {"text_embeds": second[0], "time_ids": probe["time_ids"]}
+    return pipe.unet(probe["noisy"], probe["timesteps"], states, added_cond_kwargs=added).sample.reshape(-1, 1)

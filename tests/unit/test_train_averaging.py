@@ -53,11 +53,13 @@ def test_validation_measures_the_average_and_leaves_the_weights(tiny_base_folder
     seen = watched(loop)
     loop.run(StopRequest())
     last = loop.measurements.series("validation")[-1]["loss"]
-    assert loop._mean_losses(loop.validation)["loss"] == pytest.approx(last, rel=1e-6)  # the average is in the model
+    assert loop._mean_losses(loop.validation).values["loss"] == pytest.approx(
+        last, rel=1e-6
+    )  # the average is in the model
     for name, parameter in loop.model.named_parameters():
         if name in seen[-1]:
             parameter.data.copy_(seen[-1][name])
-    assert abs(loop._mean_losses(loop.validation)["loss"] - last) > 1e-4
+    assert abs(loop._mean_losses(loop.validation).values["loss"] - last) > 1e-4
 
 
 def test_a_resumed_run_goes_on_with_the_average(tiny_base_folder: Path, tmp_path: Path):

@@ -179,7 +179,7 @@ def test_over_fitting_stops_early_and_restores_the_best(tiny_base_folder: Path, 
     assert ended.best_loss == min(losses)
     assert losses[-1] > ended.best_loss
     assert len(losses) < 30
-    assert loop._mean_losses(loop.validation)["loss"] == pytest.approx(ended.best_loss, rel=1e-6)
+    assert loop._mean_losses(loop.validation).values["loss"] == pytest.approx(ended.best_loss, rel=1e-6)
     assert {p.name for p in checkpoints_of(tmp_path / "run")} == {
         f"step-{ended.best_step:08d}", f"step-{ended.step:08d}"
     }  # fmt: skip

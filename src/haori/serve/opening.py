@@ -203,7 +203,8 @@ def _files_of_plan(base: "Base", plan: LlamaPlan) -> BaseFiles:
     embedding = f"{plan.embedding}.weight"
     names = {name: name for name in plan.parameters}
     names.setdefault(plan.head_name, embedding)
-    return BaseFiles(base.path, plan.linears, names=names, tables=(embedding, plan.head_name))
+    head = plan.head_name.removesuffix(".weight")
+    return BaseFiles(base.path, plan.linears, names=names, tables=(embedding, plan.head_name), head=head)
 
 
 def _files_of_model(base: "Base", model: Any, linears: dict[str, tuple[int, int]]) -> BaseFiles:
@@ -212,7 +213,8 @@ def _files_of_model(base: "Base", model: Any, linears: dict[str, tuple[int, int]
     tables = [f"{name}.weight" for name, module in model.named_modules() if any(module is end for end in ends)]
     transposed = [name for name in linears if is_transposed(model.get_submodule(name))]
     names = names_in_files(model, base.path)
-    return BaseFiles(base.path, linears, names=names, transposed=transposed, tables=tables)
+    head = next((n for n, module in model.named_modules() if module is ends[1] and f"{n}.weight" in names), None)
+    return BaseFiles(base.path, linears, names=names, transposed=transposed, tables=tables, head=head)
 
 
 def _slow_runner(base: "Base", model: Any, vocabulary: int, cache_bytes: int) -> ReferenceRunner:

@@ -310,6 +310,14 @@ class Task(Protocol):
         """Write what belongs beside the adapter's weights, such as a chat template; nothing by default."""
         return
 
+    def check_out(self, recipe: Any) -> None:
+        """Refuse to write the adapter as a stock PEFT folder at the end, where it will hold what that has no place for.
+
+        Raises:
+            RecipeError: It will.
+        """
+        return
+
     def next_command(self, adapter: str) -> str:
         """Return the command that a user would run next with a trained adapter; `haori chat` by default."""
         return f"haori chat {adapter}"

@@ -15,7 +15,7 @@ from haori.core.methods import LowRankMethod
 from haori.core.records import Advice
 from haori.tasks.recipe import Recipe
 from haori.tasks.registry import DEFAULT_TASK
-from haori.training.diagnosis import Reading, Validation, read_curves
+from haori.training.diagnosis import Reading, Validation, read_curves, validations_of
 from haori.training.measurements import Measurements
 from haori.training.spectrum import Spectrum, spectrum_of
 
@@ -45,6 +45,8 @@ class Outcome(NamedTuple):
     spectrum: Spectrum | None
     things: str = "rows"
     """What people call the rows."""
+    initial: Validation | None = None
+    """The validation before the first step, where its single pictures are known."""
 
 
 def outcome_of(recipe: Recipe, rows: int, measurements: Measurements, adapter: Path, things: str = "rows") -> Outcome:
@@ -64,11 +66,12 @@ def outcome_of(recipe: Recipe, rows: int, measurements: Measurements, adapter: P
         rows,
         steps=len(steps),
         initial_loss=validations[0]["loss"] if validations else math.nan,
-        validations=[Validation(v["epoch"], v["loss"], v.get("train_loss", v["loss"])) for v in validations[1:]],
+        validations=validations_of(validations[1:]),
         step_losses=measurements.training_losses(),
         clipped_share=sum(line["grad_norm"] > limit for line in steps) / max(1, len(steps)),
         spectrum=spectrum_of(adapter),
         things=things,
+        initial=validations_of(validations)[0] if validations else None,
     )
 
 
@@ -76,7 +79,8 @@ def advise(outcome: Outcome) -> tuple[Advice, ...]:
     """Return the next steps after a finished run, the most promising first."""
     if not outcome.validations:
         return (_hold_rows_out(outcome),)
-    reading = read_curves(outcome.initial_loss, outcome.validations, outcome.step_losses, outcome.clipped_share)
+    start = outcome.initial or outcome.initial_loss
+    reading = read_curves(start, outcome.validations, outcome.step_losses, outcome.clipped_share)
     if reading.rate != "fine" or reading.fit == "unstable":
         return (_lower_rate(outcome, reading),)
     if reading.fit == "over-fitting":

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-00000042` in the run's `checkpoints`:
 
-    adapter_model.safetensors, adapter_config.json   the adapter as PEFT saves it,
+    adapter_model.safetensors, adapter_config.json   the adapter as PEFT saves it, with words.json for new words,
     model.safetensors                                 or every weight in full fine-tuning
     optimizer.safetensors                             AdamW's moments, `<parameter>.exp_avg` and so on
     method.safetensors                                what the method keeps besides, where it keeps anything
@@ -23,18 +23,22 @@ import torch
 from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 
+from haori.adapters.adalora import KERNELS_KEY, kernels_of
 from haori.adapters.behaviour import Behaviour
 from haori.core.errors import FileFormatError, VerificationError
 from haori.core.folder_swap import delete_folder
 from haori.core.records import Record
 from haori.core.safetensors_header import read_safetensors_header
 from haori.core.storage import staged_folder
+from haori.library.word_files import write_words
 from haori.training.whole_model import load_parameters, save_parameters
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from peft import PeftModel
     from torch.amp import GradScaler
+
+    from haori.core.new_words import NewWords
 
 __all__ = [
     "Position",
@@ -53,6 +57,7 @@ __all__ = [
 
 _METHOD = "method.safetensors"
 _SCALER = "scaler.json"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -94,8 +99,15 @@ def save_adapter(model: "PeftModel", folder: Path, base_name: str) -> None:
         warnings.filterwarnings("ignore", ".*LoRA tensor.s. have invalid shape")
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         live = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if kernels := kernels_of(model):
+        file = folder / "adapter_model.safetensors"
+        # One key alone: safetensors writes several in any order, and files should be equal byte for byte.
+        save_file(load_file(file), file, metadata={KERNELS_KEY: json.dumps(kernels)})
     for extra in folder.glob("README.md"):
         extra.unlink()
+    words: NewWords | None = getattr(model.get_base_model(), "new_words", None)  # of a model for pictures
+    if words is not None:
+        write_words(folder, words)
     saved = load_file(folder / "adapter_model.safetensors")
     if set(live) != set(saved):
         raise VerificationError(
@@ -269,9 +281,10 @@ def _restore_optimizer(
         return  # no step was taken yet: in fp16 the first ones may all be skipped
     try:
         for name, parameter in _trained(model):
+            if not any(f"{name}.{key}" in tensors for key in _MOMENTS):
+                continue  # it had no gradient yet, as the last layer of an encoder whose last states nothing reads
             optimizer.state[parameter] = {
-                key: tensors[f"{name}.{key}"].to(parameter.device if key != "step" else "cpu")
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                key: tensors[f"{name}.{key}"].to(parameter.device if key != "step" else "cpu") for key in _MOMENTS
             }
     except KeyError as error:
         raise FileFormatError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from haori.core.errors import LibraryError, MismatchError, RecipeError
 from haori.core.methods import AdaptedMethod, DoraMethod, LoraMethod, LowRankMethod, Method, QloraMethod
 from haori.core.records import Check, Head
+from haori.core.user_path import user_path
 from haori.library import Library, check_base, inspect_adapter
 from haori.library.adapter_files import AdapterFiles
 from haori.library.attaching import attach_files, check_keys
@@ -82,6 +83,11 @@ def find_origin(
     card = read_card(folder)
     if card is not None:
         check_base(card, base.reference())
+    if files.words is not None:
+        raise RecipeError(
+            f"'from' cannot be {name!r}: it brings the new words {', '.join(w.word for w in files.words.words)}, which "
+            "are not trained on; train a new adapter with words, or go on from one without."
+        )
     check_keys(skeleton, files, base_name=base.name)
     if head is not None and files.head is not None and head != files.head:
         theirs, ours = ", ".join(files.head.labels), ", ".join(head.labels)
@@ -115,7 +121,7 @@ def locate_origin(spec: str) -> tuple[str, Path]:
     Raises:
         RecipeError: There is none.
     """
-    folder = Path(spec).expanduser()
+    folder = user_path(spec)
     if "/" in spec or folder.is_dir():
         if not (folder / "adapter_config.json").is_file():
             raise RecipeError(

@@ -37,11 +37,14 @@ class LiveProbes(NamedTuple):
 
     probes: "list[Probe]"
     logits: "list[torch.Tensor]"
+    words: "dict[str, list[torch.Tensor]] | None" = None
+    """What the new words alone compute, where a model for pictures has any."""
 
 
 def save_final(model: Any, prepared: Prepared, folder: Path) -> LiveProbes:
     """Write `adapter/` or `model/` in the run folder and return the live model's logits on the probes."""
     from haori.library import adapter_probes, inspect_adapter, live_probe_logits
+    from haori.library.proof.words import word_predictions
 
     task, recipe = prepared.task, prepared.recipe
     probes = task.probes(prepared.processor, recipe, prepared.split)
@@ -52,7 +55,11 @@ def save_final(model: Any, prepared: Prepared, folder: Path) -> LiveProbes:
         with staged_folder(folder / "adapter") as stage:
             save_adapter(model, stage, prepared.base.name)
             task.write_files(stage, prepared.processor, recipe, prepared.split)
-        probes = adapter_probes(inspect_adapter(folder / "adapter"), probes)
+        files = inspect_adapter(folder / "adapter")
+        probes = adapter_probes(files, probes)
+        if files.words is not None:
+            words = word_predictions(model, files.words, probes)
+            return LiveProbes(probes, live_probe_logits(model, probes), words)
     return LiveProbes(probes, live_probe_logits(model, probes))
 
 
@@ -84,6 +91,7 @@ def prove_and_store(
         quantization=loading.quantization,
         probes=live.probes if live else [],
         live_logits=live.logits if live else None,
+        live_words=live.words if live else None,
         prompt_pair=prepared.task.rendering(prepared.processor, prepared.recipe, prepared.split),
         head=prepared.task.head(prepared.recipe),
     )

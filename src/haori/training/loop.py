@@ -11,7 +11,9 @@ carry loss among them (labelled tokens, rows, pairs).
 import math
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +40,17 @@ from haori.training.checkpoint import (
 from haori.training.lanes import Lanes, lanes_for
 from haori.training.measurements import Measurements
 from haori.training.memory import peak_memory_bytes
+from haori.training.paired import change
 from haori.training.schedule import rate_at
 from haori.training.signals import StopRequest
-from haori.training.validation import mean_losses
+from haori.training.validation import Means, mean_losses
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Loop"]
 
+_WITHOUT_BEST = 3  # times the patience: rises within their noise do not count, yet must not go on for ever
 _STEPS_BETWEEN_RELEASES = (
     8  # what is given back must be asked for again, page by page: after each step that takes a tenth
 )
@@ -189,19 +193,19 @@ class Loop:
             of_training = self._mean_losses(self.measured_training)
             self._observe()
         if of_training is not None:
-            train_loss = of_training["loss"]
-        loss = None if means is None else means.pop("loss")
-        if means is None or loss is None:
+            train_loss = of_training.values["loss"]
+        if means is None:
             changes |= {"best_step": before.step, "best_epoch": math.ceil(self.epochs_done())}
         else:
-            values = {"loss": loss, **({} if train_loss is None else {"train_loss": train_loss}), **means}
+            loss = means.values["loss"]
+            values = {"loss": loss, **({} if train_loss is None else {"train_loss": train_loss}), **means.values}
             measured = Measured(step=before.step, epoch=self.epochs_done(), values=values)
-            self.measurements.add(measured)
+            self.measurements.add(measured, means.each, of_training.each if of_training is not None else ())
             counts = not first and self.behaviour.settled(before.step)
             if counts and (before.best_loss is None or loss < before.best_loss):
                 changes |= {"best_loss": loss, "best_step": before.step, "bad_validations": 0}
                 changes |= {"best_epoch": math.ceil(self.epochs_done())}
-            elif counts:
+            elif counts and self._is_rise(means.each):
                 changes |= {"bad_validations": before.bad_validations + 1}
             self.on_event(measured)
         self.position = before.with_fields(**changes)
@@ -274,7 +278,12 @@ class Loop:
         batch = self.train.batch(rows or step[0], self.accelerator.device)
         return batch if rows is not None else self.train.blank(batch)
 
-    def _mean_losses(self, objective: Objective | None) -> dict[str, float] | None:
+    def _is_rise(self, losses: Sequence[float]) -> bool:
+        """Say whether losses are above those of the best validation by more than noise, where that can be told."""
+        found = change(self.measurements.losses_at(self.position.best_step), losses)
+        return found is None or found.is_rise
+
+    def _mean_losses(self, objective: Objective | None) -> Means | None:
         budget = self.recipe.training.budgets().microbatch
         return mean_losses(self.accelerator, self.wrapped, objective, budget, self.position.step)
 
@@ -314,8 +323,16 @@ class Loop:
     def _finished(self) -> bool:
         position = self.position
         over = position.step >= self.total_steps or position.epoch >= self.epochs
-        self.stopped_early = not over and position.bad_validations >= self.recipe.training.patience
+        patience = self.recipe.training.patience
+        without_best = position.best_loss is not None and self._since_best() >= _WITHOUT_BEST * patience
+        self.stopped_early = not over and (position.bad_validations >= patience or without_best)
         return over or self.stopped_early
+
+    def _since_best(self) -> int:
+        """Return how many validations there were since the best."""
+        best = self.position.best_step or 0
+        since = takewhile(lambda line: line["step"] > best, reversed(self.measurements.lines))
+        return sum(line["kind"] == "validation" for line in since)
 
     def _due(self) -> bool:
         every = self.recipe.training.save_every

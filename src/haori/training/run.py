@@ -52,6 +52,7 @@ def train_run(
     recipe: Recipe,
     *,
     out: Path | None = None,
+    folder: Path | None = None,
     on_event: EventSink = discard,
     prepared: Prepared | None = None,
 ) -> TrainedRun:
@@ -60,6 +61,7 @@ def train_run(
     Args:
         recipe: What to train; `auto` values are resolved.
         out: Also write the finished adapter, or model, to this new folder.
+        folder: The run folder; by default a new one under `HAORI_HOME/runs`.
         on_event: Receives what happens, from the run's folder to its end; what it raises does not end the run.
         prepared: The result of `prepare(recipe)`, if it was made already.
 
@@ -71,7 +73,9 @@ def train_run(
         make_folder(out.parent)
     make_folder(settings().home)
     prepared = prepared or prepare(recipe)
-    folder = new_run_folder(prepared)
+    if out is not None:
+        prepared.task.check_out(prepared.recipe)
+    folder = new_run_folder(prepared, folder)
     return _execute(prepared, folder, out, fan_out(on_event))
 
 
@@ -95,6 +99,8 @@ def resume_run(
         check_new_folder(out)
         make_folder(out.parent)
     prepared = prepare(load_recipe(folder / "recipe.yaml"))
+    if out is not None:
+        prepared.task.check_out(prepared.recipe)
     before = read_run_file(folder, DataReference, "data.json")
     if prepared.split.reference().hash != before.hash:
         raise MismatchError(f"The data {before.source!r} changed since the run began; restore it, or start a new run.")
@@ -115,18 +121,25 @@ def _execute(
 ) -> TrainedRun:
     """Hold the run folder and go on from its newest checkpoint, or from the start.
 
-    Of several processes the first one holds the folder, and it alone writes there.
+    Of several processes the first one holds the folder, and it alone writes there. After a signal the others return
+    when it has written the record: a launcher ends the processes that are left as soon as one has exited.
     """
     from accelerate import PartialState
 
-    if not PartialState(cpu=prepared.device == "cpu").is_main_process:
+    state = PartialState(cpu=prepared.device == "cpu")
+    if not state.is_main_process:
         trained = train_prepared(prepared, folder, _newest(folder), now(), discard)
+        if trained.signal is not None:
+            state.wait_for_everyone()
         return TrainedRun(folder, prepared.recipe, trained.record, None, trained.signal, reports=False)
     with file_lock(folder / "run.lock", holds="run", timeout_s=0):
         for place in (folder, folder / "checkpoints"):
             sweep(place)
         with reporting_failure(on_event):
-            return _go_on(prepared, folder, out, on_event)
+            run = _go_on(prepared, folder, out, on_event)
+    if run.signal is not None:
+        state.wait_for_everyone()
+    return run
 
 
 def _go_on(

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from haori.core.errors import InputError, StorageError
 from haori.core.records import Record, RunRecord, now
 from haori.core.settings import settings
-from haori.core.storage import make_stamped_folder, write_text
+from haori.core.storage import make_folder, make_stamped_folder, write_text
 from haori.tasks.recipe import recipe_to_yaml
 from haori.training.checkpoint import checkpoints_of
 from haori.training.preparation import Prepared
@@ -34,15 +34,16 @@ __all__ = ["new_run_folder", "note_failure", "read_run_file", "write_record"]
 _R = TypeVar("_R", bound=Record)
 
 
-def new_run_folder(prepared: Prepared) -> Path:
-    """Make the run folder with recipe and data record; with several processes, all get the first one's."""
+def new_run_folder(prepared: Prepared, folder: Path | None = None) -> Path:
+    """Make the run folder, `folder` or a new one, with recipe and data record; all processes get the first one's."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     state = PartialState(cpu=prepared.device == "cpu")
     made: list[str | None] = [None]
     if state.is_main_process:
-        folder = make_stamped_folder(settings().runs, prepared.recipe.name)
+        name = prepared.recipe.name
+        folder = make_stamped_folder(settings().runs, name) if folder is None else make_folder(folder)
         write_text(folder / "recipe.yaml", recipe_to_yaml(prepared.recipe))
         write_text(folder / "data.json", prepared.split.reference().model_dump_json(indent=1))
         write_text(folder / "base.json", prepared.base.reference().model_dump_json(indent=1))

@@ -11,7 +11,7 @@ from haori.core.methods import FullMethod
 from haori.core.records import RunRecord, now
 from haori.training.advice import advise, outcome_of
 from haori.training.checkpoint import Position, step_of
-from haori.training.diagnosis import Validation, diagnose
+from haori.training.diagnosis import diagnose, validations_of
 from haori.training.fast_path import fast_path
 from haori.training.finish import LiveProbes, save_final
 from haori.training.loop import Loop
@@ -84,7 +84,8 @@ def train_prepared(
             rows, things = len(prepared.split.train), prepared.task.rows_title
             found = outcome_of(prepared.recipe, rows, loop.measurements, folder / "adapter", things)
             record = record.with_fields(advice=advise(found))
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         accelerator.free_memory()
         watched.forget()
         return Trained(record, live, stopped_by)
@@ -167,9 +168,10 @@ def _record(prepared: Prepared, loop: Loop, ended: Position, started: str, statu
     steps = loop.measurements.series("train")
     limit = prepared.recipe.optimizer.max_grad_norm
     initial = validations[0]["loss"] if validations else None
+    found = validations_of(validations)
     diagnosis = diagnose(
-        initial if initial is not None else float("nan"),
-        [Validation(v["epoch"], v["loss"], v.get("train_loss", v["loss"])) for v in validations[1:]],
+        found[0] if found else float("nan"),
+        found[1:],
         loop.measurements.training_losses(),
         sum(line["grad_norm"] > limit for line in steps) / max(1, len(steps)),
     )

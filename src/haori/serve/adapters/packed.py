@@ -180,23 +180,26 @@ class PackedAdapter:
         layout: Where things are.
         memory: All of it, one dimension.
         token_rows: Ids and differences of rows of each embedding with trained tokens.
+        head: A (R, D) and B (R, V) of the output head, if it is adapted.
     """
 
     id: str
     layout: Layout
     memory: Tensor
     token_rows: dict[str, tuple[Tensor, Tensor]]
+    head: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> "PackedAdapter":
         """Return it on another device."""
         rows = {name: (ids.to(device), change.to(device)) for name, (ids, change) in self.token_rows.items()}
-        return PackedAdapter(self.id, self.layout, self.memory.to(device), rows)
+        head = None if self.head is None else (self.head[0].to(device), self.head[1].to(device))
+        return PackedAdapter(self.id, self.layout, self.memory.to(device), rows, head)
 
     @property
     def size_bytes(self) -> int:
         """Memory it takes."""
         rows = sum(ids.nbytes + change.nbytes for ids, change in self.token_rows.values())
-        return memory_bytes(self.memory.nbytes) + rows
+        return memory_bytes(self.memory.nbytes) + rows + sum(factor.nbytes for factor in self.head or ())
 
     @cached_property
     def factors(self) -> tuple[SiteFactors | None, ...]:
@@ -229,10 +232,12 @@ class PackedBank:
         tables: Names of the parameters whose rows may be changed.
         dtype: Of the factors.
         device: Where they are multiplied with.
+        head: Name of the output head, if it takes low-rank updates.
 
     Attributes:
         held: By content id.
         token_rows: Those of the adapters that have any, by content id.
+        heads: Factors of the head, of the adapters that have any, by content id.
     """
 
     def __init__(
@@ -242,9 +247,11 @@ class PackedBank:
         tables: Collection[str],
         dtype: torch.dtype,
         device: torch.device,
+        head: str | None = None,
     ) -> None:
-        self._sites = sites
-        self._changeable = frozenset(name for site in sites for name in site.modules).union(vectors, tables)
+        self._sites, self._head = sites, head
+        modules = [name for site in sites for name in site.modules]
+        self._changeable = frozenset([*modules, *([] if head is None else [head])]).union(vectors, tables)
         self._dtype = dtype
         self._device = device
         self._layouts: weakref.WeakValueDictionary[_Kind, Layout] = weakref.WeakValueDictionary()
@@ -252,6 +259,7 @@ class PackedBank:
         self._spare = _SpareMemory()
         self.held: dict[str, PackedAdapter] = {}
         self.token_rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+        self.heads: dict[str, tuple[Tensor, Tensor]] = {}
 
     def prepare(self, weights: AdapterWeights) -> PackedAdapter:
         """Lay an adapter out; may be called on any thread.
@@ -260,6 +268,9 @@ class PackedBank:
             MismatchError: It changes something that is not applied here.
         """
         lost = sorted({*weights.updates, *weights.vectors, *weights.token_rows} - self._changeable)
+        update = weights.updates.get(self._head or "")
+        if update is not None and (update.output_scale is not None or update.bias is not None):
+            lost.append(f"scale or bias of {self._head}")
         if lost:
             raise MismatchError(
                 f"The adapter {weights.id[:19]} changes {lost[0]!r}{' and others' if lost[1:] else ''}, which the "
@@ -273,11 +284,14 @@ class PackedBank:
         self.held[adapter.id] = adapter
         if adapter.token_rows:
             self.token_rows[adapter.id] = adapter.token_rows
+        if adapter.head is not None:
+            self.heads[adapter.id] = adapter.head
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter; its memory is kept for another once nobody refers to it."""
         del self.held[adapter]
         self.token_rows.pop(adapter, None)
+        self.heads.pop(adapter, None)
 
     def _layout(self, kind: _Kind) -> Layout:
         """Return the layout that all adapters of a kind share, for as long as there is one."""
@@ -292,7 +306,7 @@ class PackedBank:
         memory = self._spare.take(memory_bytes(layout.elements * self._dtype.itemsize))
         count = layout.elements
         numbers = torch.frombuffer(memory, dtype=self._dtype, count=max(count, 1))[:count]
-        packed = PackedAdapter(weights.id, layout, numbers, rows)
+        packed = PackedAdapter(weights.id, layout, numbers, rows, self._head_of(weights))
         weakref.finalize(packed, self._spare.give, memory).atexit = False
         for site, factors in zip(self._sites, packed.factors, strict=True):
             if factors is not None:
@@ -301,6 +315,12 @@ class PackedBank:
         for name, vector in packed.vectors.items():
             vector.copy_(weights.vectors[name])
         return packed
+
+    def _head_of(self, weights: AdapterWeights) -> tuple[Tensor, Tensor] | None:
+        update = weights.updates.get(self._head or "")
+        if update is None or update.a is None or update.b is None:
+            return None
+        return update.a.to(self._dtype), update.b.to(self._dtype)
 
 
 def _kind(weights: AdapterWeights, sites: Sequence[Site]) -> _Kind:

@@ -1,7 +1,7 @@
 """Which adapters are in memory: read from disk in the background, evicted by last use, pinned on demand.
 
-Only the engine's thread calls this, except for `check`. Files are read on threads of their own, so a step never waits
-for a disk.
+Only the engine's thread calls this, except for `check` and `put_live`. Files are read on threads of their own, so a
+step never waits for a disk.
 """
 
 import time
@@ -71,6 +71,8 @@ class AdapterTiers:
         self.budget_bytes = budget_bytes
         self._landed = landed
         self.pinned = pinned
+        self._live: dict[str, ReadyAdapter] = {}
+        self._dropped: set[str] = set()
         self._resident: dict[str, _Resident] = {}
         self._coming: dict[str, Future[ReadyAdapter]] = {}
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="haori-adapter", initializer=compute_alone)
@@ -170,6 +172,33 @@ class AdapterTiers:
             except Exception as error:  # a file from elsewhere may raise anything
                 raise FileFormatError(unforeseen(error)) from error
 
+    def put_live(self, weights: "AdapterWeights") -> None:
+        """Keep an adapter that has no files, until `drop_live`; it comes into memory as one that was read.
+
+        May be called from any thread.
+
+        Raises:
+            InputError: There is one of this id.
+            MismatchError: The runner cannot apply it.
+        """
+        ready = self._bank.prepare(weights)
+        if self._live.setdefault(weights.id, ready) is not ready:
+            raise InputError(f"There is an adapter {weights.id!r} already; put the new weights under a new id.")
+
+    def drop_live(self, adapter: str) -> None:
+        """Forget such an adapter, as soon as no request uses it."""
+        self._live.pop(adapter, None)
+        self._coming.pop(adapter, None)
+        if adapter in self._resident:
+            self._dropped.add(adapter)
+            self._let_go(adapter)
+
+    def _let_go(self, adapter: str) -> None:
+        if adapter in self._dropped and not self._resident[adapter].users:
+            self._dropped.remove(adapter)
+            del self._resident[adapter]
+            self._bank.drop(adapter)
+
     def acquire(self, mix: AdapterMix) -> None:
         """Keep the adapters of a mix, which are in memory, until `release`."""
         for adapter, _ in mix:
@@ -179,6 +208,7 @@ class AdapterTiers:
         """Release the adapters of a mix."""
         for adapter, _ in mix:
             self._resident[adapter].users -= 1
+            self._let_go(adapter)
 
     def close(self) -> None:
         """End the readers."""
@@ -229,6 +259,8 @@ class AdapterTiers:
         return True
 
     def _make_ready(self, adapter: str) -> ReadyAdapter:
+        if (live := self._live.get(adapter)) is not None:
+            return live
         return self._bank.prepare(self._read(self._find(adapter), adapter))
 
     def forget_unwanted(self, wanted: Collection[str]) -> None:
@@ -253,6 +285,7 @@ class AdapterTiers:
         if free < size:
             return False
         for name in going:
+            self._dropped.discard(name)
             del self._resident[name]
             self.evictions += 1
             self._bank.drop(name)

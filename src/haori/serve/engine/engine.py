@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from haori.bases import Base
     from haori.library import AdapterFiles
+    from haori.serve.adapters.reading import AdapterWeights
     from haori.serve.sampling.constraints import Constraints
 
 __all__ = ["TextEngine"]
@@ -80,6 +81,7 @@ class TextEngine:
         self._condition = threading.Condition()
         self._arrived: list[Sequence] = []
         self._cancelled: set[str] = set()
+        self._dropped_adapters: set[str] = set()
         self._pause_changes: dict[str, bool] = {}  # requests that are to pause, or to go on
         self._paused = 0
         self._sequences: dict[str, Sequence] = {}
@@ -103,6 +105,27 @@ class TextEngine:
             HaoriError: It is one.
         """
         self._tiers.check(files, adapter)
+
+    def put_adapter(self, adapter_id: str, weights: "AdapterWeights") -> None:
+        """Let requests use weights that are in memory only, such as those of a training session as they are now.
+
+        Args:
+            adapter_id: What requests name in their mix. New weights need a new id: keys and values of earlier prompts
+                are kept under it.
+            weights: The adapter, at whatever dtype; the engine keeps a copy in its own.
+
+        Raises:
+            InputError: There is an adapter of this id.
+            MismatchError: The engine cannot apply it per request.
+        """
+        self._tiers.put_live(replace(weights, id=adapter_id))
+
+    def drop_adapter(self, adapter_id: str) -> None:
+        """Forget what `put_adapter` was given; requests under way keep it to their end. None is no error."""
+        with self._condition:
+            self._dropped_adapters.add(adapter_id)
+            self._awake = True
+            self._condition.notify_all()
 
     def submit(self, request: TextRequest, deliver: Deliver) -> None:
         """Queue a request. `deliver` is called on the engine's thread, the last time with `finish` set.
@@ -254,6 +277,7 @@ class TextEngine:
                 self._condition.wait_for(lambda: self._awake, pause_s)
             self._awake = False
             arrived, self._arrived = self._arrived, []
+            dropped, self._dropped_adapters = self._dropped_adapters, set()
             cancelled, self._cancelled = self._cancelled, set()
             gone = [self._sequences[name] for name in cancelled if name in self._sequences]
             changes = [
@@ -262,6 +286,8 @@ class TextEngine:
             self._pause_changes = {}
         for sequence in arrived:
             scheduler.add(sequence)
+        for adapter in dropped:
+            self._tiers.drop_live(adapter)
         for sequence, paused in changes:
             (scheduler.pause if paused else scheduler.resume)(sequence)
         for sequence in gone:

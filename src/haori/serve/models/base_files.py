@@ -18,6 +18,7 @@ class BaseFiles:
         names: The name in the files of each parameter of the model; by default the files name them as the model does.
         transposed: Linear modules whose weight is stored (D_in, D_out), as those of GPT-2 are.
         tables: Parameters whose rows belong to tokens: the embedding and the output head.
+        head: The output head, if it takes low-rank updates too.
     """
 
     def __init__(
@@ -28,8 +29,9 @@ class BaseFiles:
         names: Mapping[str, str] | None = None,
         transposed: Collection[str] = (),
         tables: Collection[str] = (),
+        head: str | None = None,
     ) -> None:
-        self._linears = linears
+        self._linears, self._head = linears, head
         self._open: dict[Path, Any] = {}  # DoRA reads every weight it changes
         self._file_of = _files(folder)
         self._names = {name: name for name in self._file_of} if names is None else names
@@ -48,6 +50,9 @@ class BaseFiles:
 
     def linear(self, name: str) -> tuple[int, int] | None:
         """Return (D_out, D_in) of a linear module that takes updates."""
+        if name == self._head:
+            rows, width = self.tensor(f"{name}.weight").shape
+            return rows, width
         return self._linears.get(name)
 
     def weight(self, module: str) -> Tensor:

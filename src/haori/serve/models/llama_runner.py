@@ -59,7 +59,8 @@ class LlamaRunner:
         )  # fmt: skip
         self.cache = KVCache(shape, cache_bytes)
         tables = (weights.embedding_name, weights.head_name)
-        self.bank = PackedBank(weights.sites, weights.vector_names, tables, weights.dtype, self._device)
+        head = weights.head_name.removesuffix(".weight")
+        self.bank = PackedBank(weights.sites, weights.vector_names, tables, weights.dtype, self._device, head)
         self._shape = AttentionShape(weights.heads, weights.kv_heads, weights.head_width, weights.scale)
         self._kernels = kernels or TorchKernels()
         self._planned: tuple[object, StepPlan] | None = None
@@ -87,6 +88,11 @@ class LlamaRunner:
         x = x.index_select(0, index)
         x = norm(x, weight if weight.dim() == 1 else weight.index_select(0, index), self._w.epsilon)
         logits = self._w.head(x)
+        if self.bank.heads:
+            for row, mix in enumerate(mixes):
+                for adapter, strength in mix:
+                    if (head := self.bank.heads.get(adapter)) is not None:
+                        logits[row] += strength * ((head[0] @ x[row]) @ head[1])
         if self.bank.token_rows:
             for row, mix in enumerate(mixes):
                 for ids, rows, strength in self._head_rows(mix):

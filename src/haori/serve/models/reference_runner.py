@@ -197,9 +197,10 @@ class ReferenceRunner:
     def _hook(self, name: str, module: nn.Module, *, is_head: bool) -> list[str]:
         """Let adapters change a module; return the names of what they can change."""
         if size := _linear_size(module):
-            module.register_forward_hook(self._head_hook() if is_head else self._linear_hook(name))
+            module.register_forward_hook(self._linear_hook(name))
             if is_head:
-                return [f"{name}.weight"]
+                module.register_forward_hook(self._head_hook())
+                return [f"{name}.weight", name]
             self.linears[name] = size
             return [name]
         if isinstance(module, nn.Embedding):

@@ -2,6 +2,7 @@ r"""Row formats of preferences: which columns a row has, and what it says is pre
 
     pairs    chosen, rejected, and prompt? where they are answers    (TRL, UltraFeedback; texts or lists of messages)
              chosen, rejected as "\n\nHuman: ...\n\nAssistant: ..."  (Anthropic's HH)
+             input: {messages, tools?}, preferred_output, non_preferred_output   (OpenAI)
     rated    prompt, completions, scores                             (lists of equal length)
              prompt, completions: [{response, overall_score}]        (UltraFeedback as it was collected)
              prompt, completion, score                               (a row for each answer)
@@ -28,8 +29,8 @@ from haori.tasks.preference.recipe import PreferenceData
 __all__ = ["Answered", "RowReader", "row_reader"]
 
 _NAMES = {
-    "chosen": ("chosen", "chosen_response"),
-    "rejected": ("rejected", "rejected_response"),
+    "chosen": ("chosen", "chosen_response", "preferred_output"),
+    "rejected": ("rejected", "rejected_response", "non_preferred_output"),
     "chosen_score": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating"),
     "rejected_score": ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating"),
     "prompt": ("prompt", "instruction", "question", "query", "input"),
@@ -163,7 +164,27 @@ class RowReader:
         if isinstance(value, str):
             turns = _dialogue(value)
             return turns[:-1] if turns and _is_open(turns) else [Message(role="user", content=value)]
+        if isinstance(value, dict):
+            row, column = self._unwrapped(row, column, value)
         return self.messages.messages(row, column)
+
+    def _unwrapped(self, row: RawRow, column: str, value: dict[str, Any]) -> tuple[RawRow, str]:
+        """Return the messages of an object that stands for a request, as OpenAI writes a prompt."""
+        if "messages" not in value:
+            raise problem(row, column, 'an object must hold "messages", a list of {role, content}')
+        self.messages.unused.update(f"{column}.{name}" for name in value if name not in {"messages", "tools"})
+        name = f"{column}.messages"
+        return RawRow(row.origin, row.file, {name: value["messages"]}), name
+
+    def _tools(self, row: RawRow) -> tuple[dict[str, Any], ...]:
+        """Return the tools of a row, which may stand in the object that holds its prompt."""
+        if "tools" in self.columns:
+            return read_tools(row, self.columns["tools"])
+        column = self.columns.get("prompt", "")
+        held = row.values.get(column)
+        if not isinstance(held, dict) or "tools" not in held:
+            return ()
+        return read_tools(RawRow(row.origin, row.file, {f"{column}.tools": held["tools"]}), f"{column}.tools")
 
     def _turns(self, row: RawRow, column: str, *, dialogue: bool = False) -> list[Message]:
         """Return the turns of an answer or a conversation."""
@@ -186,8 +207,7 @@ class RowReader:
         system = row.values.get(self.columns["system"]) if "system" in self.columns else None
         if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":
             turns = [Message(role="system", content=system), *turns]
-        tools = read_tools(row, self.columns["tools"]) if "tools" in self.columns else ()
-        return Conversation(tuple(link_results(row, column, turns)), row.origin, tools=tools)
+        return Conversation(tuple(link_results(row, column, turns)), row.origin, tools=self._tools(row))
 
 
 def row_reader(section: PreferenceData, columns: Iterable[str], file: str, messages: MessageReader) -> RowReader:

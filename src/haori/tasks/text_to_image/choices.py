@@ -7,6 +7,7 @@ batch        a tenth of the pictures, 1 to 8; a third, at most 16, where they ar
              at a time from a million pixels on
 epochs       so many that 1,500 to 3,000 pictures are seen, by the preset (five times as many by a small base),
              10 to 500
+word_lr      5e-4 for new words
 noise        even timesteps, or logit-normal for flow matching (Esser et al. 2024)
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from haori.adapters.learning_rates import rate_factor
 from haori.core.methods import AdaloraMethod, PeftMethod
 from haori.tasks.task import Choice
+from haori.tasks.text_to_image.words import telling_rows
 
 if TYPE_CHECKING:
     from haori.bases import Base
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["PRESETS", "Preset", "preset_of", "resolve_choices"]
 
 _SMALL_PARAMETERS = 0.3e9
+_WORD_LR = 5e-4
 _SMALL_SEEN = 5  # which starts farther from anything
 _LARGE_PIXELS = 1_000_000
 _SMALL_PIXELS = 17_000  # 128 x 128, with the little that tells sizes of equal area apart
@@ -104,6 +107,9 @@ def resolve_choices(
     if recipe.training.text_encoder:
         half = (optimizer.lr / 2, "half of the denoiser's: text encoders forget sooner")
         optimizer = choose("optimizer", optimizer, text_encoder_lr=half)
+    if recipe.words:
+        why = "usual for textual inversion (Gal et al. 2022, as diffusers has it)"
+        optimizer = choose("optimizer", optimizer, word_lr=(_WORD_LR, why))
     data = choose("data", recipe.data, resolution=(processor.family.native_size, "what the base was made for"))
     pictures = sum(row.repeats for row in split.train)
     most = max(row.bucket[0] * row.bucket[1] for row in (*split.train, *split.validation)) + len(split.train)
@@ -168,4 +174,5 @@ def _prompts(recipe: "TextToImageRecipe", split: "PictureSplit") -> tuple[str, .
     from haori.data.pictures import full_caption
 
     rows = [row for row in (*split.validation, *split.train) if not row.prior]
-    return tuple(dict.fromkeys(full_caption(row.caption, row.augmentation) for row in rows))[:4]
+    told = [row for word in recipe.words for row in telling_rows(rows, (word,), 1)]
+    return tuple(dict.fromkeys(full_caption(row.caption, row.augmentation) for row in (*told, *rows)))[:4]

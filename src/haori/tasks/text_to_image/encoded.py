@@ -107,7 +107,7 @@ class Encoded:
     def text(self, captions: Sequence[str]) -> "dict[str, Tensor]":
         """Return what the model is told of captions: embeddings, or tokens where text encoders are trained."""
         if self.live_text:
-            tokens = self.family.tokens(self.processor.tokenizers, captions)
+            tokens = self.processor.tokens(captions)
             return {f"tokens_{name}": value for name, value in tokens.items()}
         return joined([self.cache.get(self._text_key(caption)) for caption in captions])
 
@@ -160,7 +160,7 @@ class Encoded:
         encoders = self.processor.load_text_encoders(self._text_dtype, device)
         with progress_bar("embedding captions", len(captions), "captions") as advance, torch.no_grad():
             for caption in captions:
-                tokens = self.family.tokens(self.processor.tokenizers, [caption])
+                tokens = self.processor.tokens([caption])
                 placed = {name: value.to(device) for name, value in tokens.items()}
                 self.cache.put(self._text_key(caption), self.family.embed(encoders, placed))
                 advance(1)

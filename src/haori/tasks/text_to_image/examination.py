@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from haori.data.pictures import PictureRow
     from haori.metrics.statistics import Statistic
 
-__all__ = ["LOSS", "PictureExamination", "drift", "statistics_of"]
+__all__ = ["LOSS", "UNRELATED", "PictureExamination", "drift", "statistics_of"]
 
 LOSS = "prediction_loss"
 """Name of the metric."""
@@ -31,7 +31,7 @@ _TIMESTEPS = 8
 _BATCH = 8
 _SEED = 0
 # Kind of prompt and prompts; none is about a style, and none about one subject that people often teach.
-_UNRELATED: tuple[tuple[str, tuple[str, ...]], ...] = (
+UNRELATED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("things", ("a wooden chair", "a blue bicycle", "a cup of tea")),
     ("places", ("a mountain lake", "a city street at night", "an empty beach")),
     ("living things", ("a brown horse", "an oak tree", "a group of people")),
@@ -173,7 +173,7 @@ def _prompts(processor: "PipelineProcessor") -> "Iterator[tuple[str, dict[str, T
     numbers = torch.Generator().manual_seed(_SEED)
     noisy = torch.randn(_TIMESTEPS, family.latent_channels, latent, latent, generator=numbers)
     sizes = family.sizes([PictureSize((side, side), (0, 0), (side, side))] * _TIMESTEPS)
-    for kind, prompts in _UNRELATED:
+    for kind, prompts in UNRELATED:
         for prompt in prompts:
             tokens = processor.tokens([prompt] * _TIMESTEPS)
             text = {f"tokens_{name}": ids for name, ids in tokens.items()}

@@ -225,12 +225,16 @@ class MeasuredPictures(_Pictures):
         encoded: Their latents and conditions.
         timesteps: How many.
         seed: Of the noise.
+
+    Attributes:
+        rows_of_each: Rows of one picture; a validation keeps the mean loss of each, to compare it with later ones.
     """
 
     def __init__(self, rows: "Sequence[PictureRow]", encoded: Encoded, timesteps: int, seed: int) -> None:
         super().__init__(rows, encoded)
         self.timesteps = self.noising.even(timesteps)
         self.costs = [cost for cost in self.costs for _ in range(timesteps)]
+        self.rows_of_each = timesteps
         self.seed = seed
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:

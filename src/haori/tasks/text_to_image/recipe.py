@@ -1,15 +1,24 @@
 """The recipe of learning pictures: style, subject or concept, for a text-to-image pipeline."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from haori.core.methods import Auto, Positive, Section
+from haori.core.new_words import WORD_PATTERN
 from haori.data.pictures.section import PictureSection
 from haori.tasks.recipe import Budgets, Lighter, OptimizerSection, Recipe, TrainingSection
 
-__all__ = ["RECIPE", "NoiseSection", "PictureOptimizer", "PictureTraining", "SampleSection", "TextToImageRecipe"]
+__all__ = [
+    "RECIPE",
+    "NoiseSection",
+    "PictureOptimizer",
+    "PictureTraining",
+    "SampleSection",
+    "TextToImageRecipe",
+    "WordSection",
+]
 
 _SIDE_STEP = 32  # pixels
 _Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -41,6 +50,18 @@ class NoiseSection(Section):
     )
 
 
+class WordSection(Section):
+    """A new word: its vectors are trained beside the adapter (textual inversion; with LoRA, pivotal tuning)."""
+
+    word: Annotated[str, Field(pattern=WORD_PATTERN)] = Field(
+        description="As it stands in captions and prompts, such as `<lineart>`; the base must not have it yet."
+    )
+    vectors: Annotated[int, Field(ge=1, le=32)] = Field(default=1, description="How many vectors stand for it.")
+    start: Auto | Annotated[str, Field(min_length=1)] = Field(
+        default="auto", description="Text whose embeddings the vectors begin as; `auto` is the word's own letters."
+    )
+
+
 class SampleSection(Section):
     """The pictures that show how training goes."""
 
@@ -68,7 +89,8 @@ class PictureTraining(TrainingSection):
     )
     text_encoder: bool = Field(default=False, description="Adapt the text encoders too; embeddings are then not kept.")
     patience: Positive = Field(
-        default=10, description="Stop after this many validations without improvement; the best is restored."
+        default=10,
+        description="Stop after this many validations above the best by more than their noise; the best is restored.",
     )
 
     def budgets(self) -> Budgets:
@@ -92,7 +114,13 @@ class PictureOptimizer(OptimizerSection):
     text_encoder_lr: Auto | _Rate = Field(
         default="auto", description="Peak learning rate in text encoders; `auto` is half of the other."
     )
+    word_lr: Auto | _Rate = Field(default="auto", description="Peak learning rate of new words; `auto` is 5e-4.")
     weight_decay: float = Field(default=0.01, ge=0.0, description="Decoupled weight decay.")
+
+
+def _as_table(given: Any) -> Any:
+    """Read a word alone as one with nothing else said of it."""
+    return {"word": given} if isinstance(given, str) else given
 
 
 class TextToImageRecipe(Recipe):
@@ -107,6 +135,12 @@ class TextToImageRecipe(Recipe):
     data: PictureSection
     optimizer: PictureOptimizer = Field(default_factory=PictureOptimizer)
     training: PictureTraining = Field(default_factory=PictureTraining)
+    words: tuple[Annotated[WordSection, BeforeValidator(_as_table)], ...] = Field(
+        default=(),
+        description="New words to learn beside the adapter: a list of words, or of tables with `word`, `vectors` (1 to "
+        "32; 1) and `start` (the text whose embeddings they begin as; the word's own letters). Text encoders run in "
+        "training then.",
+    )
     noise: NoiseSection = Field(default_factory=NoiseSection)
     samples: SampleSection = Field(default_factory=SampleSection)
 

@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from haori.bases.embedded import usual_guidance
 from haori.core.storage import make_folder, staged_file
 from haori.tasks.text_to_image.sheet import SheetRow, draw_sheet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from PIL.Image import Image
     from torch import nn
@@ -36,12 +37,20 @@ class SampleSheets:
         epochs: Of the whole run.
         size: Width and height in pixels.
         seed: Of the first prompt; the others follow.
+        tokenizers: With new words, by the pipeline's names of them; None takes the base's.
     """
 
     def __init__(
-        self, section: "SampleSection", base: "Base", folder: Path, epochs: int, size: tuple[int, int], seed: int
+        self,
+        section: "SampleSection",
+        base: "Base",
+        folder: Path,
+        epochs: int,
+        size: tuple[int, int],
+        seed: int,
+        tokenizers: "Mapping[str, Any] | None" = None,
     ) -> None:
-        self.section, self.base, self.folder = section, base, folder
+        self.section, self.base, self.folder, self.tokenizers = section, base, folder, tokenizers
         self.size, self.seed = size, seed
         self.marks = [epochs * (number + 1) / section.sheets for number in range(section.sheets)]
 
@@ -53,7 +62,9 @@ class SampleSheets:
             return
         place = self.folder / "samples"
         make_folder(place)
-        pictures = draw_pictures(self.base, unwrapped(model), self.section, self.size, self.seed)
+        pictures = draw_pictures(
+            self.base, unwrapped(model), self.section, self.size, self.seed, tokenizers=self.tokenizers
+        )
         for number, picture in enumerate(pictures):
             with staged_file(place / f"step-{step:08d}-epoch-{epoch:.3g}-{number}.png") as stage:
                 picture.save(stage, format="PNG")
@@ -84,7 +95,13 @@ def unwrapped(model: Any) -> "DiffusionModel":
 
 
 def draw_pictures(
-    base: "Base", model: "DiffusionModel", section: "SampleSection", size: tuple[int, int], seed: int
+    base: "Base",
+    model: "DiffusionModel",
+    section: "SampleSection",
+    size: tuple[int, int],
+    seed: int,
+    *,
+    tokenizers: "Mapping[str, Any] | None" = None,
 ) -> "Sequence[Image]":
     """Return a picture for each prompt, drawn by diffusers' own pipeline with live models in it."""
     import torch
@@ -94,9 +111,11 @@ def draw_pictures(
 
     device = next(model.parameters()).device
     pipeline: Any = pipeline_of(
-        base, dict(model.named_children()), dtype=model_dtype(model.denoiser), device=str(device)
-    )
-    options = {} if section.guidance == "auto" else {"guidance_scale": section.guidance}
+        base, dict(model.named_children()), dtype=model_dtype(model.denoiser), device=str(device),
+        tokenizers=tokenizers,
+    )  # fmt: skip
+    guidance = usual_guidance(base.source) if section.guidance == "auto" else section.guidance
+    options = {} if guidance is None else {"guidance_scale": guidance}
     assert section.prompts != "auto"
     return [
         pipeline(

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-__all__ = ["SheetRow", "draw_sheet"]
+__all__ = ["SheetRow", "draw_sheet", "fitted"]
 
 _GAP = 8
 _LEFT = 110
@@ -33,7 +33,7 @@ def draw_sheet(rows: Sequence[SheetRow], titles: Sequence[str], heading: str = "
     from PIL import Image, ImageDraw
 
     font, small = _font(14), _font(12)
-    shown = [[_shown(picture) for picture in row.pictures] for row in rows]
+    shown = [[fitted(picture, _TILE, 2 * _TILE) for picture in row.pictures] for row in rows]
     width = max((picture.width for row in shown for picture in row), default=_TILE)
     heights = [max((picture.height for picture in row), default=_TILE) for row in shown]
     columns = max([len(titles), *(len(row) for row in shown)])
@@ -57,17 +57,23 @@ def draw_sheet(rows: Sequence[SheetRow], titles: Sequence[str], heading: str = "
     return sheet
 
 
-def _shown(picture: "Image") -> "Image":
+def fitted(picture: "Image", smallest: int, largest: int) -> "Image":
+    """Return a picture at a size to look at; small ones are enlarged by a whole factor, without smoothing.
+
+    Args:
+        picture: Of any size.
+        smallest: Longest side in pixels below which it is enlarged to about that.
+        largest: Longest side in pixels that it has at most.
+    """
     from PIL import Image
 
     longest = max(picture.size)
-    if longest < _TILE:
-        factor = round(_TILE / longest)
+    if longest < smallest:
+        factor = round(smallest / longest)
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    if longest > 2 * _TILE:
-        return picture.resize(
-            (picture.width * 2 * _TILE // longest, picture.height * 2 * _TILE // longest), Image.Resampling.LANCZOS
-        )
+    if longest > largest:
+        size = (max(1, picture.width * largest // longest), max(1, picture.height * largest // longest))
+        return picture.resize(size, Image.Resampling.LANCZOS)
     return picture
 
 

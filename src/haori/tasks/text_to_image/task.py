@@ -8,6 +8,7 @@ from haori.core.errors import BaseError, InputError, RecipeError
 from haori.core.methods import AdaptedMethod, FullMethod, HeadMethod
 from haori.tasks.task import Choice, GeneralWords, Task
 from haori.tasks.text_to_image.recipe import TextToImageRecipe
+from haori.tasks.text_to_image.words import check_captions, check_words, new_words, telling_rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,8 +31,8 @@ __all__ = ["TASK", "TextToImage"]
 _TIMESTEPS = 4
 _PROBES = 2
 _NOT_MEASURED = (
-    "Pictures cannot be evaluated by answers; the run folder of a training holds the losses on the pictures held out, "
-    "and sample pictures of each stage."
+    "Pictures have no answers; what an adapter draws is measured by `haori evaluate NAME --data FOLDER`, and its loss "
+    "on the pictures held out is in the run folder."
 )
 
 
@@ -80,9 +81,11 @@ class TextToImage(Task):
             )
         if getattr(recipe.method, "trainable_tokens", ()):
             raise RecipeError(
-                "'method.trainable_tokens' is not for pictures yet: no file format here carries trained tokens of a "
-                "text encoder. Leave it out, or adapt the text encoder with training.text_encoder=true."
+                "'method.trainable_tokens' is not for pictures: no file format here carries changed tokens of a text "
+                "encoder. Learn a new word instead, such as words=['<lineart>'], or adapt the text encoder with "
+                "training.text_encoder=true."
             )
+        check_words(recipe, base, family.text_encoders)
         if not recipe.training.text_encoder and recipe.optimizer.text_encoder_lr != "auto":
             raise RecipeError("'optimizer.text_encoder_lr' needs training.text_encoder=true; leave it out.")
 
@@ -90,7 +93,7 @@ class TextToImage(Task):
         """Return tokenizers, family and noise of the pipeline."""
         from haori.bases.diffusion import PipelineProcessor
 
-        return PipelineProcessor(base)
+        return PipelineProcessor(base, new_words(recipe))
 
     def skeleton(self, base: "Base", recipe: TextToImageRecipe) -> "nn.Module":
         """Return the denoiser, with the text encoders where they are adapted."""
@@ -116,11 +119,17 @@ class TextToImage(Task):
         device: str,
         quantization: "Quantization | None",
     ) -> "nn.Module":
-        """Load the denoiser, with the text encoders where they are adapted."""
-        from haori.bases.diffusion import load_diffusion_model
+        """Load the denoiser, with the text encoders where they are adapted or learn new words."""
+        from haori.bases.diffusion import PipelineProcessor, load_diffusion_model, put_words
 
-        components = _adapted(base, recipe)
-        return load_diffusion_model(base, dtype=dtype, device=device, quantization=quantization, components=components)
+        words = PipelineProcessor(base, new_words(recipe)).words if recipe.words else None
+        components = _adapted(base, recipe) if words is None else None
+        found = load_diffusion_model(
+            base, dtype=dtype, device=device, quantization=quantization, components=components
+        )  # fmt: skip
+        if words is not None:
+            put_words(found, words)
+        return found
 
     def rows(
         self, recipe: TextToImageRecipe, base: "Base", processor: "PipelineProcessor", *, tolerant: bool = False
@@ -147,6 +156,7 @@ class TextToImage(Task):
         from haori.tasks.text_to_image.choices import resolve_choices
 
         processor = self.processor(base, recipe)
+        check_captions(recipe.words, split)
         resolved, found = resolve_choices(recipe, split, base, processor, device)
         warned = family_of(base).distilled()
         return resolved, (*found, *([Choice("base", base.name, warned)] if warned else ()))
@@ -201,28 +211,42 @@ class TextToImage(Task):
         epochs, resolution = recipe.training.epochs, recipe.data.resolution
         assert epochs != "auto" and resolution != "auto"
         side = resolution // processor.size_multiple * processor.size_multiple
-        return SampleSheets(recipe.samples, base, folder, epochs, (side, side), recipe.training.seed)
+        tokenizers = None if processor.words is None else processor.tokenizer_parts()
+        return SampleSheets(recipe.samples, base, folder, epochs, (side, side), recipe.training.seed, tokenizers)
 
     def rate(self, recipe: TextToImageRecipe, parameter: str) -> float:
-        """Return the factor of text encoders' own learning rate."""
+        """Return the factor of the learning rates that new words and text encoders have of their own."""
+        from haori.bases.diffusion import WORD_ROWS
+
         lr, own = recipe.optimizer.lr, recipe.optimizer.text_encoder_lr
+        if f".{WORD_ROWS}." in parameter:
+            own = recipe.optimizer.word_lr
         if lr == "auto" or own == "auto" or ".text_encoder" not in f".{parameter}":
             return 1.0
         return own / lr
 
     def probes(self, processor: "PipelineProcessor", recipe: TextToImageRecipe, split: "PictureSplit") -> "list[Probe]":
-        """Return a few training pictures at fixed timesteps with fixed noise."""
-        own = [row for row in split.train if not row.prior][:_PROBES]
+        """Return a few training pictures at fixed timesteps with fixed noise, those with new words first."""
+        own = telling_rows([row for row in split.train if not row.prior], recipe.words, _PROBES)
         pictures = self.measured(own, processor, recipe)
         return [pictures.inputs(pictures.batch([row])) for row in range(len(pictures.costs))]
+
+    def check_out(self, recipe: TextToImageRecipe) -> None:
+        """Refuse new words, which a PEFT folder has no place for."""
+        if recipe.words:
+            raise RecipeError(
+                "--out writes a PEFT folder, which has no place for new words; leave it out, and export the adapter "
+                "with `haori library export NAME --format kohya` or diffusers."
+            )
 
     def next_command(self, adapter: str) -> str:
         """Return the command that writes a file for AUTOMATIC1111, ComfyUI and others."""
         return f"haori library export {adapter} --format kohya --out {adapter.partition('@')[0]}.safetensors"
 
     def card(self, processor: "PipelineProcessor", recipe: TextToImageRecipe) -> dict[str, Any]:
-        """Return the trigger words, and the strength that was trained at."""
-        return {"trigger_words": (recipe.data.trigger,) if recipe.data.trigger else (), "recommended_strength": 1.0}
+        """Return the trigger words, new ones among them, and the strength that was trained at."""
+        words = [*([recipe.data.trigger] if recipe.data.trigger else []), *(section.word for section in recipe.words)]
+        return {"trigger_words": tuple(dict.fromkeys(words)), "recommended_strength": 1.0}
 
     def read(self, section: Any) -> "tuple[Sequence[Any], DataReference, tuple[str, ...]]":
         """Refuse: pictures are measured by the loss of the rows held out."""
@@ -262,7 +286,7 @@ class TextToImage(Task):
 
         return Encoded(
             processor.base, processor, recipe.training.seed, unmasked_weight=recipe.data.unmasked_weight,
-            live_text=recipe.training.text_encoder,
+            live_text=recipe.training.text_encoder or bool(recipe.words),
         )  # fmt: skip
 
 
