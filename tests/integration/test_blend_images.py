@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from haori.core.safetensors_header import read_safetensors_header
 from haori.library import Library, import_adapter
 from haori.library.formats.registry import read_updates
 from tests.command_line import haori
@@ -49,6 +50,23 @@ def test_a_blend_of_two_kinds_is_the_sum_its_trainers_expect(
                 total = total + weight * (modules[name].delta() if delta is None else delta.double()).flatten()
         assert float((update.delta().flatten() - total).norm() / total.norm()) < 1e-5, name
     assert compared == 8, "all modules of which the trainers say what they change"
+
+
+def test_a_blend_keeps_the_trigger_words_of_what_it_adds(
+    library: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resized = haori(capsys, "resize", "lora", "--rank", "2", "--name", "other")
+    assert resized.code == 0, resized.err
+    library.update("other", trigger_words=("less",))
+    library.update("lora", trigger_words=("sks cat", "purr"))
+    library.update("loha", trigger_words=("purr", "zkz style"))
+    done = haori(capsys, "blend", "lora:0.4", "loha:0.5", "other:-0.1", "--name", "both")
+    assert done.code == 0, done.err
+    assert library.get("both").card.trigger_words == ("sks cat", "purr", "zkz style")
+    done = haori(capsys, "library", "export", "both", "--format", "kohya", "--out", tmp_path / "both.safetensors")
+    assert done.code == 0, done.err
+    header = read_safetensors_header(tmp_path / "both.safetensors").metadata
+    assert header["modelspec.trigger_phrase"] == "sks cat, purr, zkz style"
 
 
 def test_merging_into_a_pipeline(tmp_path: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,7 @@ def test_a_run_ends_in_files_for_others_that_say_what_they_are(
             "ss_lr_scheduler": "cosine", "ss_output_name": wanted, "haori_recommended_strength": "0.8",
             "modelspec.architecture": "stable-diffusion-v1/lora", "modelspec.license": "CC-BY-4.0",
             "modelspec.trigger_phrase": "zkz", "modelspec.resolution": "32x32",
+            "modelspec.prediction_type": "epsilon", "ss_v2": "False", "ss_zero_terminal_snr": "False",
             "modelspec.usage_hint": "Use it at strength 0.8 with zkz in the prompt.",
         }  # fmt: skip
         assert {key: header.get(key) for key in expected} == expected

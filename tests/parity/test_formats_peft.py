@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from copy import deepcopy
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def moved(model, config):
     """Insert a method with stock PEFT and move every value that it trains."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = get_peft_model(model, config).eval()
+        adapted = get_peft_model(model, deepcopy(config)).eval()  # which a test may then change
     numbers = torch.Generator().manual_seed(7)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

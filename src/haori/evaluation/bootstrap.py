@@ -1,19 +1,21 @@
 """Uncertainty: percentile bootstrap over rows, paired differences, and McNemar's exact test.
 
 Rows are the units that are drawn again; the rows of a difference are drawn together, so what is hard for both
-systems cancels. Assumes that rows are independent of one another.
+systems cancels. Rows that belong together, such as pictures of one prompt, are told by their groups: groups are drawn
+again, and within each its rows. Without groups rows are taken to be independent of one another.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from haori.core.records import Metric
 from haori.metrics.statistics import Array, Statistic
 
-__all__ = ["RESAMPLES", "Interval", "Intervals", "McNemar", "intervals", "mcnemar"]
+__all__ = ["RESAMPLES", "Interval", "Intervals", "McNemar", "as_metric", "draws", "intervals", "mcnemar"]
 
 RESAMPLES = 2000
 _LEVELS = (2.5, 97.5)
@@ -44,12 +46,25 @@ class McNemar(NamedTuple):
 
 
 def intervals(
-    statistic: Statistic, base: Statistic | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+    statistic: Statistic,
+    base: Statistic | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    groups: Sequence[int] | None = None,
 ) -> Intervals | None:
     """Bootstrap a metric and, with `base`, the paired difference on the same resampled rows.
 
     The ends are the 2.5th and 97.5th percentiles over `resamples` draws of n rows with replacement
     (Efron 1979). Draws on which the metric is not defined, such as AUROC of one class, are left out.
+
+    Args:
+        statistic: The metric.
+        base: The same of the base, on the same rows.
+        resamples: How many draws.
+        seed: Of the draws.
+        groups: [n] number of the group of each row; groups are drawn first, then as many rows of each as it has
+            (Davison and Hinkley 1997, section 3.8).
 
     Returns:
         None for fewer than two rows, or where the metric is defined on no draw: there is nothing to draw from.
@@ -63,8 +78,8 @@ def intervals(
     if n < 2:
         return None
     both = (statistic,) if base is None else (statistic, base)
-    draws = _draws(n, resamples, seed)
-    drawn = np.concatenate([[one.resampled(counts) for one in both] for counts in draws], axis=1)  # [1 or 2, resamples]
+    chunks = draws(n, resamples, seed) if groups is None else _group_draws(groups, resamples, seed)
+    drawn = np.concatenate([[one.resampled(c) for one in both] for c in chunks], axis=1)  # [1 or 2, resamples]
     drawn = drawn[:, ~np.isnan(drawn).any(axis=0)]
     if not drawn.size:
         return None
@@ -74,6 +89,21 @@ def intervals(
     with np.errstate(invalid="ignore"):
         differences = drawn[0] - drawn[1]
     return Intervals(value, _percentiles(drawn[1]), _percentiles(differences))
+
+
+def as_metric(value: float, base: float | None, found: Intervals | None) -> Metric:
+    """Return the record of a metric, of the base's where it was compared, and of what `intervals` found."""
+    low, high = found.value if found else (None, None)
+    difference_low, difference_high = found.difference if found and found.difference else (None, None)
+    return Metric(
+        value=value,
+        low=low,
+        high=high,
+        base=base,
+        difference=None if base is None else value - base,
+        difference_low=difference_low,
+        difference_high=difference_high,
+    )
 
 
 def mcnemar(first_right: npt.ArrayLike, second_right: npt.ArrayLike) -> McNemar:
@@ -92,7 +122,7 @@ def mcnemar(first_right: npt.ArrayLike, second_right: npt.ArrayLike) -> McNemar:
     return McNemar(b, c, min(1.0, 2 * tail))
 
 
-def _draws(n: int, resamples: int, seed: int) -> Iterator[Array]:
+def draws(n: int, resamples: int, seed: int) -> Iterator[Array]:
     """Yield [r, n] how often each row was drawn, in chunks that fit in memory."""
     generator = np.random.default_rng(seed)
     at_once = max(1, _CHUNK // n)
@@ -100,6 +130,23 @@ def _draws(n: int, resamples: int, seed: int) -> Iterator[Array]:
         r = min(at_once, resamples - start)
         picks = generator.integers(0, n, size=(r, n)) + n * np.arange(r)[:, None]
         yield np.bincount(picks.ravel(), minlength=r * n).reshape(r, n).astype(float)
+
+
+def _group_draws(groups: Sequence[int], resamples: int, seed: int) -> Iterator[Array]:
+    """Yield [r, n] how often each row was drawn, where groups are drawn and then rows within them."""
+    numbers = np.asarray(groups)
+    members = [np.flatnonzero(numbers == group) for group in np.unique(numbers)]
+    sizes = np.array([len(rows) for rows in members])
+    table = np.stack([np.resize(rows, sizes.max()) for rows in members])  # [groups, largest]
+    generator, n = np.random.default_rng(seed), len(numbers)
+    at_once = max(1, _CHUNK // (len(members) * int(sizes.max())))
+    for start in range(0, resamples, at_once):
+        r = min(at_once, resamples - start)
+        drawn = generator.integers(0, len(members), size=(r, len(members)))
+        places = (generator.random((r, len(members), sizes.max())) * sizes[drawn][..., None]).astype(int)
+        rows = np.take_along_axis(table[drawn], places, axis=2) + n * np.arange(r)[:, None, None]
+        kept = np.arange(sizes.max()) < sizes[drawn][..., None]
+        yield np.bincount(rows[kept], minlength=r * n).reshape(r, n).astype(float)
 
 
 def _percentiles(values: Array) -> Interval:

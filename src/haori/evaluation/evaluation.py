@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from haori.core.records import BaseReference, DataReference, Metric
-from haori.evaluation.bootstrap import RESAMPLES, intervals, mcnemar
+from haori.evaluation.bootstrap import RESAMPLES, as_metric, intervals, mcnemar
 from haori.evaluation.result import Confusion, EvaluationResult, RowResult
 from haori.evaluation.samples import make_samples
 from haori.evaluation.systems import Pair, Systems
@@ -92,17 +92,7 @@ def _figures(scores: Pair[Scores], seed: int) -> tuple[dict[str, Metric], dict[s
     for name, own in scores.adapter.metrics.items():
         base = scores.base.metrics[name] if scores.base else None
         found = intervals(own.statistic, base.statistic if base else None, resamples=RESAMPLES, seed=seed)
-        low, high = found.value if found else (None, None)
-        difference_low, difference_high = found.difference if found and found.difference else (None, None)
-        metrics[name] = Metric(
-            value=own.value,
-            low=low,
-            high=high,
-            base=base.value if base else None,
-            difference=own.value - base.value if base else None,
-            difference_low=difference_low,
-            difference_high=difference_high,
-        )
+        metrics[name] = as_metric(own.value, base.value if base else None, found)
         if found and found.base:
             of_base[name] = (found.base.low, found.base.high)
     return metrics, of_base

@@ -12,11 +12,13 @@ from markupsafe import Markup
 from haori.core.hashing import short
 from haori.core.records import Metric
 from haori.core.storage import make_folder, write_text
+from haori.evaluation.pictures.embedding import embedded
+from haori.evaluation.pictures.result import MeasuredPictures
 from haori.evaluation.plots import Dot, DotRow, difference_histogram, dot_plot
 from haori.evaluation.result import EvaluationResult, headline, metric_lines
 from haori.metrics.kinds import KINDS, Kind
 
-__all__ = ["render_html", "write_report"]
+__all__ = ["render_html", "report_style", "write_report"]
 
 
 def write_report(result: EvaluationResult, folder: Path) -> tuple[Path, Path]:
@@ -27,20 +29,20 @@ def write_report(result: EvaluationResult, folder: Path) -> tuple[Path, Path]:
     """
     make_folder(folder)
     table, page = folder / "evaluation.json", folder / "evaluation.html"
-    html = render_html(result)
+    html = render_html(result, folder)
     write_text(table, json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n")
     write_text(page, html)
     return table, page
 
 
-def render_html(result: EvaluationResult) -> str:
-    """Return the report as one HTML page."""
+def render_html(result: EvaluationResult, folder: Path | None = None) -> str:
+    """Return the report as one HTML page; pictures come from `folder`, and are part of the page."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = files("haori.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(source)
+    page = environment.from_string(files("haori.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8"))
     return page.render(
+        style=report_style(),
         result=result,
         headline=headline(result),
         lines=metric_lines(result),
@@ -49,7 +51,21 @@ def render_html(result: EvaluationResult) -> str:
         histogram=_histogram(result),
         matrices=_matrices(result),
         short=short,
+        images={} if result.pictures is None or folder is None else _images(result.pictures, folder),
     )
+
+
+def report_style() -> str:
+    """Return the style sheet of reports; it is part of the package."""
+    return files("haori.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+
+
+def _images(pictures: MeasuredPictures, folder: Path) -> dict[str, str]:
+    """Return the pictures that the page shows, as addresses that hold them."""
+    shown = [pictures.pairs[place] for place in pictures.shown]
+    names = [name for pair in shown for name in (pair.base, pair.adapter)]
+    names += [name for copy in pictures.copies for name in (copy.drawn, copy.training)]
+    return {name: embedded(folder / name) for name in names}
 
 
 def _value_plots(result: EvaluationResult) -> list[Markup]:
@@ -58,6 +74,7 @@ def _value_plots(result: EvaluationResult) -> list[Markup]:
         (("share", "score"), "Metrics from 0 to 100, base and adapter", (-2.0, 102.0)),
         (("coefficient",), "Coefficients from -1 to 1, base and adapter", (-1.02, 1.02)),
         (("nats",), "Figures in nats, base and adapter", None),
+        (("distance",), "Distances, base and adapter", None),
         (("perplexity",), "Perplexity, base and adapter", None),
     ):
         rows = [
@@ -66,6 +83,9 @@ def _value_plots(result: EvaluationResult) -> list[Markup]:
         ]  # fmt: skip
         if rows:
             plots.append(dot_plot(rows, label, limits=limits))
+    for name, metric in _of_scales(result, ("number",)):
+        row = DotRow(KINDS[name].title, _dots(result, name, metric))
+        plots.append(dot_plot([row], f"{KINDS[name].title}, base and adapter"))
     return plots
 
 
@@ -75,6 +95,7 @@ def _difference_plots(result: EvaluationResult) -> list[Markup]:
         (("share", "score"), "Differences in points"),
         (("coefficient",), "Differences of coefficients"),
         (("nats",), "Differences in nats"),
+        (("distance",), "Differences of distances"),
         (("perplexity",), "Difference in perplexity"),
     ):
         rows = []

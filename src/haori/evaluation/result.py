@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from haori.core.records import BaseReference, DataReference, Evaluation, Metric, now
+from haori.evaluation.pictures.result import MeasuredPictures
 from haori.metrics.kinds import KINDS, Kind, in_order, kind_of
 from haori.tasks.examination import Answer, Counts, Sample
 
@@ -60,6 +61,7 @@ class EvaluationResult:
         notes: How the figures were made, in plain sentences.
         seconds: Time taken.
         time: When it ended.
+        pictures: What was drawn, of an adapter for pictures.
     """
 
     adapter: str
@@ -75,6 +77,15 @@ class EvaluationResult:
     notes: tuple[str, ...]
     seconds: float
     time: str = field(default_factory=now)
+    pictures: MeasuredPictures | None = None
+
+    @property
+    def measured_on(self) -> str:
+        """Return how much was measured, such as `400 rows`."""
+        if self.pictures is None:
+            return f"{len(self.rows):,} rows"
+        count = sum(not pair.unrelated for pair in self.pictures.pairs)
+        return f"{count:,} pictures, and {len(self.pictures.pairs) - count:,} of unrelated prompts"
 
     def to_record(self) -> Evaluation:
         """Return the record that goes on the adapter's card."""
@@ -88,6 +99,7 @@ class EvaluationResult:
         for sample, found in zip(plain["samples"], self.samples, strict=True):
             sample["prompt"] = [turn._asdict() for turn in found.prompt]
         plain["confusion"] = asdict(self.confusion) if self.confusion else None
+        plain["pictures"] = asdict(self.pictures) if self.pictures else None
         plain["base"] = self.base.model_dump() if self.base else None
         plain["data"] = self.data.model_dump()
         plain["metrics"] = {name: metric.model_dump() for name, metric in self.metrics.items()}

@@ -1,4 +1,4 @@
-"""An evaluation on the terminal: the metrics table and side-by-side samples, as rich renderables.
+"""An evaluation on the terminal: the metrics table, side-by-side samples and likely copies, as rich renderables.
 
 Text from data is never read as rich markup.
 """
@@ -12,6 +12,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from haori.evaluation.pictures.result import MeasuredPictures
 from haori.evaluation.result import EvaluationResult, headline, metric_lines
 from haori.tasks.examination import Answer, Sample
 
@@ -27,6 +28,8 @@ def show_result(result: EvaluationResult, console: Console, *, notes: bool = Tru
     console.print(metrics_table(result))
     for panel in sample_panels(result):
         console.print(panel)
+    if result.pictures is not None and result.pictures.copies:
+        console.print(_copies(result.pictures))
     if notes:
         for note in result.notes:
             console.print(Text(f"- {note}", style="dim"))
@@ -35,7 +38,7 @@ def show_result(result: EvaluationResult, console: Console, *, notes: bool = Tru
 def metrics_table(result: EvaluationResult) -> Table:
     """Return metrics of base and adapter with the difference and its 95% interval."""
     compared = result.against is not None
-    table = Table(box=SIMPLE_HEAD, caption=Text(f"{len(result.rows):,} rows"), caption_justify="left")
+    table = Table(box=SIMPLE_HEAD, caption=Text(result.measured_on), caption_justify="left")
     table.add_column("Metric")
     if compared:
         table.add_column("Base", justify="right")
@@ -59,6 +62,18 @@ def sample_panels(result: EvaluationResult) -> Iterator[Panel]:
     """Yield one panel per sample: prompt, reference, and both answers."""
     for number, sample in enumerate(result.samples, 1):
         yield Panel(_sample(sample), title=f"sample {number} of {len(result.samples)}", title_align="left")
+
+
+def _copies(pictures: MeasuredPictures) -> Table:
+    """Return the pictures that are taken for copies, the nearest first."""
+    title = f"Taken for copies: at most {pictures.limit:.3f} from a training picture"
+    table = Table(box=SIMPLE_HEAD, title=Text(title), title_justify="left")
+    for column in ("Prompt", "Seed", "Training picture", "Distance", "Base's"):
+        table.add_column(column, justify="left" if column in ("Prompt", "Training picture") else "right")
+    for copy in pictures.copies:
+        figures = (f"{copy.distance:.3f}", f"{copy.base_distance:.3f}")
+        table.add_row(Text(copy.prompt), f"{copy.seed}", Text(copy.origin.rpartition("/")[2]), *figures)
+    return table
 
 
 def _sample(sample: Sample) -> Group:

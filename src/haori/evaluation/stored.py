@@ -8,7 +8,7 @@ from typing import Any
 from haori.bases import load_model, own_head
 from haori.core.errors import MismatchError
 from haori.core.hashing import short
-from haori.core.records import DataReference
+from haori.core.records import AdapterCard, DataReference
 from haori.core.settings import settings
 from haori.core.storage import make_folder
 from haori.data.section import DataSection
@@ -20,7 +20,7 @@ from haori.library import Library, OpenAdapter, StoredAdapter, open_adapter
 from haori.tasks.examination import USUAL, MeasureOptions
 from haori.tasks.registry import task_of
 
-__all__ = ["evaluate_opened", "evaluate_stored"]
+__all__ = ["data_task", "evaluate_opened", "evaluate_stored"]
 
 
 def evaluate_stored(
@@ -56,6 +56,11 @@ def evaluate_stored(
     return evaluate_opened(
         opened, rows, reference, options=options, notes=notes, against_base=against_base, samples=samples, out=out
     )
+
+
+def data_task(card: AdapterCard) -> str:
+    """Return the task whose data an adapter is measured on; a file of a mounted tree says `image`, and no more."""
+    return "text_to_image" if card.task == "image" else card.task
 
 
 def evaluate_opened(
