@@ -14,8 +14,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 check: $(STAMP)
-	$(BIN)/ruff format --check src tests tools benchmarks
-	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/ruff format --check src tests tools benchmarks docs/recipes
+	$(BIN)/ruff check src tests tools benchmarks docs/recipes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_lengths.py
@@ -33,10 +33,11 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/classification/run.py
 	$(BIN)/python benchmarks/library/run.py
 	$(BIN)/python benchmarks/serving/run.py
+	$(BIN)/python benchmarks/service/run.py
 
 format: $(STAMP)
-	$(BIN)/ruff format src tests tools benchmarks
-	$(BIN)/ruff check --fix src tests tools benchmarks
+	$(BIN)/ruff format src tests tools benchmarks docs/recipes
+	$(BIN)/ruff check --fix src tests tools benchmarks docs/recipes
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """One piece of work in a process of its own, so that its peak memory, seeds and crashes are its own.
 
-The child is `python -m haori.jobs.worker SPEC.json`. It sends its events (`haori.core.events`) and then its result as
+The child is `python -m haori.jobs.child SPEC.json`. It sends its events (`haori.core.events`) and then its result as
 JSON lines; whatever else is printed goes to a log. The child ends when its parent ends, however that happens: it
 watches its standard input, which only the parent holds open. What the work is, this module does not know.
 
@@ -84,7 +84,7 @@ def run_job(
     (spec.folder / _RESULT).unlink(missing_ok=True)
     with explain_os_errors(spec.folder / _LOG), (spec.folder / _LOG).open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "haori.jobs.worker", str(spec.folder / _JOB)],
+            [sys.executable, "-m", "haori.jobs.child", str(spec.folder / _JOB)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -13,6 +13,7 @@ from haori.core.events import EventSink, Finished, Started, discard, fan_out, re
 from haori.core.lock import file_lock
 from haori.core.records import now
 from haori.core.storage import write_text
+from haori.core.user_path import user_path
 from haori.data.section import TextSection
 from haori.evaluation import forgetting_between
 from haori.jobs.compare.folder import ComparisonFolder, RunOutcome, new_folder, read_plan
@@ -20,6 +21,7 @@ from haori.jobs.compare.rates import choose_rate
 from haori.jobs.compare.recipes import BASE, adapt_recipe, check_methods, run_key, with_run
 from haori.jobs.compare.records import BaseMeasured, Comparison, Cost, Measured, MethodResult, Plan, Rate
 from haori.jobs.compare.scores import scores_of
+from haori.jobs.recipe_paths import absolute_path, absolute_recipe
 from haori.tasks.recipe import Recipe
 from haori.tasks.registry import task_of
 from haori.tasks.task import Task
@@ -61,11 +63,11 @@ def compare_methods(
     _check(recipe, seeds, test, lr_sweep)
     _check_sources(recipe, test, general)
     plan = Plan(
-        recipe=_absolute(recipe),
+        recipe=absolute_recipe(recipe),
         methods=trained,
         seeds=tuple(range(recipe.training.seed, recipe.training.seed + seeds)),
-        test=_absolute_path(test),
-        general=_absolute_path(general),
+        test=absolute_path(test),
+        general=absolute_path(general),
         lr_sweep=lr_sweep,
         stamp=now(),
     )
@@ -281,23 +283,5 @@ def _check_pictures(recipe: Recipe, test: str | None) -> None:
     if test is not None:
         raise InputError("--test is for text: pictures are scored on those held out; give them as data.validation.")
     for path in (recipe.data.path, recipe.data.validation):
-        if path is not None and not Path(path).expanduser().exists():
+        if path is not None and not user_path(path).exists():
             raise InputError(f"There are no pictures at {path!r}.")
-
-
-def _absolute(recipe: Recipe) -> Recipe:
-    """Return the recipe with paths that hold wherever the comparison is resumed from."""
-    data = recipe.data
-    given = {key: getattr(data, key, None) for key in ("path", "validation", "regularisation", "mask_folder")}
-    paths = {key: _absolute_path(path) for key, path in given.items() if path is not None}
-    found = recipe.model_copy(update={"data": data.model_copy(update=paths)})
-    # A plain word may be a registered name, which goes before a folder of that name.
-    return found.model_copy(update={"base": _absolute_path(recipe.base)}) if "/" in recipe.base else found
-
-
-def _absolute_path(given: str | None) -> str | None:
-    """Return an existing path as absolute; names of bases and hub ids stay as they are."""
-    if given is None:
-        return None
-    path = Path(given).expanduser()
-    return str(path.absolute()) if path.exists() else given

@@ -141,11 +141,15 @@ class ComparisonFolder:
 def _held(
     folder: Path, task: str, arguments: dict[str, Any], read: Callable[[dict[str, Any]], object]
 ) -> JobResult | None:
-    """Return the result of a job that was done before with the same arguments, did not fail, and can be read."""
+    """Return the result of a job that was done before with the same arguments, did not fail, and can be read.
+
+    Where its folder was then does not count: a comparison may have been moved since.
+    """
     try:
         spec = JobSpec.model_validate_json((folder / "job.json").read_bytes())
         result = JobResult.model_validate_json((folder / "result.json").read_bytes())
-        if result.value is None or not spec.task.endswith(f":{task}") or spec.arguments != arguments:
+        same = {**spec.arguments, "folder": None} == {**arguments, "folder": None}
+        if result.value is None or not spec.task.endswith(f":{task}") or not same:
             return None
         read(result.value)
     except (OSError, ValidationError, KeyError):

@@ -73,6 +73,7 @@ def start_sweep(
     trials: int = 20,
     timeout_s: float | None = None,
     storage: Path | None = None,
+    folder: Path | None = None,
     on_event: EventSink = discard,
 ) -> SweepResult:
     """Search the ranges for the lowest validation loss.
@@ -83,6 +84,7 @@ def start_sweep(
         trials: Trials at most.
         timeout_s: Begin no further trial after this many seconds.
         storage: SQLite file of the study; by default in the sweep folder.
+        folder: The sweep folder; by default a new one under `HAORI_HOME/sweeps`.
         on_event: Receives what happens, events of a trial with its number as their `job`; what it raises does not end
             the sweep.
 
@@ -99,7 +101,8 @@ def start_sweep(
     if storage is not None:
         storage = storage.absolute()
         make_folder(storage.parent)
-    folder = make_stamped_folder(settings().home / "sweeps", recipe.name)
+    place = settings().home / "sweeps"
+    folder = make_stamped_folder(place, recipe.name) if folder is None else make_folder(folder)
     plan = SweepPlan(recipe=document, over=tuple(over), trials=trials, storage=storage, started=now())
     write_text(folder / _PLAN, plan.model_dump_json(indent=1))
     try:
@@ -163,7 +166,7 @@ def _run(folder: Path, plan: SweepPlan, timeout_s: float | None, on_event: Event
             else:
                 search.tell(proposal, proposal.known.outcome)
                 repeats += 1
-        trials = tuple(sorted(search.trials(), key=_rank))
+        trials = tuple(sorted((_in_place(trial, folder) for trial in search.trials()), key=_rank))
         if repeats == _MOST_REPEATS:
             text = f"The search only proposes values that were tried already; it ends after {len(trials)} trials."
             on_event(Said(text=text))
@@ -217,6 +220,14 @@ def _rank(trial: SweepTrial) -> tuple[int, float, int]:
     """Sort finished trials first, then those given up, each by loss, then those that failed."""
     loss = trial.outcome.loss
     return _ORDER.index(trial.outcome.state), float("inf") if loss is None else loss, trial.number
+
+
+def _in_place(trial: SweepTrial, folder: Path) -> SweepTrial:
+    """Return a trial with its run folder where it is now, should the sweep have been moved since."""
+    if trial.outcome.run is None:
+        return trial
+    run = _trial_folder(folder, trial.number) / "runs" / Path(trial.outcome.run).name
+    return trial.model_copy(update={"outcome": trial.outcome.model_copy(update={"run": str(run)})})
 
 
 def _trial_folder(folder: Path, number: int) -> Path:

@@ -1,0 +1,1 @@
+"""The service's database: SQLite in a file, or PostgreSQL."""

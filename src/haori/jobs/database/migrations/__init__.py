@@ -1,0 +1,1 @@
+"""Migrations of the database; each takes it from one version to the next."""

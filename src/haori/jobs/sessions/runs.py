@@ -1,0 +1,269 @@
+"""Training runs: their rows, and those that are in memory; one that was put away, or whose server ended, comes back."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row, func, insert, select, update
+
+from haori.core.errors import HaoriError, InputError, OverloadedError
+from haori.jobs.database.connection import Database
+from haori.jobs.database.tables import training_runs
+from haori.jobs.missing import MissingError
+from haori.jobs.sessions.checkpoints import CheckpointShelf
+from haori.jobs.sessions.gone import GoneError
+from haori.jobs.sessions.paths import CheckpointPath, check_name, folder_name
+from haori.jobs.sessions.records import LoadCall, Promise, SaveCall
+from haori.jobs.sessions.run import Run, pass_on
+from haori.jobs.sessions.samplers import Samplers
+
+if TYPE_CHECKING:
+    from haori.jobs.tenants.pool import TrainingPool
+    from haori.jobs.tenants.records import AdapterSpec
+
+__all__ = ["Runs", "run_id"]
+
+MOST_LIVE = 64  # runs in memory: at rank 16 of a small base, about 60 MB each
+_RETRY_S = 10.0
+
+FolderOf = Callable[[str, str], Path]
+"""Returns the folder of a path that weights are loaded from, for an account; it raises where there is none."""
+
+
+def run_id(session: str, number: int) -> str:
+    """Return the id of a session's training run, which clients derive themselves too."""
+    return f"{session}:train:{number}"
+
+
+class Runs:
+    """All training runs; every method may be called from any thread.
+
+    Args:
+        database: Holds their rows.
+        root: Holds their journals and states.
+        base: Name of the base.
+        pool: Returns what trains.
+        shelf: Takes checkpoints.
+        samplers: Takes weights of the moment.
+        folder_of: Finds what is loaded.
+    """
+
+    def __init__(
+        self, database: Database, root: Path, base: str, pool: "Callable[[], TrainingPool]", shelf: CheckpointShelf,
+        samplers: Samplers, folder_of: FolderOf,
+    ) -> None:  # fmt: skip
+        self._database, self._root, self._base, self._pool = database, root, base, pool
+        self._shelf, self._samplers, self._folder_of = shelf, samplers, folder_of
+        self._finish = ThreadPoolExecutor(1, "haori-sessions")
+        self._lock = threading.RLock()
+        self._live: dict[str, Run] = {}
+        self._begun: dict[str, Promise] = {}
+
+    def create(
+        self, session: str, number: int, owner: str, spec: "AdapterSpec", user_metadata: Mapping[str, Any] | None = None
+    ) -> Promise:
+        """Begin a run with a fresh adapter; the promise of the first time if it was begun before."""
+        if spec.seed is None:  # kept, so that the run can be done again from its journal
+            spec = spec.model_copy(update={"seed": secrets.randbits(31)})
+        values = {"spec": spec.model_dump(), "user_metadata": user_metadata}
+        return self._begin(session, number, owner, values)
+
+    def create_from(
+        self, session: str, number: int, owner: str, call: LoadCall, user_metadata: Mapping[str, Any] | None = None
+    ) -> Promise:
+        """Begin a run with the weights of a checkpoint or library adapter."""
+        self._folder_of(call.path, owner)  # what is not there is said at once
+        values = {"spec": {"path": call.path, "optimizer": call.optimizer}, "user_metadata": user_metadata}
+        return self._begin(session, number, owner, values)
+
+    def begun(self, identity: str, owner: str) -> Promise:
+        """Return the promise that a run was begun with."""
+        self.find(identity, owner)
+        return self._begun[identity]
+
+    def row(self, identity: str, owner: str) -> "Row[Any]":
+        """Return the row of an account's run.
+
+        Raises:
+            MissingError: There is none.
+        """
+        with self._database.reading() as connection:
+            row = connection.execute(select(training_runs).where(training_runs.c.id == identity)).first()
+        if row is None or row.owner != owner:
+            raise MissingError(f"There is no training run {identity[:200]!r}; create a model first.")
+        return row
+
+    @staticmethod
+    def spec(row: "Row[Any]") -> dict[str, Any]:
+        """Return the adapter of a run as its row has it; of one that was loaded, once that is done."""
+        spec: dict[str, Any] = row.spec
+        return spec
+
+    def list(
+        self, owner: str, *, limit: int, offset: int, session: str | None = None
+    ) -> "tuple[Sequence[Row[Any]], int]":
+        """Return an account's runs, latest first, and how many there are."""
+        mine = training_runs.c.owner == owner
+        chosen = mine if session is None else mine & (training_runs.c.session_id == session)
+        with self._database.reading() as connection:
+            count = connection.execute(select(func.count()).select_from(training_runs).where(chosen)).scalar_one()
+            order = (training_runs.c.created.desc(), training_runs.c.id)
+            rows = connection.execute(select(training_runs).where(chosen).order_by(*order).limit(limit).offset(offset))
+            return rows.all(), count
+
+    def find(self, identity: str, owner: str) -> Run:
+        """Return an account's run, begun again from what is saved if it is not in memory.
+
+        Raises:
+            MissingError: There is none.
+            GoneError: What was saved of it cannot be used.
+        """
+        with self._lock:
+            known = self._live.get(identity)
+            if known is not None and known.owner == owner:
+                return known
+            row = self.row(identity, owner)
+            return self._restore(row)
+
+    def put_away(self, sessions: set[str]) -> None:
+        """Free the memory of runs of sessions that are silent; a request for one brings it back."""
+        with self._lock:
+            for identity, run in list(self._live.items()):
+                if identity.partition(":")[0] in sessions and not run.busy:
+                    self._drop(identity)
+
+    def close(self) -> None:
+        """Take no more requests; what was promised is done after the next start."""
+        with self._lock:
+            for run in self._live.values():
+                run.close()
+        self._finish.shutdown()
+
+    def _begin(self, session: str, number: int, owner: str, values: Mapping[str, Any]) -> Promise:
+        if number < 0:
+            raise InputError(f"model_seq_id is {number}; the models of a session are numbered from 0.")
+        identity = run_id(session, number)
+        now = time.time()
+        with self._lock:
+            with self._database.writing() as connection:
+                row = connection.execute(select(training_runs).where(training_runs.c.id == identity)).first()
+                if row is None:
+                    connection.execute(
+                        insert(training_runs).values(
+                            id=identity, session_id=session, owner=owner, base=self._base, created=now,
+                            last_request=now, applied_seq=0, state="live", **values,
+                        )
+                    )  # fmt: skip
+            return self.begun(identity, owner)
+
+    def _drop(self, identity: str) -> None:
+        self._live.pop(identity).close()
+        del self._begun[identity]
+        self._pool().drop(identity)
+
+    def _make_room(self) -> None:
+        """Put the run away that was silent for longest, if as many are in memory as there may be.
+
+        Raises:
+            OverloadedError: All of them are at work.
+        """
+        if len(self._live) < MOST_LIVE:
+            return
+        idle = [identity for identity, run in self._live.items() if not run.busy]
+        if not idle:
+            raise OverloadedError(f"{len(self._live)} training runs are at work already; ask again later.", _RETRY_S)
+        self._drop(min(idle, key=lambda identity: self._live[identity].last_request_s))
+
+    def _restore(self, row: "Row[Any]") -> Run:
+        """Bring a run into memory: from its saved state, or from its beginning, and on through its journal."""
+        from haori.jobs.tenants.records import AdapterSpec
+
+        self._make_room()
+        pool = self._pool()
+        folder = self._root / folder_name(row.id)
+        state = None if row.state_folder is None else folder / row.state_folder
+        given: dict[str, Any] = row.spec
+        promise = Promise(f"{row.id}:0", row.owner, run=row.id)
+        answer: dict[str, Any] = {"type": "create_model", "model_id": row.id}
+        if "path" in given:
+            answer = {"type": "load_weights", "path": given["path"]}
+        if state is not None:
+            started: Future[Any] = pool.load(row.id, state / "weights", None, optimizer=True)
+        elif "path" in given:
+            source = self._folder_of(given["path"], row.owner)
+            started = pool.load(row.id, source, None, optimizer=bool(given["optimizer"]))
+        else:
+            started = pool.create(row.id, AdapterSpec.model_validate(given))
+
+        def ready(found: Any) -> dict[str, Any]:
+            if "path" in given and "rank" not in given:
+                with self._database.writing() as connection:
+                    changed = update(training_runs).where(training_runs.c.id == row.id)
+                    connection.execute(changed.values(spec={**given, **found.model_dump()}))
+            return answer
+
+        pass_on(self._then(started, ready), promise.future)
+
+        def saved(number: int, where: Path) -> None:
+            changes = {"applied_seq": number, "state_folder": where.name, "last_request": time.time()}
+            with self._database.writing() as connection:
+                connection.execute(update(training_runs).where(training_runs.c.id == row.id).values(**changes))
+
+        run = Run(
+            row.id, row.owner, folder, pool, self._finish, save=self._save, load=self._load, saved=saved,
+            applied=row.applied_seq,
+        )  # fmt: skip
+        self._live[row.id], self._begun[row.id] = run, promise
+        try:
+            run.recover(state)
+        except HaoriError as error:
+            del self._live[row.id], self._begun[row.id]
+            raise GoneError(f"The training run {row.id!r} cannot be brought back: {error}") from error
+        return run
+
+    def _save(self, run: Run, number: int, call: SaveCall) -> "Future[dict[str, Any]]":
+        if call.sampler is not None:
+            return self._save_live(run, call.sampler)
+        path = CheckpointPath(run.id, call.kind, check_name(call.name or f"{number:06d}"))
+        if not call.overwrite:
+            self._shelf.check_free(path, number)
+        files = self._pool().save(run.id, self._shelf.folder(path), optimizer=call.kind == "training")
+        kind = "save_weights" if call.kind == "training" else "save_weights_for_sampler"
+
+        def write(_: Any) -> dict[str, Any]:
+            self._shelf.add(path, run.owner, number, ttl_s=call.ttl_s, user_metadata=call.user_metadata)
+            return {"type": kind, "path": str(path)}
+
+        return self._then(files, write)
+
+    def _save_live(self, run: Run, sampler: str) -> "Future[dict[str, Any]]":
+        """Give the weights of this moment to the engine that serves."""
+        session = run.id.partition(":")[0]
+
+        def put(weights: Any) -> dict[str, Any]:
+            self._samplers.add_live(sampler, session, run.owner, run.id, weights)
+            return {"type": "save_weights_for_sampler", "sampling_session_id": sampler}
+
+        return self._then(self._pool().weights(run.id), put)
+
+    def _load(self, run: Run, call: LoadCall) -> "Future[dict[str, Any]]":
+        folder = self._folder_of(call.path, run.owner)
+        loaded = self._pool().load(run.id, folder, None, optimizer=call.optimizer)
+        return self._then(loaded, lambda _: {"type": "load_weights", "path": call.path})
+
+    def _then(self, first: "Future[Any]", work: Callable[[Any], dict[str, Any]]) -> "Future[dict[str, Any]]":
+        """Do the rest of an operation, which takes files or the database, off the pool's thread."""
+        made: Future[dict[str, Any]] = Future()
+
+        def rest() -> None:
+            try:
+                made.set_result(work(first.result()))
+            except BaseException as error:  # noqa: BLE001 - whoever waits is told
+                made.set_exception(error)
+
+        first.add_done_callback(lambda _: self._finish.submit(rest))
+        return made

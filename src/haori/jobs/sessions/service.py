@@ -1,0 +1,252 @@
+"""The service behind the training API: who has which sessions, runs, samplers and promises. Free of HTTP."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haori.core.errors import HaoriError, InputError, LibraryDamagedError, LibraryError, nearest
+from haori.core.storage import make_folder
+from haori.jobs.database.connection import Database
+from haori.jobs.missing import MissingError
+from haori.jobs.model_names import ModelNames
+from haori.jobs.sessions.checkpoints import CheckpointShelf
+from haori.jobs.sessions.clients import Clients
+from haori.jobs.sessions.gone import GoneError
+from haori.jobs.sessions.paths import CheckpointPath
+from haori.jobs.sessions.records import Promise, SampleCall
+from haori.jobs.sessions.runs import Runs
+from haori.jobs.sessions.samplers import LIVE, Samplers, load_for_sampling
+from haori.jobs.sessions.sampling import Samples
+from haori.serve.request import BASE, AdapterMix
+
+if TYPE_CHECKING:
+    from haori.bases import Base
+    from haori.jobs.tenants.pool import TrainingPool
+    from haori.library import StoredAdapter
+
+__all__ = ["LIBRARY", "TrainingService", "Turn"]
+
+LIBRARY = "library:"
+_SILENT_S = 900.0  # then a session's runs are put away; they come back when it speaks
+_SWEEP_EVERY_S = 60.0
+_KEEP_RETRIEVED_S = 120.0
+_KEEP_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whose a request is: the account that owns what it makes, and whose turn its samples take."""
+
+    account: str
+    owner: str = ""
+
+
+class TrainingService:
+    """All training sessions over one base.
+
+    Args:
+        database: Holds the rows.
+        base: The base.
+        folder: Holds journals, states and checkpoints.
+        open_pool: Loads what trains; called when the first run begins.
+        engine: Returns the engine that serves, which writes the samples.
+        aliases: Other names of bases.
+    """
+
+    def __init__(
+        self, database: Database, base: "Base", folder: Path, open_pool: "Callable[[], TrainingPool]",
+        engine: Callable[[], Any], aliases: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        self.base = base
+        self.names = (base.name, *(name for name, meant in aliases.items() if meant == base.name))
+        self.clients = Clients(database)
+        self._model_names = ModelNames(database)
+        self.shelf = CheckpointShelf(database, make_folder(folder / "checkpoints"))
+        self.samplers = Samplers(database, base.name, engine)
+        self.runs = Runs(
+            database, make_folder(folder / "runs"), base.name, self._opened, self.shelf, self.samplers, self._folder_of
+        )
+        self._engine = engine
+        self._open_pool = open_pool
+        self._pool: TrainingPool | None = None
+        self._lock = threading.Lock()
+        self._pool_lock = threading.Lock()
+        self._samples: OrderedDict[str, tuple[Promise, Samples | None]] = OrderedDict()
+        self._ending = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep, name="haori-sessions-sweep", daemon=True)
+        self._sweeper.start()
+
+    def check_base(self, name: str) -> None:
+        """Refuse a name that is not the base's.
+
+        Raises:
+            InputError: It is none; the sentence says which there are.
+        """
+        if name not in self.names:
+            close = nearest(name, self.names)
+            raise InputError(
+                f"The model {name[:120]!r} is not served here; there is {', '.join(map(repr, self.names))}"
+                + (f" (did you mean {close}?)" if close else "")
+                + ". HAORI_MODEL_ALIASES gives a base further names."
+            )
+
+    def promise(self, identity: str, account: str) -> Promise:
+        """Return a promise of an account by its id.
+
+        Raises:
+            GoneError: There is none: it was another account's, or a server before this one gave it.
+        """
+        gone = GoneError(f"There is no promise {identity[:200]!r} any more; send the request again.")
+        with self._lock:
+            found = self._samples.get(identity)
+        if found is not None:
+            if found[0].owner != account:
+                raise gone
+            return found[0]
+        run, _, number = identity.rpartition(":")
+        if ":train:" not in run or not number.isascii() or not number.isdigit() or len(number) > 9:
+            raise gone
+        try:
+            return self.runs.find(run, account).promise(int(number)) if int(number) else self.runs.begun(run, account)
+        except InputError:
+            raise gone from None
+
+    def sample(
+        self, turn: Turn, session: str, number: int | None, call: SampleCall, mix: "Future[AdapterMix]", queue: str
+    ) -> Promise:
+        """Begin samples; a call that comes again is answered with the same promise.
+
+        Args:
+            turn: Whose they are.
+            session: The sampling session, or what stands for one.
+            number: The request's number in it; None for one that has none.
+            call: What is wanted.
+            mix: The adapters that act.
+            queue: The name under which they wait for one another.
+
+        Raises:
+            InputError: The prompt cannot be answered.
+            OverloadedError: Too many wait.
+        """
+        identity = f"{session}:{'x' if number is None else 'r'}:{time.monotonic_ns() if number is None else number}"
+        with self._lock:
+            known = self._samples.get(identity)
+            if known is not None and known[0].owner == turn.account:
+                return known[0]
+            samples = Samples(self._engine(), call)
+            names = tuple(f"{identity}/{sample}" for sample in range(call.samples))
+            promise = Promise(identity, turn.account, samples.future, samples=names, call=call)
+            self._samples[identity] = (promise, samples)
+        try:
+            if mix.done():
+                samples.begin(mix.result(), queue, turn.owner)
+            else:
+                mix.add_done_callback(lambda done: _begin_later(samples, done, queue, turn.owner))
+        except BaseException:
+            with self._lock:
+                self._samples.pop(identity, None)
+            raise
+        return promise
+
+    def cancel(self, identity: str, account: str) -> None:
+        """End samples that are being written; anything else goes on."""
+        promise = self.promise(identity, account)
+        with self._lock:
+            found = self._samples.get(promise.id)
+        if found is not None and found[1] is not None:
+            found[1].cancel()
+
+    def mix_of(self, sampler: str, path: str | None, account: str) -> "Future[AdapterMix]":
+        """Make the base, a checkpoint or a library adapter ready to be sampled from by a sampler.
+
+        Raises:
+            HaoriError: There is none.
+        """
+        if path is None:
+            base: Future[AdapterMix] = Future()
+            base.set_result(BASE)
+            return base
+        folder = self._folder_of(path, account)
+        return load_for_sampling(self._opened(), self._engine(), f"{LIVE}{sampler}", folder)
+
+    def end_session(self, session: str, account: str) -> None:
+        """End a session: its runs and samplers leave the memory, and what it saved stays."""
+        self.clients.end(session, account)
+        self.samplers.end_session(session)
+        self.runs.put_away({session})
+
+    def close(self) -> None:
+        """End everything; what was promised of training is done after the next start."""
+        self._ending.set()
+        self._sweeper.join()
+        if self._pool is not None:
+            self._pool.close()
+        self.runs.close()
+
+    def _opened(self) -> "TrainingPool":
+        with self._pool_lock:
+            if self._pool is None:
+                self._pool = self._open_pool()
+            return self._pool
+
+    def _folder_of(self, path: str, account: str) -> Path:
+        """Return the folder of a checkpoint or library adapter; a path of the client's is never opened."""
+        if path.startswith(LIBRARY):
+            stored = self._adapter(path.removeprefix(LIBRARY), account)
+            if stored.card.base.id != self.base.id:
+                raise InputError(
+                    f"{stored.name!r} is an adapter of the base {stored.card.base.name!r}, and this server trains "
+                    f"{self.base.name!r}."
+                )
+            return stored.path
+        found = CheckpointPath.parse(path)
+        self.shelf.find(found, account)
+        return self.shelf.folder(found)
+
+    def _adapter(self, name: str, account: str) -> "StoredAdapter":
+        """Return an adapter of the library by one of its own names, unless it belongs to another account.
+
+        Digits of an id are no name: a key allows names by patterns, and digits could stand for any adapter.
+        """
+        from haori.library import Library
+
+        missing = MissingError(f"There is no adapter {name[:200]!r} that this account may go on from.")
+        try:
+            stored = Library().get(name)
+        except LibraryDamagedError:
+            raise
+        except LibraryError:  # its sentence names others that are near
+            raise missing from None
+        if name not in (stored.name, stored.name.partition("@")[0]):
+            raise missing
+        claims = self._model_names.claims([stored.card.id], [stored.name])
+        if claims and not any(claim.owner == account for claim in claims):
+            raise missing
+        return stored
+
+    def _sweep(self) -> None:
+        while not self._ending.wait(_SWEEP_EVERY_S):
+            self.runs.put_away(self.clients.silent(_SILENT_S))
+            self.shelf.sweep()
+            now = time.monotonic()
+            with self._lock:
+                for identity, (promise, samples) in list(self._samples.items()):
+                    had = promise.retrieved_s
+                    if had is not None and now - had > _KEEP_RETRIEVED_S:
+                        del self._samples[identity]
+                    elif samples is not None and samples.made_s < now - _KEEP_S:
+                        samples.cancel()
+                        del self._samples[identity]
+
+
+def _begin_later(samples: Samples, mix: "Future[AdapterMix]", queue: str, owner: str) -> None:
+    try:
+        samples.begin(mix.result(), queue, owner)
+    except HaoriError as error:
+        if not samples.future.done():
+            samples.future.set_exception(error)

@@ -1,0 +1,1 @@
+"""Training sessions of many tenants over one base."""

@@ -1,0 +1,1 @@
+"""Webhooks: who is told when a job ends, and how, by the Standard Webhooks scheme."""
