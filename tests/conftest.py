@@ -19,6 +19,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from tests.alone import pytest_runtest_protocol  # noqa: F401 - pytest looks for it here
+from tests.postgres import postgres  # noqa: F401 - a fixture
 
 # A busy machine makes the first examples slow; what is tested is not how fast they are made.
 hypothesis_settings.register_profile("haori", deadline=None, suppress_health_check=[HealthCheck.too_slow])

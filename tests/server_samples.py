@@ -284,10 +284,11 @@ def served(
     loaded: bool = True,
     settings: ServerSettings | None = None,
     host: str = "127.0.0.1",
+    jobs: Any = None,
 ) -> Iterator[Served]:
     """Run a real server on a free port of loopback in a thread; `host` is what it believes to be bound to."""
     log = io.StringIO()
-    service = Service(engine.base, settings or ServerSettings(), AccessLog("json", log))
+    service = Service(engine.base, settings or ServerSettings(), AccessLog("json", log), jobs=jobs)
     access = Access(KeyStore(home / "keys.json"), host)
     directory = directory or SmallDirectory()
     if loaded:

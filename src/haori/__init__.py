@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from haori.bases import Base, find_base
     from haori.core.errors import HaoriError
     from haori.evaluation import EvaluationResult
+    from haori.jobs.tenants.client import TrainingClient, training_client
     from haori.library import Library, OpenAdapter, StoredAdapter, import_adapter, open_adapter
     from haori.tasks.classification.classifier import open_classifier
     from haori.tasks.recipe import Recipe, load_recipe
@@ -35,6 +36,7 @@ __all__ = [
     "Recipe",
     "StoredAdapter",
     "TrainedRun",
+    "TrainingClient",
     "compare",
     "evaluate",
     "find_base",
@@ -44,6 +46,7 @@ __all__ = [
     "open_classifier",
     "resume",
     "train",
+    "training_client",
 ]
 
 _load = lazy_exports(
@@ -52,6 +55,7 @@ _load = lazy_exports(
         "bases": ("Base", "find_base"),
         "core.errors": ("HaoriError",),
         "tasks.recipe": ("Recipe", "load_recipe"),
+        "jobs.tenants.client": ("TrainingClient", "training_client"),
         "evaluation": ("EvaluationResult",),
         "library": ("Library", "OpenAdapter", "StoredAdapter", "import_adapter", "open_adapter"),
         "tasks.classification.classifier": ("open_classifier",),

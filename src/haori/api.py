@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from haori.core.events import EventSink
     from haori.evaluation import EvaluationResult
+    from haori.evaluation.pictures.asking import PictureOptions
     from haori.jobs import Comparison
     from haori.tasks.examination import MetricGroup
     from haori.tasks.recipe import Recipe
@@ -124,6 +125,7 @@ def evaluate(
     samples: int = 3,
     max_new_tokens: int = 64,
     overrides: Sequence[str] = (),
+    pictures: "PictureOptions | None" = None,
     out: Path | None = None,
 ) -> "tuple[EvaluationResult, Path]":
     """Measure an adapter of the library on data, beside its base; return the result and the report's folder.
@@ -137,19 +139,33 @@ def evaluate(
         samples: Side-by-side answers in the report.
         max_new_tokens: Longest generated answer in tokens.
         overrides: Keys of the data section to set, as `data.columns.prompt=q`.
+        pictures: How an adapter for pictures is measured; labels, metrics, `against_base` and `max_new_tokens` are not
+            for it.
         out: Folder of the report; by default one under `HAORI_HOME/evaluations`.
 
     Raises:
         HaoriError: Adapter, base or data cannot be used.
     """
+    from haori.core.errors import InputError
+    from haori.data.pictures import PictureSection
     from haori.evaluation import evaluate_stored
+    from haori.evaluation.stored import data_task
     from haori.library import Library
     from haori.tasks.examination import MeasureOptions
     from haori.tasks.recipe import recipe_from
 
-    task = Library().get(name).card.task
+    task = data_task(Library().get(name).card)
     section = recipe_from({"name": "a", "base": "b", "task": task, "data": {"path": str(data)}}, overrides).data
     options = MeasureOptions(labels=labels, metrics=metrics, max_new_tokens=max_new_tokens)
+    if isinstance(section, PictureSection):
+        from haori.evaluation.pictures.asking import PictureOptions
+        from haori.evaluation.pictures.evaluation import evaluate_pictures
+
+        if options != MeasureOptions() or not against_base:
+            raise InputError("Pictures have no labels and no answers, and are measured against the base.")
+        return evaluate_pictures(name, section, options=pictures or PictureOptions(), samples=samples, out=out)
+    if pictures is not None:
+        raise InputError(f"{name!r} was trained for {task}, and draws no pictures.")
     return evaluate_stored(name, section, options=options, against_base=against_base, samples=samples, out=out)
 
 

@@ -299,6 +299,15 @@ def route(folder: Path) -> None:
         assert httpx.get(f"{server.url}/toy", trust_env=False).json() == {"toy": "here"}
 
 
+@checks("a field of the web UI")
+def web_ui_field(folder: Path) -> None:
+    from haori.server.pictures.body import read_body
+    from haori.server.sdapi.fields import Txt2ImgFields
+
+    _, read = read_body(Txt2ImgFields, {"prompt": "cat", "toy_field": 1}, lenient=False)
+    assert read.warnings == []
+
+
 @checks("a file format of adapters")
 def file_format(folder: Path) -> None:
     import torch

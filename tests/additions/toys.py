@@ -341,6 +341,10 @@ TOYS: dict[str, Toy] = {
         ),
         {"src/haori/server/toy_route.py": _PING},
     ),
+    "a field of the web UI": Toy((
+        before("src/haori/server/sdapi/fields.py", '"do_not_save_samples": _NOTHING_SAVED', '"toy_field": "a toy", '),
+        before("docs/guide/serving-pictures.md", "`subseed`, `do_not_save_samples`", "`toy_field`, "),
+    )),
     "a file format of adapters": Toy(
         (
             after("src/haori/library/formats/registry.py", "FORMATS: dict[str, str] = {\n",

@@ -48,7 +48,11 @@ def test_the_chapter_on_pictures_goes_from_its_first_command_to_its_last(
         assert done.code == 0, f"{line}\n{done.out}\n{done.err}"
         said[line] = done.out + done.err
     names = [line.split()[1] for line in said]
-    assert names == ["data", "train", "train", "library", "train", "library", "library", "library", "blend", "merge"]
+    assert names == [
+        "data", "train", "train", "library", "train", "library", "train", "library", "library", "blend", "merge",
+    ]  # fmt: skip
+    words = next(text for line, text in said.items() if "words=" in line)
+    assert "lineart-word@1 is trained and proved" in words.replace("\n", " ")
     assert "Contact sheet of 12 pictures: sheet.png" in said[lines[1]]
     assert "optimizer steps" in said[lines[2]]
     tail = said[lines[3]].replace("\n", " ")
@@ -57,7 +61,7 @@ def test_the_chapter_on_pictures_goes_from_its_first_command_to_its_last(
     shown = next(text for line, text in said.items() if line.startswith("haori library show"))
     assert re.search(r"trigger words\W+lineart", shown) and re.search(r"recommended strength\W+1", shown)
     assert (tmp_path / "lineart.safetensors").is_file() and (tmp_path / "lineart-merged" / "unet").is_dir()
-    (example,) = blocks(CHAPTER, "python")
+    (example,) = (text for text in blocks(CHAPTER, "python") if "a snail" in text)
     short = example.replace('a snail")', 'a snail", num_inference_steps=2)')
     assert short != example
     exec(compile(short, "pictures.md", "exec"), {})

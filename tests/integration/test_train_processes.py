@@ -44,11 +44,26 @@ def written_rows(folder: Path) -> Path:
     return data
 
 
+SLOW_TO_RECORD = """
+import time
+from haori.cli.app import main
+from haori.training import run
+
+write_record = run.write_record
+def slowly(folder, record):
+    time.sleep(2 * (record.status == "stopped"))
+    write_record(folder, record)
+run.write_record = slowly
+main()
+"""
+
+
 @contextmanager
-def begin(home: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
+def begin(home: Path, words: list[str], script: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """Two processes that train; whatever is left of them at the end is killed."""
+    command = [str(script)] if script else ["-m", "haori.cli.app"]
     with subprocess.Popen(
-        [*TWO, "-m", "haori.cli.app", "train", *words],
+        [*TWO, *command, "train", *words],
         env={**os.environ, "HAORI_HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -92,8 +107,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_resuming_is_exac
 ):
     words = ["--base", str(tiny_base_folder), "--data", str(written_rows(tmp_path)), *LONG]
     train_to_the_end(tmp_path / "whole", words)
-    home = tmp_path / "stopped"
-    with begin(home, words) as launcher:
+    home, slow = tmp_path / "stopped", tmp_path / "slow.py"
+    slow.write_text(SLOW_TO_RECORD)  # or a launcher that ends what is left once one has exited is met by chance only
+    with begin(home, words, slow) as launcher:
         deadline = time.monotonic() + 120
         while steps_done(home) < 5:
             assert time.monotonic() < deadline

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,9 +167,14 @@ def keys(schema: dict[str, Any], prefix: str = "") -> set[str]:
     return found
 
 
+@lru_cache(maxsize=1)
+def recipe_keys() -> frozenset[str]:
+    return frozenset(keys(recipe_schema()))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_recipe_keys_exist(page: Path):
-    known = keys(recipe_schema())
+    known = recipe_keys()
     given = re.findall(r"--set ([a-z\d_.]+)=", page.read_text("utf-8"))
     spoken = [span.partition("=")[0] for span in spans(page) if span.split(".")[0] in SECTIONS and "." in span]
     spoken = [key for key in spoken if re.fullmatch(r"[\w.]+", key) and not key.endswith(".json")]
@@ -208,6 +214,13 @@ def test_the_recipe_reference_is_up_to_date():
     tool = ROOT / "tools" / "write_recipe_reference.py"
     assert subprocess.run([sys.executable, str(tool), "--check"], check=False).returncode == 0, (
         "docs/guide/recipe.md is old: run tools/write_recipe_reference.py"
+    )
+
+
+def test_the_calls_of_the_training_api_are_up_to_date():
+    tool = ROOT / "tools" / "write_tinker_calls.py"
+    assert subprocess.run([sys.executable, str(tool), "--check"], check=False).returncode == 0, (
+        "docs/guide/tinker.md is old: run tools/write_tinker_calls.py"
     )
 
 

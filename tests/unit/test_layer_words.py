@@ -14,6 +14,8 @@ NAMES = re.compile("CAUSAL_LM|CausalLM|causal_lm")
 # File and words of the line, with the reason why the name may stand there.
 ALLOWED = {
     ("cli/demo.py", 'task_of("causal_lm")'): "the demonstration is of text generation",
+    ("jobs/fine_tuning/recipe.py", '"task": "causal_lm"'): "OpenAI's method `supervised` is that task",
+    ("jobs/tenants/files.py", "TaskType.CAUSAL_LM"): "the training API is of text generation, and PEFT's files say so",
 }
 
 # What training says of tokens, file by file: all of it of text tasks, or a name in files that are kept.

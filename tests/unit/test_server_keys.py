@@ -5,9 +5,11 @@ import stat
 from datetime import timedelta
 
 import pytest
+from starlette.datastructures import Headers
 
 from haori.core.errors import InputError, StorageError
-from haori.server import KeyStore, parse_duration
+from haori.server import Access, KeyStore, parse_duration, training_spelling
+from haori.server.access import Caller
 from haori.server.errors import ApiError
 from haori.server.keys import ApiKey
 from haori.server.quotas import Quotas
@@ -189,3 +191,51 @@ def test_keys_on_the_command_line(capsys, haori_home):
     done = haori(capsys, "keys", "revoke", "web")
     assert done.code == 2
     assert "There is no key 'web'" in done.err
+
+
+def test_both_spellings_are_the_same_key(tmp_path):
+    store = KeyStore(tmp_path / "keys.json")
+    secret = store.create("lab", scopes=["train"]).secret
+    other = training_spelling(secret)
+    assert other.startswith("tml-") and secret.removeprefix("sk-haori-") == other.removeprefix("tml-")
+    assert store.find(other) == store.find(secret) is not None
+    assert store.find("tml-" + secret) is None and store.find(other[:-1]) is None
+
+
+def test_a_key_is_for_what_it_was_made_for(tmp_path):
+    store = KeyStore(tmp_path / "keys.json")
+    old = store.create("old").key
+    lab = store.create("lab", scopes=["train"], bases=["smollm2-*"], owner="team").key
+    assert old.scopes == ("infer",) and old.account == "old" and not old.trains("smollm2-135m")
+    assert lab.account == "team" and lab.trains("smollm2-135m") and not lab.trains("llama")
+    Caller(lab, admin=False).need("train")
+    with pytest.raises(ApiError, match="'lab' is not for answers; make one with `haori keys create NAME --scopes"):
+        Caller(lab, admin=False).need("infer")
+    with pytest.raises(ApiError, match="may not train 'llama'; it may train smollm2-"):
+        Caller(lab, admin=False).need_training_of("llama")
+    assert Caller(None, admin=True).account == "local"
+    Caller(None, admin=True).need_training_of("llama")
+
+
+@pytest.mark.parametrize(
+    ("path", "scope"),
+    [
+        ("/v1/chat/completions", "infer"), ("/v1/embeddings", "infer"), ("/sdapi/v1/txt2img", "infer"),
+        ("/v1/load", "infer"), ("/v1/files", "train"), ("/v1/files/file-1/content", "train"),
+        ("/v1/uploads/u/parts", "train"), ("/v1/fine_tuning/jobs", "train"), ("/v1/webhook_endpoints", "train"),
+        ("/v1/models", None), ("/api/v1/asample", None),
+    ],
+)  # fmt: skip
+def test_every_address_asks_for_its_scope(tmp_path, path, scope):
+    store = KeyStore(tmp_path / "keys.json")
+    secrets = {name: store.create(name, scopes=[name]).secret for name in ("infer", "train")}
+    access = Access(store, "127.0.0.1")
+    for name, secret in secrets.items():
+        for headers in ({"authorization": f"Bearer {secret}"}, {"x-api-key": training_spelling(secret)}):
+            if scope in (name, None):
+                assert access.admit(path, Headers(headers), "127.0.0.1").account == name
+            else:
+                with pytest.raises(ApiError, match=f"'{name}' is not for"):
+                    access.admit(path, Headers(headers), "127.0.0.1")
+    with pytest.raises(ApiError, match="An API key is needed"):
+        access.admit(path, Headers({"x-api-key": ""}), "127.0.0.1")

@@ -15,14 +15,18 @@ from haori.cli import (
     classify,
     compare,
     data,
+    generate,
     import_config,
+    jobs,
     keys,
     library,
     measure,
+    rate,
     serve,
     sweep,
     training,
     use,
+    worker,
 )
 
 __all__ = ["app", "main"]
@@ -43,6 +47,8 @@ app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("evaluate")(measure.evaluate)
 app.command("chat")(use.chat)
+app.command("generate")(generate.generate)
+app.command("rate")(rate.rate)
 app.command("generate-text")(use.generate_text)
 app.command("classify")(classify.classify)
 app.command("merge")(use.merge)
@@ -50,10 +56,12 @@ app.command("blend")(blend.blend)
 app.command("resize")(blend.resize)
 app.command("extract")(blend.extract)
 app.command("serve")(serve.serve)
+app.command("worker")(worker.worker)
 app.add_typer(data.app, name="data")
 app.add_typer(bases.app, name="bases")
 app.add_typer(library.app, name="library")
 app.add_typer(keys.app, name="keys")
+app.add_typer(jobs.app, name="jobs")
 
 
 @app.callback(epilog="haori --version prints the version.")

@@ -1,10 +1,8 @@
 """The demo for pictures: a style learnt from fifty of them by the embedded base, and drawn for subjects not shown."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from haori.cli.console import results
 from haori.cli.demo import train_shown
@@ -25,7 +23,8 @@ _BASE = "emoji-sd"
 _NAME = "lineart"
 _ASKED = ("red heart", "grinning cat", "pizza", "car", "sunflower", "teddy bear", "snail", "rocket")
 _STRENGTHS = (0.0, 0.5, 1.0)
-_STEPS = 30
+_GUIDANCE = 3.0  # what the card of the base has
+_BATCH = 16
 
 
 def run_picture_demo() -> None:
@@ -50,10 +49,10 @@ def run_picture_demo() -> None:
     assert run.adapter is not None
 
     console.rule("3. What it draws")
-    drawn = draw_at_strengths(base, run.folder / "adapter", [f"{_NAME}, {subject}" for subject in _ASKED])
+    drawn = draw_at_strengths(base, run.adapter.name, [f"{_NAME}, {subject}" for subject in _ASKED])
     sheet = run.folder / "strengths.png"
     _write_sheet(sheet, drawn)
-    _print_nearest(console, data, drawn)
+    _print_similarity(console, data, drawn)
 
     console.rule("4. What it cost")
     _print_cost(console, run, time.perf_counter() - started)
@@ -74,36 +73,24 @@ def _recipe(data: Path, licence: str, attribution: str) -> Recipe:
     return recipe_from({"name": _NAME, "task": "text_to_image", "base": _BASE, "preset": "style", "data": section})
 
 
-def draw_at_strengths(base: "Base", adapter: Path, prompts: list[str]) -> "dict[float, list[Image]]":
-    """Return the pictures of each prompt, with the same seed at every strength; strength 0 is the base."""
-    from haori.bases.diffusion import load_diffusion_model
-    from haori.library.adapter_files import inspect_adapter
-    from haori.library.attaching import attach_files
-    from haori.tasks.text_to_image.recipe import SampleSection
-    from haori.tasks.text_to_image.samples import draw_pictures
+def draw_at_strengths(base: "Base", adapter: str, prompts: list[str]) -> "dict[float, list[Image]]":
+    """Return the pictures of each prompt, with the same seeds at every strength; strength 0 is the base.
 
-    model = load_diffusion_model(base, dtype="fp32")
-    adapted = attach_files(model, inspect_adapter(adapter), base_name=base.name)
-    section = SampleSection(prompts=tuple(prompts), steps=_STEPS)
-    side = model.family.native_size
+    Args:
+        base: What draws.
+        adapter: Name in the library.
+        prompts: Without tags.
+    """
+    from haori.images.generation import PictureGenerator
+    from haori.images.request import PictureRequest
+
+    generator = PictureGenerator(base, batch=_BATCH)
     found = {}
     for strength in _STRENGTHS:
-        with _at_strength(adapted, strength):
-            found[strength] = list(draw_pictures(base, model, section, (side, side), seed=0))
+        tag = f" <lora:{adapter}:{strength:g}>" if strength else ""
+        requests = [PictureRequest(f"{prompt}{tag}", seed=at, guidance=_GUIDANCE) for at, prompt in enumerate(prompts)]
+        found[strength] = [drawn.image for drawn in generator.draw(requests)]
     return found
-
-
-@contextmanager
-def _at_strength(model: Any, strength: float) -> Iterator[None]:
-    """Scale the adapter's update inside the block."""
-    from peft.helpers import rescale_adapter_scale
-
-    if strength == 0:
-        with model.disable_adapter():
-            yield
-        return
-    with rescale_adapter_scale(model, strength):
-        yield
 
 
 def _write_sheet(path: Path, drawn: "dict[float, list[Image]]") -> None:
@@ -116,25 +103,26 @@ def _write_sheet(path: Path, drawn: "dict[float, list[Image]]") -> None:
         draw_sheet(rows, _ASKED, f"{_BASE} with {_NAME}").save(stage, format="PNG")
 
 
-def _print_nearest(console: "Console", data: Path, drawn: "dict[float, list[Image]]") -> None:
-    """Print how many pictures are nearer to those that were trained on than to what the base draws."""
+def _print_similarity(console: "Console", data: Path, drawn: "dict[float, list[Image]]") -> None:
+    """Print how like the pictures that were trained on those of each strength are, as `haori evaluate` measures it."""
+    import numpy as np
     from PIL import Image
 
     from haori.metrics.picture_features import PictureFeatures
-    from haori.metrics.pictures import nearest_labels
+    from haori.metrics.pictures import centred_cosines
 
-    features = PictureFeatures.load()
-    shown = [Image.open(path).convert("RGB") for path in sorted(data.glob("*.png"))]
-    references = features.features([*shown, *drawn[0.0]]).numpy()
-    labels = [_NAME] * len(shown) + ["base"] * len(drawn[0.0])
-    for strength, pictures in drawn.items():
-        if strength:
-            nearest = nearest_labels(features.features(pictures).numpy(), references, labels)
-            count = sum(label == [_NAME] for label in nearest)
-            console.print(
-                f"At strength {strength:g}, {count} of {len(pictures)} pictures of subjects that were not shown look "
-                f"more like the 50 pictures than like the base's own."
-            )
+    network = PictureFeatures.load()
+    shown = network.features([Image.open(path).convert("RGB") for path in sorted(data.glob("*.png"))]).numpy()
+    features = {strength: network.features(pictures).numpy() for strength, pictures in drawn.items()}
+    centre = features[0.0].mean(0)
+    among = centred_cosines(shown, shown, centre)
+    limit = (among.sum() - np.trace(among)) / (len(shown) * (len(shown) - 1))
+    found = {strength: centred_cosines(rows, shown, centre).mean() for strength, rows in features.items()}
+    told = ", ".join(f"at strength {strength:g} {value:.2f}" for strength, value in found.items() if strength)
+    console.print(
+        f"How like the 50 pictures those of subjects that were not shown are (mean cosine): by the base "
+        f"{found[0.0]:.2f}, {told}; the 50 among themselves {limit:.2f}."
+    )
 
 
 def _print_cost(console: "Console", run: "TrainedRun", total_s: float) -> None:

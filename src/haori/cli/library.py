@@ -68,7 +68,8 @@ def add(
         str,
         typer.Argument(
             help="A PEFT folder or a file (kohya, diffusers, LyCORIS, ComfyUI, GGUF and others), or where one is: "
-            "hub:OWNER/REPO, civitai:VERSION_ID (with CIVITAI_API_TOKEN set, where it asks for a login), https://..."
+            "hub:OWNER/REPO, civitai:VERSION_ID (with CIVITAI_API_TOKEN set, where it asks for a login), https://...; "
+            "or a checkpoint of the training API on this machine, tinker://RUN/weights/NAME."
         ),
     ],
     base: Annotated[
@@ -86,6 +87,10 @@ def add(
     from haori.library.adapter_files import adapters_below
     from haori.library.stated import Stated
 
+    if path.startswith("tinker://"):
+        from haori.jobs.sessions.paths import local_checkpoint
+
+        path = str(local_checkpoint(path))
     found = find_base(base) if base is not None else None
     with given_files(path, allow_url=allow_url) as given:
         stated = Stated(licence=licence).before(given.said)

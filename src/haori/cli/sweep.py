@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from haori.cli.queueing import Priority, Queue, queue_job
+
 if TYPE_CHECKING:
     from haori.jobs.sweep.search import SweepResult
     from haori.tasks.recipe import Recipe
@@ -37,6 +39,8 @@ def sweep(
     range_test: Annotated[
         bool, typer.Option("--range-test", help="Instead, raise the learning rate step by step and suggest one.")
     ] = False,
+    queue: Queue = False,
+    priority: Priority = 0,
 ) -> None:
     """Search recipe keys for the lowest validation loss."""
     from haori.core.errors import InputError
@@ -48,7 +52,7 @@ def sweep(
     if out is not None and out.exists():
         raise InputError(f"{str(out)!r} exists already; give --out a new file.")
     if resume is not None:
-        if files or ranges or override or storage or range_test:
+        if files or ranges or override or storage or range_test or queue:
             raise InputError("--resume goes on with a sweep as it was; give with it only --trials, --timeout or --out.")
         with _display("sweeping") as display:
             result = resume_sweep(resume, trials=trials, timeout_s=timeout, on_event=display.update)
@@ -57,6 +61,9 @@ def sweep(
     if len(files) != 1:
         raise InputError(f"Give one recipe file; {len(files)} were given{': ' if files else ''}{', '.join(files)}.")
     recipe = load_recipe(Path(files[0]), override or [])
+    if queue:
+        _queue(recipe, ranges, trials or 20, priority, alone=not (storage or timeout is not None or out or range_test))
+        return
     if range_test:
         if ranges or trials or timeout is not None or storage:
             raise InputError("--range-test varies the learning rate alone; give with it only --set or --out.")
@@ -67,6 +74,16 @@ def sweep(
             recipe, ranges, trials=trials or 20, timeout_s=timeout, storage=storage, on_event=display.update
         )
     _show(result, out)
+
+
+def _queue(recipe: "Recipe", ranges: list[str], trials: int, priority: int, *, alone: bool) -> None:
+    from haori.core.errors import InputError
+    from haori.jobs.sweep.space import parse_space
+
+    if not alone:
+        raise InputError("With --queue go only ranges, --trials and --set; the sweep is kept in the job's folder.")
+    parse_space(ranges, recipe.model_dump(mode="json", exclude_unset=True))  # refuses what cannot be searched
+    queue_job("sweep", {"recipe": recipe, "over": ranges, "trials": trials}, priority)
 
 
 def _display(between_jobs: str | None = None) -> "TrainingDisplay":

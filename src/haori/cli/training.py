@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from haori.cli.queueing import Priority, Queue, queue_training
+
 if TYPE_CHECKING:
     from haori.core.records import Advice
     from haori.training import Prepared, TrainedRun
@@ -33,6 +35,8 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Also write the finished adapter to this new folder.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    queue: Queue = False,
+    priority: Priority = 0,
 ) -> None:
     """Train an adapter, prove that the saved file works, and keep it in the library."""
     from haori.api import recipe_of
@@ -41,7 +45,7 @@ def train(
     from haori.training import TrainingDisplay, prepare, resume_run, train_run
 
     if resume is not None:
-        if recipe or base or data or name or task or override or dry_run:
+        if recipe or base or data or name or task or override or dry_run or queue:
             raise InputError("--resume continues a run with its own recipe; give it alone (or with --out).")
         with TrainingDisplay(notes()) as display:
             run = resume_run(resume, out=out, on_event=display.update)
@@ -52,6 +56,11 @@ def train(
     show_choices(prepared)
     if dry_run:
         _show_plan(prepared)
+        return
+    if queue:
+        if out is not None:
+            raise InputError("--queue keeps the adapter in the library; leave --out out and export it from there.")
+        queue_training(wanted, prepared, priority)
         return
     with TrainingDisplay(notes()) as display:
         run = train_run(wanted, out=out, on_event=display.update, prepared=prepared)
@@ -115,22 +124,26 @@ def _show_plan(prepared: "Prepared") -> None:
 
 
 def show_run(run: "TrainedRun") -> None:
-    """Print the end of a run.
+    """Print the end of a run, and leave the group of processes where it had several.
 
     Raises:
-        typer.Exit: The run was stopped by a signal.
+        typer.Exit: The run was stopped by a signal; of several processes none exits before the first has said so.
     """
+    from accelerate import PartialState
+
     from haori.cli.console import results
     from haori.cli.library import print_meaning
     from haori.tasks.registry import task_of
 
     record = run.record
-    if run.signal is not None and not run.reports:
-        raise typer.Exit(128 + run.signal)
-    if run.signal is not None:
+    if run.signal is not None and run.reports:
         saved = "a checkpoint was saved" if record.steps else "nothing was trained yet"
         results().print(f"Stopped after step {record.steps}; {saved}. Continue with:")
         results().print(f"  haori train --resume {run.folder}", soft_wrap=True)
+    if run.signal is not None:
+        PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+    if run.signal is not None:
         raise typer.Exit(128 + run.signal)
     if run.verification is None or not run.reports:
         return

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from haori.server.access_log import AccessLog
     from haori.server.app import create_app
     from haori.server.contracts import Backend
-    from haori.server.keys import ApiKey, KeyStore, parse_duration
+    from haori.server.keys import ApiKey, KeyStore, parse_duration, training_spelling
     from haori.server.launch import RunningServer, listen
     from haori.server.lifecycle import Service
-    from haori.server.settings import ServerSettings, parse_size
+    from haori.server.pictures.backend import PictureBackend
+    from haori.server.pictures.opening import open_pictures
+    from haori.server.settings import PictureSettings, ServerSettings, parse_size
 
 __all__ = [
     "Access",
@@ -24,13 +26,17 @@ __all__ = [
     "ApiKey",
     "Backend",
     "KeyStore",
+    "PictureBackend",
+    "PictureSettings",
     "RunningServer",
     "ServerSettings",
     "Service",
     "create_app",
     "listen",
+    "open_pictures",
     "parse_duration",
     "parse_size",
+    "training_spelling",
 ]
 
 __getattr__ = lazy_exports(
@@ -40,9 +46,11 @@ __getattr__ = lazy_exports(
         "access_log": ("AccessLog",),
         "app": ("create_app",),
         "contracts": ("Backend",),
-        "keys": ("ApiKey", "KeyStore", "parse_duration"),
+        "keys": ("ApiKey", "KeyStore", "parse_duration", "training_spelling"),
         "launch": ("RunningServer", "listen"),
         "lifecycle": ("Service",),
-        "settings": ("ServerSettings", "parse_size"),
+        "pictures.backend": ("PictureBackend",),
+        "pictures.opening": ("open_pictures",),
+        "settings": ("PictureSettings", "ServerSettings", "parse_size"),
     },
 )

@@ -5,6 +5,7 @@ without keys must be bound to loopback, and then refuses Host headers of other n
 name of its own at 127.0.0.1 (DNS rebinding). A server that has required keys requires them until its process ends.
 """
 
+import base64
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +14,24 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from haori.core.errors import InputError, LibraryDamagedError, LibraryError, MismatchError
+from haori.jobs.model_names import PREFIX, ModelMissingError
+from haori.jobs.quotas import Quotas as JobQuotas
 from haori.serve.adapters.blend import parse_blend
 from haori.server.contracts import Directory, Resolved
 from haori.server.errors import ApiError
-from haori.server.keys import ApiKey, KeyStore
+from haori.server.keys import ApiKey, KeyStore, Scope
+from haori.server.owned_models import OwnedDirectory, name_and_strength
 
 __all__ = ["Access", "Caller", "caller_of", "is_loopback", "part_names"]
 
 _OPEN_PATHS = frozenset({"/health", "/version", "/openapi.json"})
+_TRAINING_API = "/api/v1/"
+_TRAIN_PATHS = ("/v1/files", "/v1/uploads", "/v1/fine_tuning", "/v1/fine-tunes", "/v1/webhook_endpoints",
+                "/v1/webhook_event_types", _TRAINING_API)  # fmt: skip
+_GUARDED_PATHS = ("/sdapi/", "/v1/images/", *_TRAIN_PATHS)
+_ANY_SCOPE_PATHS = ("/v1/models", _TRAINING_API)  # what is asked for there says which scope it needs
+_LOCAL = "local"
+_PURPOSES: dict[Scope, str] = {"infer": "answers", "train": "training"}
 _ADMIN_PATHS = frozenset({"/metrics", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 
 
@@ -35,6 +46,44 @@ class Caller:
     def owner(self) -> str:
         """The owner of its requests, for fair turns and the prefix cache: the key's hash, empty without keys."""
         return "" if self.key is None else self.key.hash
+
+    @property
+    def account(self) -> str:
+        """Who owns the files, jobs and adapters that it makes; `local` for someone on this machine without a key."""
+        return _LOCAL if self.key is None else self.key.account
+
+    def need(self, scope: Scope) -> None:
+        """Refuse a key that is not for this.
+
+        Raises:
+            ApiError: It is not (403).
+        """
+        if self.key is not None and scope not in self.key.scopes:
+            message = (
+                f"The API key {self.key.name!r} is not for {_PURPOSES[scope]}; make one with `haori keys create NAME "
+                f"--scopes {scope}`."
+            )
+            raise ApiError(403, message, code="scope_required")
+
+    def need_training_of(self, base: str) -> None:
+        """Refuse a key that may not train a base.
+
+        Raises:
+            ApiError: It may not (403).
+        """
+        self.need("train")
+        if self.key is not None and not self.key.trains(base):
+            allowed = ", ".join(self.key.bases)
+            message = f"The API key {self.key.name!r} may not train {base[:120]!r}; it may train {allowed}."
+            raise ApiError(403, message, code="base_not_allowed", param="model")
+
+    @property
+    def quotas(self) -> JobQuotas:
+        """Return what its account may have of jobs and files."""
+        if self.key is None:
+            return JobQuotas()
+        key = self.key
+        return JobQuotas(key.max_jobs, key.max_job_rows, key.max_job_tokens, key.max_file_bytes)
 
     def may_use(self, name: str) -> bool:
         """Say whether they may use one name: the base's, an adapter's, or one with a version."""
@@ -62,20 +111,37 @@ class Caller:
             HaoriError: The directory refuses it.
         """
         self.check(model, base)
+        owned = directory if isinstance(directory, OwnedDirectory) else None
         try:
-            resolved = directory.resolve(model)
+            resolved = directory.resolve(model if owned is None else owned.translated(model, self.seen_account))
+        except ModelMissingError as error:
+            raise ApiError(404, str(error), code="model_not_found", param="model") from None
         except (LibraryError, MismatchError) as error:
             if self.key is None or "*" in self.key.adapters or isinstance(error, LibraryDamagedError):
                 raise
-            # The directory's sentence may name adapters that are hidden from this key.
-            message = (
-                f"There is no adapter {model[:120]!r} that this API key may use; /v1/models lists what it may use."
-            )
-            raise ApiError(404, message, code="model_not_found", param="model") from error
+            raise _hidden(model) from error  # the sentence may name adapters that are hidden from this key
+        if owned is not None:
+            self._check_owners(owned, resolved, model)
         for names in resolved.full_names:
-            if not any(self.may_use(name) for name in names):
+            mine = () if owned is None else self._own_names(owned, names)
+            if not any(self.may_use(name) for name in (*names, *mine)):
                 raise self._refusal(model)
         return resolved
+
+    @property
+    def seen_account(self) -> str | None:
+        """The account whose models, files and jobs it sees; None for those of all, as an admin does."""
+        return None if self.admin else self.account
+
+    def _check_owners(self, owned: OwnedDirectory, resolved: Resolved, model: str) -> None:
+        """Refuse an adapter that belongs to another account."""
+        for rows in owned.claims(resolved):
+            if rows and not any(self.admin or row.owner == self.account for row in rows):
+                raise _hidden(model)
+
+    def _own_names(self, owned: OwnedDirectory, full_names: Sequence[str]) -> Sequence[str]:
+        """Return the account's own names of one adapter, given those that it has in the library."""
+        return [row.name for row in owned.claims_of(full_names) if self.admin or row.owner == self.account]
 
     def _refusal(self, name: str) -> ApiError:
         assert self.key is not None
@@ -113,6 +179,8 @@ class Access:
         """
         if not self.needs_key:
             self._check_host(headers.get("host", ""))
+            if path.startswith(_GUARDED_PATHS):
+                _check_origin(headers)
             return Caller(None, admin=client is not None and is_loopback(client))
         if path in _OPEN_PATHS:
             return None
@@ -120,11 +188,17 @@ class Access:
         if path in _ADMIN_PATHS and not key.admin:
             message = f"The API key {key.name!r} is not an admin's; make one with `haori keys create NAME --admin`."
             raise ApiError(403, message, code="admin_key_required")
-        return Caller(key, admin=key.admin)
+        caller = Caller(key, admin=key.admin)
+        if path not in _ADMIN_PATHS and not path.startswith(_ANY_SCOPE_PATHS):
+            caller.need("train" if path.startswith(_TRAIN_PATHS) else "infer")
+        return caller
 
     def _key_of(self, headers: Headers) -> ApiKey:
-        kind, _, secret = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not secret.strip():
+        given = headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}"
+        kind, _, secret = given.partition(" ")
+        if kind.lower() == "basic":  # as the web UI's clients send it: any name, and the key as password
+            secret = _password(secret)
+        if kind.lower() not in ("bearer", "basic") or not secret.strip():
             message = "An API key is needed: send the header 'Authorization: Bearer sk-haori-...'."
             raise ApiError(401, message, code="missing_api_key")
         key = self._keys.find(secret.strip())
@@ -155,6 +229,21 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+def _check_origin(headers: Headers) -> None:
+    """Refuse what a page of another origin sends. It may post forms and empty bodies without asking, and would draw."""
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != headers.get("host"):
+        message = f"A page of {origin[:120]!r} asked; without an API key only pages of this server may. Make a key."
+        raise ApiError(403, message, code="origin_not_allowed")
+
+
+def _password(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
 def is_loopback(host: str) -> bool:
     """Say whether a host name or address is this machine's own."""
     if host == "localhost":
@@ -165,10 +254,22 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _hidden(model: str) -> ApiError:
+    message = f"There is no adapter {model[:120]!r} that this API key may use; /v1/models lists what it may use."
+    return ApiError(404, message, code="model_not_found", param="model")
+
+
 def part_names(model: str, base: str) -> Sequence[str]:
     """Return the names in a model name, without strengths: `a:0.4+b@2:0.6` has `a` and `b@2`.
 
     Raises:
         InputError: It is no name.
     """
-    return [model] if model == base else [part.spec for part in parse_blend(model)]
+    if model == base:
+        return [model]
+    if PREFIX not in model:
+        return [part.spec for part in parse_blend(model)]
+    owned = [part for part in model.split("+") if part.startswith(PREFIX)]
+    others = [part for part in model.split("+") if not part.startswith(PREFIX)]
+    names = [name_and_strength(part)[0] for part in owned]
+    return [*names, *([part.spec for part in parse_blend("+".join(others))] if others else [])]

@@ -69,6 +69,7 @@ def _fields(note: RequestNote) -> dict[str, Any]:
         "generated_tokens": note.generated_tokens,
         "ttft_ms": first,
         "finish": note.finish,
+        **({} if note.pictures is None else {"pictures": note.pictures, "picture_steps": note.picture_steps}),
         **({} if note.error is None else {"error": note.error}),
     }
 
@@ -82,6 +83,8 @@ def _line(fields: dict[str, Any]) -> str:
         parts.append(f"{fields['prompt_tokens']}+{fields['generated_tokens']} tokens")
     if fields["ttft_ms"] is not None:
         parts.append(f"first after {fields['ttft_ms']:.0f} ms")
+    if "pictures" in fields:
+        parts.append(f"{fields['pictures']} pictures in {fields['picture_steps']} steps")
     parts += [f"{name}={fields[name]}" for name in ("finish", "key") if fields[name] is not None]
     if "error" in fields:
         parts.append(repr(fields["error"]))

@@ -1,4 +1,4 @@
-"""The one FastAPI app: OpenAI's and vLLM's routes, and the layers that every request passes.
+"""The one FastAPI app: OpenAI's, vLLM's and the web UI's routes, and the layers that every request passes.
 
 From the outside in: request id, log and last resort (`Front`); who may enter, and how much (`Gate`); routes.
 There is no CORS: a web page of another origin cannot read replies.
@@ -18,7 +18,26 @@ from haori.server.errors import handle_errors
 from haori.server.front import Front
 from haori.server.gate import Gate
 from haori.server.lifecycle import Service
-from haori.server.openai import chat, classification, completions, embeddings, models, responses, tokenizing
+from haori.server.openai import (
+    chat,
+    classification,
+    completions,
+    embeddings,
+    files,
+    fine_tuned_models,
+    fine_tuning,
+    fine_tuning_extras,
+    image_edits,
+    images,
+    models,
+    responses,
+    tokenizing,
+    uploads,
+    webhooks,
+)
+from haori.server.sdapi import control, lists
+from haori.server.sdapi import drawing as sdapi_drawing
+from haori.server.tinker import routes_lists, routes_sampling, routes_sessions, routes_training
 
 __all__ = ["create_app"]
 
@@ -38,7 +57,7 @@ def create_app(service: Service, access: Access) -> FastAPI:
 
     app = FastAPI(
         title="Haori",
-        description="Text from one base and any adapter of it, for OpenAI and vLLM clients.",
+        description="Text and pictures from a base and any adapter of it, for OpenAI, vLLM and web UI clients.",
         version=version("haori"),
         docs_url=None,  # its pages would be fetched from elsewhere
         redoc_url=None,
@@ -46,13 +65,19 @@ def create_app(service: Service, access: Access) -> FastAPI:
         lifespan=lifespan,
         middleware=[
             Middleware(Front, log=service.log),
-            Middleware(Gate, access=access, max_body_bytes=service.settings.max_body_bytes),
+            Middleware(Gate, access=access, max_body_bytes=service.max_body_bytes),
         ],
     )
     app.state.service = service
     handle_errors(app)
-    texts = (chat, responses, completions, embeddings, classification, tokenizing)
-    for module in (operations, models, *texts, adapters_routes):
+    texts = (chat, responses, completions, embeddings, classification, tokenizing, adapters_routes)
+    drawing = (images, image_edits, sdapi_drawing, lists, control)
+    chosen = (*(texts if service.has_text else ()), *(drawing if service.drawing is not None else ()))
+    if service.jobs is not None:
+        chosen += (files, uploads, fine_tuning, fine_tuning_extras, fine_tuned_models, webhooks)
+    if service.training is not None:
+        chosen += (routes_sessions, routes_training, routes_sampling, routes_lists)
+    for module in (operations, models, *chosen):
         app.include_router(module.router)
     correct_document(app)
     return app

@@ -20,6 +20,9 @@ from haori.core.errors import (
     OverloadedError,
     UnavailableError,
 )
+from haori.jobs.fine_tuning.trainable import NotTrainableError
+from haori.jobs.missing import MissingError
+from haori.jobs.sessions.gone import GoneError
 from haori.server.request_note import note_of
 
 __all__ = [
@@ -41,9 +44,11 @@ _TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
 }
+_WEB_UI = "/sdapi/"
+_TRAINING_API = "/api/v1/"
 _SENTENCES = {
     400: "The body cannot be read as JSON.",
-    404: "There is nothing at this address; /v1/models, /v1/chat/completions, /v1/responses and /v1/completions are.",
+    404: "There is nothing at this address; /openapi.json says what there is, and /v1/models what can be asked for.",
     405: "This address does not answer this method.",
 }
 _UNION_TAGS = frozenset({"str", "int", "float", "bool", "dict", "list"})
@@ -89,9 +94,18 @@ class ApiError(Exception):
         self.param = None if param is None else _encodable(param)
         self.retry_after_s = retry_after_s
 
-    def body(self) -> dict[str, Any]:
-        """Return the reply's body."""
+    def body(self, path: str = "") -> dict[str, Any]:
+        """Return the reply's body, in the shape of the web UI or the training API at their addresses."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        if path.startswith(_WEB_UI):
+            return {
+                "error": self.code or kind,
+                "detail": self.message,
+                "body": self.param or "",
+                "errors": self.message,
+            }
+        if path.startswith(_TRAINING_API):
+            return {"detail": self.message, "code": self.code or kind}
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -111,19 +125,25 @@ def api_error_of(error: HaoriError) -> ApiError:
         return ApiError(500, sentence, code="library_damaged")
     if isinstance(error, LibraryError):
         return ApiError(404, sentence, code="model_not_found", param="model")
+    if isinstance(error, MissingError):
+        return ApiError(404, sentence, code="not_found")
+    if isinstance(error, GoneError):
+        return ApiError(410, sentence, code="gone")
+    if isinstance(error, NotTrainableError):
+        return ApiError(400, sentence, code="model_not_available", param="model")
     if isinstance(error, InputError | MissingExtraError):
         return ApiError(400, sentence)
     return ApiError(500, sentence)
 
 
-def error_reply(error: ApiError) -> JSONResponse:
-    """Return the HTTP reply."""
+def error_reply(error: ApiError, path: str = "") -> JSONResponse:
+    """Return the HTTP reply to a request at a path."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+    return JSONResponse(error.body(path), status_code=error.status, headers=headers)
 
 
 def noted_reply(scope: MutableMapping[str, Any], error: HaoriError) -> JSONResponse:
@@ -131,7 +151,7 @@ def noted_reply(scope: MutableMapping[str, Any], error: HaoriError) -> JSONRespo
     reply = api_error_of(error)
     if reply.status >= 500 or reply.message != str(error):
         note_of(scope).error = str(error)
-    return error_reply(reply)
+    return error_reply(reply, scope["path"])
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -139,7 +159,7 @@ def handle_errors(app: FastAPI) -> None:
 
     async def api(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        return error_reply(error)
+        return error_reply(error, request.url.path)
 
     async def haori(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HaoriError)
@@ -147,14 +167,14 @@ def handle_errors(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        reply = error_reply(ApiError(error.status_code, _http_sentence(error)))
+        reply = error_reply(ApiError(error.status_code, _http_sentence(error)), request.url.path)
         reply.headers.update(error.headers or {})
         return reply
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         message, param, code = describe_problem(error.errors(), error.body)
-        return error_reply(ApiError(400, message, param=param, code=code))
+        return error_reply(ApiError(400, message, param=param, code=code), request.url.path)
 
     app.add_exception_handler(ApiError, api)
     app.add_exception_handler(HaoriError, haori)

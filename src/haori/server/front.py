@@ -48,7 +48,7 @@ class Front:
             self._log.failure(note, error)
             if note.status is None:
                 sentence = f"The server failed; its log says why at the request id {note.id}."
-                await error_reply(ApiError(500, sentence))(scope, receive, tell)
+                await error_reply(ApiError(500, sentence), scope["path"])(scope, receive, tell)
         finally:
             self._log.write(note)
 

@@ -1,15 +1,17 @@
 """API keys: who may use which adapters, kept as hashes in one file that takes effect as soon as it changes.
 
-A key is `sk-haori-` and 256 random bits, shown once. Only its SHA-256 is kept: that many random bits cannot be
+A key is `sk-haori-` and 256 random bits, shown once; `tml-` and the same bits is the same key, for clients that ask for
+that spelling. Only its SHA-256 is kept: that many random bits cannot be
 guessed however fast the hash, so the slow hashes that passwords need would only make every request slow.
 """
 
 import hashlib
 import hmac
+import json
 import re
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -24,9 +26,12 @@ from haori.core.records import Record, now
 from haori.core.settings import settings
 from haori.core.storage import make_folder, write_text
 
-__all__ = ["ApiKey", "CreatedKey", "KeyStore", "parse_duration"]
+__all__ = ["SCOPES", "ApiKey", "CreatedKey", "KeyStore", "Scope", "parse_duration", "training_spelling"]
 
 _PREFIX = "sk-haori-"
+_TRAINING_PREFIX = "tml-"
+Scope = Literal["infer", "train"]
+SCOPES: tuple[Scope, ...] = ("infer", "train")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PATTERN = re.compile(r"[A-Za-z0-9._@/*?:-]{1,200}")
 _DURATION = re.compile(r"([1-9][0-9]{0,4})([mhd])")
@@ -44,11 +49,27 @@ class ApiKey(Record):
     expires: str | None = Field(default=None, description="ISO 8601, UTC; None for never.")
     max_concurrent: int | None = Field(default=None, ge=1, description="Answers at once; None for no limit of its own.")
     tokens_per_minute: int | None = Field(default=None, ge=1, description="Of prompts and answers; None for no limit.")
+    scopes: tuple[Scope, ...] = Field(default=("infer",), description="What it is for: answers, training, or both.")
+    owner: str | None = Field(default=None, description="Account that owns what it makes; None for the key's name.")
+    bases: tuple[str, ...] = Field(default=("*",), description="Patterns of the bases that it may train.")
+    max_jobs: int | None = Field(default=None, ge=1, description="Jobs of its account that have not ended.")
+    max_job_rows: int | None = Field(default=None, ge=1, description="Training rows of one job.")
+    max_job_tokens: int | None = Field(default=None, ge=1, description="Tokens that its account trains in 30 days.")
+    max_file_bytes: int | None = Field(default=None, ge=1, description="Bytes of the files that its account keeps.")
 
     @property
     def expired(self) -> bool:
         """Say whether its time is over."""
         return self.expires is not None and datetime.fromisoformat(self.expires) <= datetime.now(UTC)
+
+    @property
+    def account(self) -> str:
+        """Return who owns what it makes: keys of one account see each other's files and jobs."""
+        return self.owner or self.name
+
+    def trains(self, base: str) -> bool:
+        """Say whether it may train a base of this name."""
+        return "train" in self.scopes and any(fnmatchcase(base, pattern) for pattern in self.bases)
 
     def allows(self, name: str) -> bool:
         """Say whether it may use a name: `support` stands for its versions too, `support@2` for that one."""
@@ -98,6 +119,8 @@ class KeyStore:
 
     def find(self, secret: str) -> ApiKey | None:
         """Return the key of a secret, unless there is none or it has expired."""
+        if secret.startswith(_TRAINING_PREFIX):
+            secret = _PREFIX + secret.removeprefix(_TRAINING_PREFIX)
         given = _hash(secret)
         found = None
         for key in self.list():  # all of them, so that the time taken tells nothing
@@ -107,7 +130,9 @@ class KeyStore:
 
     def create(
         self, name: str, *, adapters: Sequence[str] = ("*",), admin: bool = False, lifetime: timedelta | None = None,
-        max_concurrent: int | None = None, tokens_per_minute: int | None = None,
+        max_concurrent: int | None = None, tokens_per_minute: int | None = None, scopes: Sequence[str] = ("infer",),
+        owner: str | None = None, bases: Sequence[str] = ("*",), max_jobs: int | None = None,
+        max_job_rows: int | None = None, max_job_tokens: int | None = None, max_file_bytes: int | None = None,
     ) -> CreatedKey:  # fmt: skip
         """Make a key.
 
@@ -118,28 +143,31 @@ class KeyStore:
             lifetime: When it ends by itself.
             max_concurrent: Most answers that it may have under way at once.
             tokens_per_minute: Most tokens of prompts and answers that it may use in a minute, on average.
+            scopes: `infer` for answers, `train` for files, jobs and training sessions.
+            owner: Account that owns what it makes, shared by keys that name the same; None for the key's own name.
+            bases: Patterns of the bases that it may train.
+            max_jobs: Most jobs of its account that have not ended.
+            max_job_rows: Most training rows of one job.
+            max_job_tokens: Most tokens that its account may train in 30 days.
+            max_file_bytes: Most bytes of files that its account may keep.
 
         Raises:
             InputError: A limit is less than 1, the name is taken or not allowed, a pattern is not allowed, or the key
                 would allow nothing.
             StorageError: The file cannot be written.
         """
-        if not _NAME.fullmatch(name):
-            raise InputError(
-                f"A key cannot be called {name[:80]!r}: use letters, digits, '.', '_' and '-' (at most 64)."
-            )
-        if wrong := next((pattern for pattern in adapters if not _PATTERN.fullmatch(pattern)), None):
-            raise InputError(f"{wrong[:80]!r} is no pattern of adapter names; examples are support, support@2, team-*.")
-        if not adapters and not admin:
-            raise InputError(f"The key {name!r} would allow nothing: give --adapters or --admin.")
-        for what, limit in (("answers at once", max_concurrent), ("tokens a minute", tokens_per_minute)):
-            if limit is not None and limit < 1:
-                raise InputError(f"The key {name!r} cannot have {limit} {what}; give 1 or more, or leave it out.")
+        limits = {
+            "answers at once": max_concurrent, "tokens a minute": tokens_per_minute, "unfinished jobs": max_jobs,
+            "rows a job": max_job_rows, "tokens to train in 30 days": max_job_tokens, "bytes of files": max_file_bytes,
+        }  # fmt: skip
+        _check(name, adapters, scopes, owner, bases, limits, admin=admin)
         secret = _PREFIX + secrets.token_urlsafe(32)
         ends = None if lifetime is None else (datetime.now(UTC) + lifetime).isoformat(timespec="seconds")
         key = ApiKey(
             name=name, hash=_hash(secret), adapters=tuple(adapters), admin=admin, created=now(), expires=ends,
             max_concurrent=max_concurrent, tokens_per_minute=tokens_per_minute,
+            scopes=tuple(scope for scope in SCOPES if scope in scopes), owner=owner, bases=tuple(bases),
+            max_jobs=max_jobs, max_job_rows=max_job_rows, max_job_tokens=max_job_tokens, max_file_bytes=max_file_bytes,
         )  # fmt: skip
         make_folder(self.path.parent)
         with self._writing():
@@ -166,7 +194,14 @@ class KeyStore:
         return file_lock(self.path.with_name(f".{self.path.name}.lock"), holds="file of API keys")
 
     def _write(self, keys: Sequence[ApiKey]) -> None:
-        write_text(self.path, _KeyFile(keys=tuple(keys)).model_dump_json(indent=2, exclude_none=True) + "\n")
+        # What is not set is not written, so that an older version reads the keys that it knows.
+        held = [key.model_dump(mode="json", exclude_defaults=True) for key in keys]
+        write_text(self.path, json.dumps({"schema_version": 1, "keys": held}, indent=2) + "\n")
+
+
+def training_spelling(secret: str) -> str:
+    """Return a key as clients of the training API want it."""
+    return _TRAINING_PREFIX + secret.removeprefix(_PREFIX)
 
 
 def parse_duration(text: str) -> timedelta:
@@ -183,3 +218,29 @@ def parse_duration(text: str) -> timedelta:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _check(
+    name: str, adapters: Sequence[str], scopes: Sequence[str], owner: str | None, bases: Sequence[str],
+    limits: Mapping[str, int | None], *, admin: bool,
+) -> None:  # fmt: skip
+    """Refuse what a key cannot have.
+
+    Raises:
+        InputError: A name, pattern, scope or limit is not allowed, or the key would allow nothing.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"A key cannot be called {name[:80]!r}: use letters, digits, '.', '_' and '-' (at most 64).")
+    if wrong := next((pattern for pattern in adapters if not _PATTERN.fullmatch(pattern)), None):
+        raise InputError(f"{wrong[:80]!r} is no pattern of adapter names; examples are support, support@2, team-*.")
+    if wrong := next((scope for scope in scopes if scope not in SCOPES), None):
+        raise InputError(f"A key cannot be for {wrong[:80]!r}; allowed are {' and '.join(SCOPES)}.")
+    if owner is not None and not _NAME.fullmatch(owner):
+        raise InputError(f"An account cannot be called {owner[:80]!r}: use letters, digits, '.', '_' and '-'.")
+    if wrong := next((pattern for pattern in bases if not _PATTERN.fullmatch(pattern)), None):
+        raise InputError(f"{wrong[:80]!r} is no pattern of base names; an example is smollm2-*.")
+    if not ((adapters and scopes) or admin):
+        raise InputError(f"The key {name!r} would allow nothing: give --adapters and --scopes, or --admin.")
+    for what, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise InputError(f"The key {name!r} cannot have {limit} {what}; give 1 or more, or leave it out.")

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from haori.server.access import caller_of
-from haori.server.errors import ApiError, ErrorReply
+from haori.server.errors import ErrorReply
 from haori.server.lifecycle import service_of
 from haori.server.openai.replying import ERRORS
 
@@ -37,9 +37,7 @@ class Version(BaseModel):
 )
 async def health(request: Request) -> Health:
     """Say whether requests are answered."""
-    failure = service_of(request).backend.engine.failure
-    if failure is not None:
-        raise ApiError(503, failure, code="engine_unavailable")
+    service_of(request).check_health()
     return Health()
 
 

@@ -26,6 +26,8 @@ class RequestNote:
     cached_tokens: int | None = None
     generated_tokens: int | None = None
     first_token_s: float | None = None
+    pictures: int | None = None
+    picture_steps: int | None = None
     finish: str | None = None
     error: str | None = None
 

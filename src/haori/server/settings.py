@@ -7,7 +7,7 @@ from pydantic import Field
 from haori.core.errors import InputError
 from haori.core.records import Record
 
-__all__ = ["ServerSettings", "parse_size"]
+__all__ = ["PictureSettings", "ServerSettings", "parse_size"]
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kMGT]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -26,6 +26,17 @@ class ServerSettings(Record):
     max_preparing: int = Field(default=1024, ge=1, description="Requests that wait to be rendered and tokenised.")
     drain_s: float = Field(default=30.0, ge=0.0, description="Longest wait for running requests at the end.")
     metered_adapters: int = Field(default=200, ge=0, description="Adapters with series of their own in `/metrics`.")
+
+
+class PictureSettings(Record):
+    """Limits of what is drawn, and how requests are read."""
+
+    max_body_bytes: int = Field(default=32 << 20, ge=1, description="Largest request body, pictures in it included.")
+    max_pixels: int = Field(default=2048 * 2048, ge=64, description="Pixels of the largest picture.")
+    max_steps: int = Field(default=150, ge=1, description="Steps of the sampler, also of a second pass.")
+    max_pictures: int = Field(default=16, ge=1, description="Pictures of one request.")
+    max_queue: int = Field(default=64, ge=1, description="Requests that wait to be drawn.")
+    lenient: bool = Field(default=False, description="Leave out what cannot be used, with a warning in the reply.")
 
 
 def parse_size(text: str) -> int:

@@ -1,0 +1,68 @@
+"""What the routes of the training API share: the service, and results as the client reads them."""
+
+import json
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from haori.core.errors import InputError, OverloadedError, UnavailableError
+from haori.jobs.sessions.records import Promise
+from haori.jobs.sessions.service import TrainingService
+from haori.server.errors import ApiError, without_folders
+from haori.server.lifecycle import service_of
+from haori.server.tinker.encoding import write_loss_output, write_sampled
+from haori.server.tinker.fields import Sample
+
+__all__ = ["promised", "result_of", "training_of"]
+
+_PROTOBUF = "application/x-protobuf"
+_LARGE = 4 << 20  # a larger result is announced with its size first, if the client wishes
+
+
+def training_of(request: Request) -> TrainingService:
+    """Return the training service.
+
+    Raises:
+        ApiError: The server loads or ends (503).
+    """
+    service = service_of(request)
+    assert service.training is not None  # its routes are there only then
+    service.backend  # noqa: B018 - raises while it is loaded, and when the server ends
+    return service.training
+
+
+def promised(promise: Promise) -> dict[str, Any]:
+    """Return the answer to a request whose result will come."""
+    answer: dict[str, Any] = {"request_id": promise.id}
+    if promise.run is not None:
+        answer["model_id"] = promise.run
+    if promise.samples:
+        answer["sample_sequence_ids"] = list(promise.samples)
+    return answer
+
+
+def result_of(promise: Promise, *, sizes_first: bool) -> Response:
+    """Return the result of a promise that is kept: in protobuf where the client reads that, or an error as JSON."""
+    error = promise.future.exception()
+    if error is not None:
+        if isinstance(error, OverloadedError | UnavailableError):
+            raise ApiError(410, without_folders(str(error)), code="promise_lost")
+        promise.mark_retrieved()
+        category = "user" if isinstance(error, InputError) else "server"
+        return JSONResponse({"error": without_folders(str(error)), "category": category})
+    found = promise.future.result()
+    if isinstance(found, dict):
+        body, kind = json.dumps(found).encode(), "application/json"
+    elif promise.samples:
+        asked: Sample = promise.call.asked
+        body, kind = write_sampled(
+            found, prompt_logprobs=bool(asked.prompt_logprobs), top_prompt=asked.topk_prompt_logprobs,
+            top_sampled=asked.topk_sample_logprobs,
+        ), _PROTOBUF  # fmt: skip
+    else:
+        body, kind = write_loss_output(found), _PROTOBUF
+    if sizes_first and len(body) > _LARGE:
+        return JSONResponse({"status": "complete_metadata", "response_payload_size": len(body)})
+    promise.mark_retrieved()
+    return Response(body, media_type=kind)
