@@ -349,9 +349,92 @@ def test_a_checkpoint_becomes_a_library_adapter_and_a_run_begins_from_it(served,
     trained = loss_of(wire.result(wire.forward_backward(request(model, 8, forward_only=True))))
     import_adapter(local_checkpoint(path), find_base(str(base)), name="trained")
     new = {"session_id": session, "model_seq_id": 1, "path": "library:trained", "optimizer": False}
-    assert wire.result(wire.post("/load_weights", new))["path"] == "library:trained"
+    assert wire.result(wire.post("/load_weights", new))["path"] == "library:trained@1"
     other = f"{session}:train:1"
     assert loss_of(wire.result(wire.forward_backward(request(other, 1, forward_only=True)))) == trained
+
+
+def test_a_library_name_means_the_version_of_the_moment_that_it_was_taken_up(base, haori_home, tmp_path):
+    from haori.bases import find_base
+    from haori.library import Library, import_adapter
+    from tests.serving_process import strong_lora
+
+    found = find_base(str(base))
+    for seed in (1, 2):
+        import_adapter(strong_lora(base, tmp_path / str(seed), seed), found, name="start")
+    Library().promote("start@1")
+    prompt = {"prompt": {"chunks": [{"type": "encoded_text", "tokens": [5, 6]}]},
+              "sampling_params": {"max_tokens": 8, "temperature": 0}}  # fmt: skip
+
+    def sampled(wire, sampler, number):
+        asked = wire.post("/asample", {"sampling_session_id": sampler, "seq_id": number, **prompt})
+        return wire.result(asked)
+
+    def asked_for(session):
+        new = {"session_id": session, "model_seq_id": 1, "path": "library:start", "optimizer": False}
+        old = {"model_id": f"{session}:train:0", "seq_id": 1, "path": "library:start", "optimizer": False}
+        sampler = {"session_id": session, "sampling_session_seq_id": 0, "model_path": "library:start"}
+        return new, old, sampler
+
+    with training_server(base) as (url, _):
+        wire = Wire(url)
+        session = wire.session()
+        wire.model(session, "tiny")
+        new, old, sampler = asked_for(session)
+        paths = [wire.result(wire.post("/load_weights", one))["path"] for one in (new, old)]
+        sampler_id = wire.post("/create_sampling_session", sampler)["sampling_session_id"]
+        assert paths == ["library:start@1"] * 2
+        assert wire.get(f"/samplers/{sampler_id}")["model_path"] == "library:start@1"
+        ask = [(f"{session}:train:1", 1), (f"{session}:train:0", 2)]
+        losses = [loss_of(wire.result(wire.forward_backward(request(*one, forward_only=True)))) for one in ask]
+        tokens = sampled(wire, sampler_id, 0)
+    Library().promote("start@2")
+    with training_server(base) as (url, _):
+        wire = Wire(url)
+        again = [
+            loss_of(wire.result(wire.forward_backward(request(model, number + 1, forward_only=True))))
+            for model, number in ask
+        ]
+        assert again == losses, "the version that it began with, and not the one promoted since"
+        for body, address in ((new, "/load_weights"), (sampler, "/create_sampling_session")):
+            wire.post(address, body)  # comes a second time, and was taken up before
+        assert wire.get(f"/samplers/{sampler_id}")["model_path"] == "library:start@1"
+        assert sampled(wire, sampler_id, 1) == tokens
+        other_path = wire.post("/create_sampling_session", sampler | {"model_path": "library:start@2"}, expect=400)[
+            "detail"
+        ]
+        assert "library:start@1" in other_path
+        other = wire.session()
+        exact = {"session_id": other, "model_seq_id": 0, "path": "library:start@1", "optimizer": False}
+        assert wire.result(wire.post("/load_weights", exact))["path"] == "library:start@1"
+        later = {"session_id": other, "model_seq_id": 1, "path": "library:start", "optimizer": False}
+        assert wire.result(wire.post("/load_weights", later))["path"] == "library:start@2"
+        found = [
+            loss_of(wire.result(wire.forward_backward(request(f"{other}:train:{number}", 1, forward_only=True))))
+            for number in (0, 1)
+        ]
+        assert found[0] == losses[0]
+        assert found[1] != losses[0]
+
+
+def test_a_version_that_was_taken_away_and_made_anew_is_not_taken_for_the_old_one(base, haori_home, tmp_path):
+    from haori.bases import find_base
+    from haori.library import Library, import_adapter
+    from tests.serving_process import strong_lora
+
+    found = find_base(str(base))
+    import_adapter(strong_lora(base, tmp_path / "1", 1), found, name="start")
+    with training_server(base) as (url, _):
+        wire = Wire(url)
+        session = wire.session()
+        new = {"session_id": session, "model_seq_id": 0, "path": "library:start", "optimizer": False}
+        wire.result(wire.post("/load_weights", new))
+    Library().remove("start")
+    import_adapter(strong_lora(base, tmp_path / "2", 2), found, name="start")
+    with training_server(base) as (url, _):
+        wire = Wire(url)
+        said = wire.forward_backward(request(f"{session}:train:0", 1), expect=410)["detail"]
+        assert "library:start@1" in said
 
 
 def test_a_library_adapter_of_another_account_is_not_there(served, base, tmp_path):

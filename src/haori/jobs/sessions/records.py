@@ -62,10 +62,17 @@ class SaveCall:
 
 @dataclass(frozen=True)
 class LoadCall:
-    """The weights of a checkpoint or library adapter, as the first thing that a run does."""
+    """The weights of a checkpoint or library adapter, as the first thing that a run does.
+
+    Attributes:
+        path: Of the checkpoint, or `library:NAME@VERSION`.
+        optimizer: Whether to go on with the optimizer's state too.
+        adapter: Content id of the library adapter that the path meant when the call was taken up.
+    """
 
     path: str
     optimizer: bool
+    adapter: str | None = None
 
 
 Call = ForwardCall | StepCall | SaveCall | LoadCall

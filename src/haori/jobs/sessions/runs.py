@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from haori.jobs.sessions.paths import CheckpointPath, check_name, folder_name
 from haori.jobs.sessions.records import LoadCall, Promise, SaveCall
 from haori.jobs.sessions.run import Run, pass_on
 from haori.jobs.sessions.samplers import Samplers
+from haori.jobs.sessions.sources import Sources
 
 if TYPE_CHECKING:
     from haori.jobs.tenants.pool import TrainingPool
@@ -29,9 +32,6 @@ __all__ = ["Runs", "run_id"]
 
 MOST_LIVE = 64  # runs in memory: at rank 16 of a small base, about 60 MB each
 _RETRY_S = 10.0
-
-FolderOf = Callable[[str, str], Path]
-"""Returns the folder of a path that weights are loaded from, for an account; it raises where there is none."""
 
 
 def run_id(session: str, number: int) -> str:
@@ -49,15 +49,15 @@ class Runs:
         pool: Returns what trains.
         shelf: Takes checkpoints.
         samplers: Takes weights of the moment.
-        folder_of: Finds what is loaded.
+        sources: Finds what is loaded.
     """
 
     def __init__(
         self, database: Database, root: Path, base: str, pool: "Callable[[], TrainingPool]", shelf: CheckpointShelf,
-        samplers: Samplers, folder_of: FolderOf,
+        samplers: Samplers, sources: Sources,
     ) -> None:  # fmt: skip
         self._database, self._root, self._base, self._pool = database, root, base, pool
-        self._shelf, self._samplers, self._folder_of = shelf, samplers, folder_of
+        self._shelf, self._samplers, self._sources = shelf, samplers, sources
         self._finish = ThreadPoolExecutor(1, "haori-sessions")
         self._lock = threading.RLock()
         self._live: dict[str, Run] = {}
@@ -75,10 +75,22 @@ class Runs:
     def create_from(
         self, session: str, number: int, owner: str, call: LoadCall, user_metadata: Mapping[str, Any] | None = None
     ) -> Promise:
-        """Begin a run with the weights of a checkpoint or library adapter."""
-        self._folder_of(call.path, owner)  # what is not there is said at once
-        values = {"spec": {"path": call.path, "optimizer": call.optimizer}, "user_metadata": user_metadata}
-        return self._begin(session, number, owner, values)
+        """Begin a run with the weights of a checkpoint or library adapter, in the version of this moment."""
+        with suppress(MissingError):
+            self.row(run_id(session, number), owner)  # begun before, with what the path meant then
+            return self.begun(run_id(session, number), owner)
+        call = self.settled(call, owner)
+        spec = {"path": call.path, "optimizer": call.optimizer, "adapter": call.adapter}
+        return self._begin(session, number, owner, {"spec": spec, "user_metadata": user_metadata})
+
+    def settled(self, call: LoadCall, owner: str) -> LoadCall:
+        """Return a call with the exact version that its path means now, which it means from then on.
+
+        Raises:
+            HaoriError: There is no such thing for this account.
+        """
+        source = self._sources.find(call.path, owner)
+        return replace(call, path=source.path, adapter=source.adapter)
 
     def begun(self, identity: str, owner: str) -> Promise:
         """Return the promise that a run was begun with."""
@@ -194,8 +206,8 @@ class Runs:
         if state is not None:
             started: Future[Any] = pool.load(row.id, state / "weights", None, optimizer=True)
         elif "path" in given:
-            source = self._folder_of(given["path"], row.owner)
-            started = pool.load(row.id, source, None, optimizer=bool(given["optimizer"]))
+            source = self._sources.find(given["path"], row.owner, given.get("adapter"))
+            started = pool.load(row.id, source.folder, None, optimizer=bool(given["optimizer"]))
         else:
             started = pool.create(row.id, AdapterSpec.model_validate(given))
 
@@ -251,8 +263,8 @@ class Runs:
         return self._then(self._pool().weights(run.id), put)
 
     def _load(self, run: Run, call: LoadCall) -> "Future[dict[str, Any]]":
-        folder = self._folder_of(call.path, run.owner)
-        loaded = self._pool().load(run.id, folder, None, optimizer=call.optimizer)
+        source = self._sources.find(call.path, run.owner, call.adapter)
+        loaded = self._pool().load(run.id, source.folder, None, optimizer=call.optimizer)
         return self._then(loaded, lambda _: {"type": "load_weights", "path": call.path})
 
     def _then(self, first: "Future[Any]", work: Callable[[Any], dict[str, Any]]) -> "Future[dict[str, Any]]":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import Row, insert, select
 
 from haori.jobs.database.connection import Database
 from haori.jobs.database.tables import sampling_sessions
@@ -99,9 +99,8 @@ class Samplers:
             known = self._known.get(identity)
         if known is not None and known.owner == owner:
             return known
-        with self._database.reading() as connection:
-            row = connection.execute(select(sampling_sessions).where(sampling_sessions.c.id == identity)).first()
-        if row is None or row.owner != owner:
+        row = self._row(identity, owner)
+        if row is None:
             raise MissingError(f"There is no sampling session {identity[:200]!r}; make one first.")
         if row.model_path is not None and row.model_path.startswith(LIVE):
             raise GoneError(
@@ -112,6 +111,15 @@ class Samplers:
         made = Sampler(identity, row.session_id, owner, mix, row.model_path)
         with self._lock:
             return self._known.setdefault(identity, made)
+
+    def made_from(self, identity: str, owner: str) -> str | None:
+        """Return the path that an account's sampler was made from; None where there is no such sampler.
+
+        One of the base, or of the weights of a moment, was made from no path.
+        """
+        row = self._row(identity, owner)
+        path: str | None = None if row is None else row.model_path
+        return None if path is None or path.startswith(LIVE) else path
 
     def of_session(self, session: str) -> list[str]:
         """Return the ids of a session's samplers."""
@@ -134,6 +142,11 @@ class Samplers:
             for adapter, _ in sampler.mix.result():
                 if adapter.startswith(LIVE):
                     self._engine().drop_adapter(adapter)
+
+    def _row(self, identity: str, owner: str) -> "Row[Any] | None":
+        with self._database.reading() as connection:
+            row = connection.execute(select(sampling_sessions).where(sampling_sessions.c.id == identity)).first()
+        return row if row is not None and row.owner == owner else None
 
     def _put(self, sampler: Sampler) -> None:
         values = {

@@ -9,29 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haori.core.errors import HaoriError, InputError, LibraryDamagedError, LibraryError, nearest
+from haori.core.errors import HaoriError, InputError, nearest
 from haori.core.storage import make_folder
 from haori.jobs.database.connection import Database
-from haori.jobs.missing import MissingError
 from haori.jobs.model_names import ModelNames
 from haori.jobs.sessions.checkpoints import CheckpointShelf
 from haori.jobs.sessions.clients import Clients
 from haori.jobs.sessions.gone import GoneError
-from haori.jobs.sessions.paths import CheckpointPath
 from haori.jobs.sessions.records import Promise, SampleCall
 from haori.jobs.sessions.runs import Runs
 from haori.jobs.sessions.samplers import LIVE, Samplers, load_for_sampling
 from haori.jobs.sessions.sampling import Samples
+from haori.jobs.sessions.sources import Sources
 from haori.serve.request import BASE, AdapterMix
 
 if TYPE_CHECKING:
     from haori.bases import Base
     from haori.jobs.tenants.pool import TrainingPool
-    from haori.library import StoredAdapter
 
-__all__ = ["LIBRARY", "TrainingService", "Turn"]
+__all__ = ["TrainingService", "Turn"]
 
-LIBRARY = "library:"
 _SILENT_S = 900.0  # then a session's runs are put away; they come back when it speaks
 _SWEEP_EVERY_S = 60.0
 _KEEP_RETRIEVED_S = 120.0
@@ -65,11 +62,11 @@ class TrainingService:
         self.base = base
         self.names = (base.name, *(name for name, meant in aliases.items() if meant == base.name))
         self.clients = Clients(database)
-        self._model_names = ModelNames(database)
         self.shelf = CheckpointShelf(database, make_folder(folder / "checkpoints"))
+        self.sources = Sources(base, self.shelf, ModelNames(database))
         self.samplers = Samplers(database, base.name, engine)
         self.runs = Runs(
-            database, make_folder(folder / "runs"), base.name, self._opened, self.shelf, self.samplers, self._folder_of
+            database, make_folder(folder / "runs"), base.name, self._opened, self.shelf, self.samplers, self.sources
         )
         self._engine = engine
         self._open_pool = open_pool
@@ -171,8 +168,24 @@ class TrainingService:
             base: Future[AdapterMix] = Future()
             base.set_result(BASE)
             return base
-        folder = self._folder_of(path, account)
+        folder = self.sources.find(path, account).folder
         return load_for_sampling(self._opened(), self._engine(), f"{LIVE}{sampler}", folder)
+
+    def sampled_path(self, sampler: str, path: str, account: str) -> str:
+        """Return what a sampler is made from: the exact path, and of one that was made before that of then.
+
+        Raises:
+            HaoriError: There is no such thing, or the sampler was made from another.
+        """
+        made = self.samplers.made_from(sampler, account)
+        if made is None:
+            return self.sources.find(path, account).path
+        if path not in (made, made.partition("@")[0]):
+            raise InputError(
+                f"The sampling session {sampler!r} was made from {made}, and {path[:200]!r} was given; take the next "
+                "sampling_session_seq_id."
+            )
+        return made
 
     def end_session(self, session: str, account: str) -> None:
         """End a session: its runs and samplers leave the memory, and what it saved stays."""
@@ -193,41 +206,6 @@ class TrainingService:
             if self._pool is None:
                 self._pool = self._open_pool()
             return self._pool
-
-    def _folder_of(self, path: str, account: str) -> Path:
-        """Return the folder of a checkpoint or library adapter; a path of the client's is never opened."""
-        if path.startswith(LIBRARY):
-            stored = self._adapter(path.removeprefix(LIBRARY), account)
-            if stored.card.base.id != self.base.id:
-                raise InputError(
-                    f"{stored.name!r} is an adapter of the base {stored.card.base.name!r}, and this server trains "
-                    f"{self.base.name!r}."
-                )
-            return stored.path
-        found = CheckpointPath.parse(path)
-        self.shelf.find(found, account)
-        return self.shelf.folder(found)
-
-    def _adapter(self, name: str, account: str) -> "StoredAdapter":
-        """Return an adapter of the library by one of its own names, unless it belongs to another account.
-
-        Digits of an id are no name: a key allows names by patterns, and digits could stand for any adapter.
-        """
-        from haori.library import Library
-
-        missing = MissingError(f"There is no adapter {name[:200]!r} that this account may go on from.")
-        try:
-            stored = Library().get(name)
-        except LibraryDamagedError:
-            raise
-        except LibraryError:  # its sentence names others that are near
-            raise missing from None
-        if name not in (stored.name, stored.name.partition("@")[0]):
-            raise missing
-        claims = self._model_names.claims([stored.card.id], [stored.name])
-        if claims and not any(claim.owner == account for claim in claims):
-            raise missing
-        return stored
 
     def _sweep(self) -> None:
         while not self._ending.wait(_SWEEP_EVERY_S):

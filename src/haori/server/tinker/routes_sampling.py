@@ -39,8 +39,11 @@ def create_sampling_session(asked: CreateSamplingSession, request: Request) -> d
         raise ApiError(400, "Give base_model, or model_path of a checkpoint.", param="base_model")
     _check_use(caller, service.base.name, asked.model_path)
     identity = sampler_id(asked.session_id, asked.sampling_session_seq_id)
-    mix = service.mix_of(identity, asked.model_path, caller.account)
-    service.samplers.add(identity, asked.session_id, caller.account, asked.model_path, mix)
+    path = asked.model_path
+    if path is not None:
+        path = service.sampled_path(identity, path, caller.account)
+    mix = service.mix_of(identity, path, caller.account)
+    service.samplers.add(identity, asked.session_id, caller.account, path, mix)
     return {"type": "create_sampling_session", "sampling_session_id": identity}
 
 

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from haori.jobs.sessions.records import ForwardCall, LoadCall, SaveCall, StepCall
 from haori.jobs.sessions.samplers import sampler_id
-from haori.jobs.sessions.service import LIBRARY
+from haori.jobs.sessions.sources import LIBRARY
 from haori.server.access import Caller, caller_of
 from haori.server.errors import ApiError
 from haori.server.lifecycle import service_of
@@ -126,7 +126,8 @@ def load_weights(asked: LoadWeights, request: Request) -> dict[str, Any]:
     if asked.session_id is None or asked.model_seq_id is None:
         if asked.model_id is None or asked.seq_id is None:
             raise ApiError(400, "Give session_id and model_seq_id of a new model, or model_id and seq_id.")
-        return promised(service.runs.find(asked.model_id, caller.account).submit(asked.seq_id, call))
+        run = service.runs.find(asked.model_id, caller.account)
+        return promised(run.submit(asked.seq_id, service.runs.settled(call, caller.account)))
     if asked.base_model is not None:
         service.check_base(asked.base_model)
     service.clients.find(asked.session_id, caller.account)
