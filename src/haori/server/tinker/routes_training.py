@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from haori.jobs.missing import MissingError
 from haori.jobs.sessions.records import ForwardCall, LoadCall, SaveCall, StepCall
 from haori.jobs.sessions.samplers import sampler_id
 from haori.jobs.sessions.sources import LIBRARY
@@ -127,7 +129,10 @@ def load_weights(asked: LoadWeights, request: Request) -> dict[str, Any]:
         if asked.model_id is None or asked.seq_id is None:
             raise ApiError(400, "Give session_id and model_seq_id of a new model, or model_id and seq_id.")
         run = service.runs.find(asked.model_id, caller.account)
-        return promised(run.submit(asked.seq_id, service.runs.settled(call, caller.account)))
+        if asked.seq_id == 1:  # any other is refused, and what is not there is said, in its turn
+            with suppress(MissingError):
+                call = service.runs.settled(call, caller.account)
+        return promised(run.submit(asked.seq_id, call))
     if asked.base_model is not None:
         service.check_base(asked.base_model)
     service.clients.find(asked.session_id, caller.account)
