@@ -28,6 +28,7 @@ __all__ = [
     "jobs",
     "metadata",
     "models",
+    "request_keys",
     "sampling_sessions",
     "sessions",
     "training_runs",
@@ -247,4 +248,13 @@ sampling_sessions = Table(
     Column("base", String(255), nullable=False),
     Column("model_path", Text),
     Column("created", Float, nullable=False),
+)
+
+request_keys = Table(
+    "request_keys",
+    metadata,
+    Column("id", String(64), primary_key=True, doc="SHA-256 of the account and the key"),
+    Column("request", String(64), nullable=False, doc="SHA-256 of what was asked for"),
+    Column("created", Float, nullable=False),
+    Index(None, "created"),
 )

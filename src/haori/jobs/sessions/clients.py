@@ -12,11 +12,11 @@ from haori.jobs.database.connection import Database
 from haori.jobs.database.tables import sessions
 from haori.jobs.missing import MissingError
 from haori.jobs.sessions.gone import GoneError
+from haori.jobs.sessions.request_keys import id_of_key
 
 __all__ = ["Clients"]
 
 _WRITE_EVERY_S = 60.0
-_NAMESPACE = uuid.UUID("a2f7b5f6-9d44-4f0e-8b61-5a3f1c7f2e10")
 
 
 class Clients:
@@ -40,7 +40,7 @@ class Clients:
             sdk_version: The client's version.
             request_key: What a client that tries again sends again.
         """
-        identity = str(uuid.uuid4() if request_key is None else uuid.uuid5(_NAMESPACE, f"{owner}\n{request_key}"))
+        identity = str(uuid.uuid4()) if request_key is None else id_of_key(owner, request_key)
         now = time.time()
         with self._database.writing() as connection:
             if connection.execute(select(sessions.c.id).where(sessions.c.id == identity)).first() is None:

@@ -76,9 +76,9 @@ class Runs:
         self, session: str, number: int, owner: str, call: LoadCall, user_metadata: Mapping[str, Any] | None = None
     ) -> Promise:
         """Begin a run with the weights of a checkpoint or library adapter, in the version of this moment."""
-        with suppress(MissingError):
-            self.row(run_id(session, number), owner)  # begun before, with what the path meant then
-            return self.begun(run_id(session, number), owner)
+        identity = run_id(session, number)
+        if self.is_begun(identity, owner):  # with what the path meant then
+            return self.begun(identity, owner)
         call = self.settled(call, owner)
         spec = {"path": call.path, "optimizer": call.optimizer, "adapter": call.adapter}
         return self._begin(session, number, owner, {"spec": spec, "user_metadata": user_metadata})
@@ -91,6 +91,12 @@ class Runs:
         """
         source = self._sources.find(call.path, owner)
         return replace(call, path=source.path, adapter=source.adapter)
+
+    def is_begun(self, identity: str, owner: str) -> bool:
+        """Say whether an account has begun a run."""
+        with suppress(MissingError):
+            return bool(self.row(identity, owner))
+        return False
 
     def begun(self, identity: str, owner: str) -> Promise:
         """Return the promise that a run was begun with."""

@@ -83,6 +83,14 @@ class Samplers:
         """Make a sampler of the base, a checkpoint or a library adapter."""
         self._put(Sampler(identity, session, owner, mix, path))
 
+    def holds(self, identity: str, owner: str, path: str | None) -> bool:
+        """Say whether a sampler was made of a path and is in memory."""
+        with self._lock:
+            known = self._known.get(identity)
+        if known is None or (known.owner, known.path) != (owner, path):
+            return False
+        return not known.mix.done() or known.mix.exception() is None
+
     def find(self, identity: str, owner: str, make: Callable[[str | None], "Future[AdapterMix]"]) -> Sampler:
         """Return a sampler of an account.
 

@@ -17,6 +17,7 @@ from haori.jobs.sessions.checkpoints import CheckpointShelf
 from haori.jobs.sessions.clients import Clients
 from haori.jobs.sessions.gone import GoneError
 from haori.jobs.sessions.records import Promise, SampleCall
+from haori.jobs.sessions.request_keys import RequestKeys, id_of_key
 from haori.jobs.sessions.runs import Runs
 from haori.jobs.sessions.samplers import LIVE, Samplers, load_for_sampling
 from haori.jobs.sessions.sampling import Samples
@@ -62,6 +63,7 @@ class TrainingService:
         self.base = base
         self.names = (base.name, *(name for name, meant in aliases.items() if meant == base.name))
         self.clients = Clients(database)
+        self.keys = RequestKeys(database)
         self.shelf = CheckpointShelf(database, make_folder(folder / "checkpoints"))
         self.sources = Sources(base, self.shelf, ModelNames(database))
         self.samplers = Samplers(database, base.name, engine)
@@ -114,26 +116,30 @@ class TrainingService:
             raise gone from None
 
     def sample(
-        self, turn: Turn, session: str, number: int | None, call: SampleCall, mix: "Future[AdapterMix]", queue: str
-    ) -> Promise:
+        self, turn: Turn, session: str, number: int | str | None, call: SampleCall, mix: "Future[AdapterMix]",
+        queue: str,
+    ) -> Promise:  # fmt: skip
         """Begin samples; a call that comes again is answered with the same promise.
 
         Args:
             turn: Whose they are.
             session: The sampling session, or what stands for one.
-            number: The request's number in it; None for one that has none.
+            number: The request's number in it, or the key that it may come again by; None for one that has neither.
             call: What is wanted.
             mix: The adapters that act.
             queue: The name under which they wait for one another.
 
         Raises:
-            InputError: The prompt cannot be answered.
+            InputError: The prompt cannot be answered, or another call came by this number or key.
             OverloadedError: Too many wait.
         """
-        identity = f"{session}:{'x' if number is None else 'r'}:{time.monotonic_ns() if number is None else number}"
+        by_key = id_of_key(turn.account, number) if isinstance(number, str) else time.monotonic_ns()
+        identity = f"{session}:r:{number}" if isinstance(number, int) else f"{session}:x:{by_key}"
         with self._lock:
             known = self._samples.get(identity)
             if known is not None and known[0].owner == turn.account:
+                if known[0].call != call:
+                    raise InputError(f"{number!r} came with another request for samples; give each one of its own.")
                 return known[0]
             samples = Samples(self._engine(), call)
             names = tuple(f"{identity}/{sample}" for sample in range(call.samples))
@@ -211,6 +217,7 @@ class TrainingService:
         while not self._ending.wait(_SWEEP_EVERY_S):
             self.runs.put_away(self.clients.silent(_SILENT_S))
             self.shelf.sweep()
+            self.keys.sweep()
             now = time.monotonic()
             with self._lock:
                 for identity, (promise, samples) in list(self._samples.items()):

@@ -14,7 +14,7 @@ from haori.server.access import Caller, caller_of
 from haori.server.errors import ApiError
 from haori.server.tinker.fields import CreateSamplingSession, Sample
 from haori.server.tinker.routes_training import check_path
-from haori.server.tinker.serving import promised, training_of
+from haori.server.tinker.serving import claim_key, key_of, promised, training_of
 
 __all__ = ["router"]
 
@@ -42,8 +42,10 @@ def create_sampling_session(asked: CreateSamplingSession, request: Request) -> d
     path = asked.model_path
     if path is not None:
         path = service.sampled_path(identity, path, caller.account)
-    mix = service.mix_of(identity, path, caller.account)
-    service.samplers.add(identity, asked.session_id, caller.account, path, mix)
+    claim_key(request, asked, identity)
+    if not service.samplers.holds(identity, caller.account, path):
+        mix = service.mix_of(identity, path, caller.account)
+        service.samplers.add(identity, asked.session_id, caller.account, path, mix)
     return {"type": "create_sampling_session", "sampling_session_id": identity}
 
 
@@ -79,7 +81,7 @@ def asample(asked: Sample, request: Request) -> dict[str, Any]:
     service.check_base(asked.base_model)
     _check_use(caller, service.base.name, None)
     mix: Future[AdapterMix] = service.mix_of("", None, caller.account)
-    return promised(service.sample(turn, f"base:{caller.account}", None, call, mix, service.base.name))
+    return promised(service.sample(turn, f"base:{caller.account}", key_of(request), call, mix, service.base.name))
 
 
 def _call(asked: Sample) -> AskedCall:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from haori.server.access import caller_of
 from haori.server.errors import ApiError
 from haori.server.tinker.fields import CreateSession, SessionOnly
-from haori.server.tinker.serving import training_of
+from haori.server.tinker.serving import claim_key, key_of, training_of
 
 __all__ = ["router"]
 
@@ -47,10 +47,11 @@ def capabilities(request: Request) -> dict[str, Any]:
 @router.post("/create_session")
 def create_session(asked: CreateSession, request: Request) -> dict[str, Any]:
     """Begin a session; a request that comes again gives the same one."""
+    claim_key(request, asked)
     identity = training_of(request).clients.open(
         caller_of(request).account, tags=asked.tags, sdk_version=asked.sdk_version,
         user_metadata={"given": asked.user_metadata, "display_name": asked.display_name, "project": asked.project_id},
-        request_key=request.headers.get("x-idempotency-key"),
+        request_key=key_of(request),
     )  # fmt: skip
     return {"type": "create_session", "session_id": identity}
 

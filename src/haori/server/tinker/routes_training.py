@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from haori.jobs.missing import MissingError
 from haori.jobs.sessions.records import ForwardCall, LoadCall, SaveCall, StepCall
+from haori.jobs.sessions.runs import run_id
 from haori.jobs.sessions.samplers import sampler_id
 from haori.jobs.sessions.sources import LIBRARY
 from haori.server.access import Caller, caller_of
@@ -26,7 +27,7 @@ from haori.server.tinker.fields import (
     SaveForSampler,
     SaveWeights,
 )
-from haori.server.tinker.serving import promised, result_of, training_of
+from haori.server.tinker.serving import claim_key, promised, result_of, training_of
 
 __all__ = ["check_path", "router"]
 
@@ -51,6 +52,7 @@ def create_model(asked: CreateModel, request: Request) -> dict[str, Any]:
             param="lora_config",
         )  # fmt: skip
     spec = AdapterSpec(**lora.model_dump(exclude={"type"}))
+    claim_key(request, asked, run_id(asked.session_id, asked.model_seq_id))
     promise = service.runs.create(
         asked.session_id, asked.model_seq_id, caller.account, spec, _with_name(asked.user_metadata, asked.base_model)
     )
@@ -102,6 +104,7 @@ def save_weights(asked: SaveWeights, request: Request) -> dict[str, Any]:
         "training", asked.path, ttl_s=asked.ttl_seconds, overwrite=asked.overwrite, user_metadata=asked.user_metadata
     )
     run = training_of(request).runs.find(asked.model_id, _trainer(request).account)
+    claim_key(request, asked)
     return promised(run.submit(asked.seq_id, call))
 
 
@@ -116,6 +119,7 @@ def save_for_sampler(asked: SaveForSampler, request: Request) -> dict[str, Any]:
         "sampler", asked.path, sampler, ttl_s=asked.ttl_seconds, overwrite=asked.overwrite,
         user_metadata=asked.user_metadata,
     )  # fmt: skip
+    claim_key(request, asked)
     return promised(run.submit(asked.seq_id, call))
 
 
@@ -132,10 +136,15 @@ def load_weights(asked: LoadWeights, request: Request) -> dict[str, Any]:
         if asked.seq_id == 1:  # any other is refused, and what is not there is said, in its turn
             with suppress(MissingError):
                 call = service.runs.settled(call, caller.account)
+        claim_key(request, asked)
         return promised(run.submit(asked.seq_id, call))
     if asked.base_model is not None:
         service.check_base(asked.base_model)
     service.clients.find(asked.session_id, caller.account)
+    identity = run_id(asked.session_id, asked.model_seq_id)
+    if not service.runs.is_begun(identity, caller.account):
+        call = service.runs.settled(call, caller.account)
+    claim_key(request, asked, identity)
     metadata = _with_name(asked.user_metadata, asked.base_model)
     return promised(service.runs.create_from(asked.session_id, asked.model_seq_id, caller.account, call, metadata))
 

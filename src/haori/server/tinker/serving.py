@@ -3,18 +3,20 @@
 import json
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from haori.core.errors import InputError, OverloadedError, UnavailableError
 from haori.jobs.sessions.records import Promise
 from haori.jobs.sessions.service import TrainingService
+from haori.server.access import caller_of
 from haori.server.errors import ApiError, without_folders
 from haori.server.lifecycle import service_of
 from haori.server.tinker.encoding import write_loss_output, write_sampled
 from haori.server.tinker.fields import Sample
 
-__all__ = ["promised", "result_of", "training_of"]
+__all__ = ["claim_key", "key_of", "promised", "result_of", "training_of"]
 
 _PROTOBUF = "application/x-protobuf"
 _LARGE = 4 << 20  # a larger result is announced with its size first, if the client wishes
@@ -30,6 +32,25 @@ def training_of(request: Request) -> TrainingService:
     assert service.training is not None  # its routes are there only then
     service.backend  # noqa: B018 - raises while it is loaded, and when the server ends
     return service.training
+
+
+def key_of(request: Request) -> str | None:
+    """Return the key by which a client marks a request that it may send again."""
+    return request.headers.get("x-idempotency-key")
+
+
+def claim_key(request: Request, asked: BaseModel, made: str | None = None) -> None:
+    """Note what a request makes, before it is made: by its key, and by the name of what is made, where it has one.
+
+    Raises:
+        InputError: The key, or the name, was used for another request of this account.
+    """
+    service, account, key = training_of(request), caller_of(request).account, key_of(request)
+    said = f"{request.url.path}\n{asked.model_dump_json()}"
+    if key is not None:
+        service.keys.claim(account, key, said)
+    if made is not None:
+        service.keys.claim(account, made, said)
 
 
 def promised(promise: Promise) -> dict[str, Any]:
