@@ -16,7 +16,9 @@ from tests.library_samples import card_of, written_adapter
 from tests.server_samples import RepeatingEngine, sample_base, served
 
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
-OURS = ("/v1/files", "/v1/uploads", "/v1/fine_tuning", "/v1/webhook", "/v1/models")
+OURS = ("/v1/files", "/v1/uploads", "/v1/fine_tuning", "/v1/fine-tunes", "/v1/webhook", "/v1/models")
+OF_JOBS = [("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/checkpoints"),
+           ("DELETE", "")]  # fmt: skip
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -75,12 +77,22 @@ def things(server, keys, tmp_path):
 
 def test_every_route_with_a_strangers_key(server, keys, tmp_path):
     file, upload, job, hook, model, stored = things(server, keys, tmp_path)
-    part = {"files": {"data": ("data", b"abc")}}
+    part, sent = {"files": {"data": ("data", b"abc")}}, {"training_file": file}
     routes = [
         ("GET", f"/files/{file}", {}), ("GET", f"/files/{file}/content", {}),
         ("POST", f"/uploads/{upload}/parts", part),
         ("POST", f"/uploads/{upload}/complete", {"json": {"part_ids": ["a"]}}),
-        ("POST", f"/uploads/{upload}/cancel", {}),
+        ("POST", f"/uploads/{upload}/cancel", {}), ("PUT", f"/uploads/{upload}/content?signature=a", {"content": ROW}),
+        ("POST", f"/files/{upload}/preprocess", {}), ("POST", "/fine-tunes", {"json": {"model": "tiny", **sent}}),
+        ("POST", "/fine-tunes", {"json": {"from_checkpoint": job, **sent}}),
+        ("POST", "/fine-tunes", {"json": {"from_checkpoint": f"{model}:3", **sent}}),
+        ("POST", "/fine-tunes/estimate-price", {"json": {"model": "tiny", **sent}}),
+        ("POST", "/fine-tunes/preview", {"json": {"model": "tiny", **sent}}),
+        ("GET", f"/fine-tunes/models/limits?model_name={job}", {}),
+        ("GET", f"/fine-tunes/models/limits?model_name={model}", {}),
+        ("GET", f"/finetune/download?ft_id={job}", {}),
+        ("GET", f"/finetune/download?ft_id={job}&checkpoint_step=3", {}),
+        *((way, f"/fine-tunes/{job}{rest}", {}) for way, rest in OF_JOBS),
         ("POST", "/fine_tuning/jobs", {"json": {"model": "tiny", "training_file": file}}),
         ("GET", f"/fine_tuning/jobs/{job}/download", {}),
         ("POST", "/fine_tuning/preview", {"json": {"model": "tiny", "training_file": file}}),
@@ -98,14 +110,17 @@ def test_every_route_with_a_strangers_key(server, keys, tmp_path):
         if path.startswith(OURS) and "{" in path:  # a new route must be tried here too
             form = re.compile("/v1" + re.sub(r"\{[^}]*\}", "[^/]+", path.removeprefix("/v1")))
             for method in methods:
-                tried = [route for way, route, _ in routes if way.lower() == method and form.fullmatch(f"/v1{route}")]
+                tried = [
+                    route for way, route, _ in routes
+                    if way.lower() == method and form.fullmatch(f"/v1{route.partition('?')[0]}")
+                ]  # fmt: skip
                 assert tried, (method, path)
     before = server.service.jobs.names.all()
     for method, path, more in routes:
         reply = ask(server, keys["stranger"], method, path, **more)
         assert reply.status_code == 404, (method, path, reply.text)
         assert "acme" not in reply.text.replace(model, "")
-    for path in ("/files", "/fine_tuning/jobs", "/webhook_endpoints"):
+    for path in ("/files", "/fine_tuning/jobs", "/fine-tunes", "/webhook_endpoints"):
         assert ask(server, keys["stranger"], "GET", path).json()["data"] == []
         assert len(ask(server, keys["colleague"], "GET", path).json()["data"]) == 1
     assert server.service.jobs.names.all() == before
@@ -127,6 +142,11 @@ def test_every_route_with_a_strangers_key(server, keys, tmp_path):
     for name in ("ft-a1", stored.name, model):  # nor is it gone on from
         start = {"model": name, "training_file": own.json()["id"]}
         assert ask(server, keys["stranger"], "POST", "/fine_tuning/jobs", json=start).status_code in (400, 404)
+    for name in (job, f"{job}:3", model, f"{model}:3"):
+        start = {"from_checkpoint": name, "training_file": own.json()["id"]}
+        for path in ("/fine-tunes", "/fine-tunes/estimate-price"):
+            assert ask(server, keys["stranger"], "POST", path, json=start).status_code == 404, name
+            assert ask(server, keys["mine"], "POST", path, json=start | {"training_file": file}).status_code == 200
     start = {"model": model, "training_file": file}
     going_on = ask(server, keys["colleague"], "POST", "/fine_tuning/jobs", json=start)
     assert going_on.status_code == 200, going_on.text

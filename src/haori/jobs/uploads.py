@@ -1,7 +1,12 @@
-"""Uploads in parts: a file that arrives in pieces, in any order, and becomes one when it is completed."""
+"""Uploads in parts: a file that arrives in pieces, in any order, and becomes one when it is completed.
+
+A signed upload is one that arrives whole, sent by whoever has its secret: clients that hand the address of a storage
+service on send the content there without their key. Its id is made from the secret, which is kept nowhere.
+"""
 
 import hashlib
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -25,6 +30,8 @@ MOST_PART_BYTES = 64 << 20
 _MOST_PARTS = 10_000
 _LIFETIME_S = 3600.0
 _CHUNK = 1 << 20
+_SIGNED = "sha256:"  # in the place of a type, with the hash that was announced
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Upload(Record):
@@ -62,7 +69,7 @@ class UploadStore:
 
     def create(
         self, owner: str, filename: str, purpose: str, mime_type: str, size: int, *, most_bytes: int,
-        expires_s: int | None = None, quotas: Quotas | None = None,
+        expires_s: int | None = None, quotas: Quotas | None = None, upload_id: str | None = None,
     ) -> Upload:  # fmt: skip
         """Begin an upload.
 
@@ -76,8 +83,8 @@ class UploadStore:
             raise InputError(f"'bytes' is {size:,}; a file may have {most_bytes:,}.")
         now = time.time()
         upload = Upload(
-            id=f"upload_{secrets.token_hex(12)}", owner=owner, filename=shown_name(filename), purpose=purpose,
-            mime_type=mime_type, bytes=size, created=now, expires=now + _LIFETIME_S, status="pending",
+            id=upload_id or f"upload_{secrets.token_hex(12)}", owner=owner, filename=shown_name(filename),
+            purpose=purpose, mime_type=mime_type, bytes=size, created=now, expires=now + _LIFETIME_S, status="pending",
             file_expires_s=expires_s,
         )  # fmt: skip
         with self.database.writing() as connection:
@@ -97,13 +104,57 @@ class UploadStore:
             raise FileMissingError(f"There is no upload {upload_id[:80]!r}.")
         return _read(row)
 
+    def create_signed(
+        self, owner: str, filename: str, purpose: str, sha256: str = "", *, quotas: Quotas | None = None
+    ) -> tuple[Upload, str]:
+        """Begin a signed upload; return it with its secret.
+
+        Args:
+            owner: The account.
+            filename: What the client calls the file.
+            purpose: What it is for.
+            sha256: Of the content that is to come; empty if that is not known.
+            quotas: What the account may have.
+
+        Raises:
+            InputError: There is no such purpose, or the hash is none.
+            HaoriError: The account may keep nothing more.
+        """
+        if sha256 and not _SHA256.fullmatch(sha256):
+            raise InputError(f"'checksum' cannot be {sha256[:80]!r}; give the SHA-256 in hexadecimal, or leave it out.")
+        secret = secrets.token_urlsafe(32)
+        upload = self.create(
+            owner, filename, purpose, f"{_SIGNED}{sha256.lower()}", 0, most_bytes=0, quotas=quotas,
+            upload_id=_id_of(secret),
+        )  # fmt: skip
+        return upload, secret
+
+    def find_signed(self, upload_id: str, secret: str) -> Upload:
+        """Return the upload that a secret is for.
+
+        Raises:
+            FileMissingError: It is for none, or for another.
+            InputError: It is not pending any more.
+        """
+        if not secrets.compare_digest(_id_of(secret), upload_id.encode("ascii", "replace").decode()):
+            raise FileMissingError(f"There is no upload {upload_id[:80]!r} with this signature.")
+        upload = self.find(upload_id, None)
+        _require_pending(upload)
+        return upload
+
     @contextmanager
-    def incoming(self, upload: Upload) -> Iterator[Incoming]:
-        """Yield a place for a part that arrives; unless it is kept, nothing of it remains."""
+    def incoming(self, upload: Upload, most_bytes: int | None = None) -> Iterator[Incoming]:
+        """Yield a place for a part that arrives; unless it is kept, nothing of it remains.
+
+        Args:
+            upload: Whose part it is.
+            most_bytes: Largest that is taken, of a signed upload, which does not say how large it is.
+        """
         with explain_os_errors(self.folder):
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=".incoming-")
         os.close(handle)
-        arriving = Incoming(Path(name), "data", "part", min(MOST_PART_BYTES, upload.bytes))
+        most = min(MOST_PART_BYTES, upload.bytes) if most_bytes is None else most_bytes
+        arriving = Incoming(Path(name), "data", "part", most)
         try:
             yield arriving
         finally:
@@ -115,7 +166,7 @@ class UploadStore:
         Raises:
             InputError: The upload is not pending any more, or has all its bytes.
         """
-        arrived.finish()
+        digest = arrived.finish()
         part = UploadPart(
             id=f"part_{secrets.token_hex(12)}", upload_id=upload.id, bytes=arrived.size, created=time.time()
         )
@@ -123,7 +174,10 @@ class UploadStore:
             _require_pending(_read(connection.execute(select(uploads).where(uploads.c.id == upload.id)).one()))
             held = select(func.count(), func.coalesce(func.sum(upload_parts.c.bytes), 0))
             count, size = connection.execute(held.where(upload_parts.c.upload_id == upload.id)).one()
-            if size + part.bytes > upload.bytes or count >= _MOST_PARTS:
+            if upload.mime_type.startswith(_SIGNED):
+                _require_whole(upload, digest, count)
+                connection.execute(update(uploads).where(uploads.c.id == upload.id).values(bytes=part.bytes))
+            elif size + part.bytes > upload.bytes or count >= _MOST_PARTS:
                 raise InputError(
                     f"The upload {upload.id!r} is of {upload.bytes:,} bytes and has {size:,} in {count} parts; this "
                     f"one of {part.bytes:,} is too many."
@@ -158,6 +212,26 @@ class UploadStore:
             file = self.files.keep(arriving, owner, expires_s=upload.file_expires_s)
         self._end(upload, "completed", file.id)
         return self.find(upload.id, owner), file
+
+    def complete_signed(
+        self, upload_id: str, owner: str, *, quotas: Quotas | None = None
+    ) -> tuple[Upload, StoredFile]:  # fmt: skip
+        """Make a file of a signed upload, as `complete` does.
+
+        Raises:
+            InputError: Nothing has arrived.
+            HaoriError: As `complete`; or the account may not keep it.
+        """
+        upload = self.find(upload_id, owner)
+        if upload.status == "completed":
+            return self.complete(upload_id, owner, [])
+        with self.database.writing() as connection:
+            query = select(upload_parts.c.id).where(upload_parts.c.upload_id == upload.id)
+            parts = list(connection.execute(query).scalars())
+            (quotas or Quotas()).check_bytes(connection, owner, 0)  # its bytes are counted, as those of all that come
+        if not parts:
+            raise InputError(f"Nothing has been sent for the upload {upload.id!r}; send the content to its address.")
+        return self.complete(upload_id, owner, parts)
 
     def cancel(self, upload_id: str, owner: str) -> Upload:
         """End an upload; its parts are deleted.
@@ -202,6 +276,19 @@ class UploadStore:
             connection.execute(update(uploads).where(uploads.c.id == upload.id).values(status=status, file_id=file_id))
         for part in gone:
             (self.folder / part).unlink(missing_ok=True)
+
+
+def _id_of(secret: str) -> str:
+    return f"upload_{hashlib.sha256(secret.encode()).hexdigest()[:24]}"
+
+
+def _require_whole(upload: Upload, digest: str, held: int) -> None:
+    """Refuse the content of a signed upload that is another's, or comes a second time."""
+    announced = upload.mime_type.removeprefix(_SIGNED)
+    if announced and announced != digest:
+        raise InputError(f"The content has the SHA-256 {digest}, and {announced} was announced; upload the file again.")
+    if held:
+        raise InputError(f"The upload {upload.id!r} has its content; begin another.")
 
 
 def _require_pending(upload: Upload) -> None:

@@ -7,6 +7,7 @@ name of its own at 127.0.0.1 (DNS rebinding). A server that has required keys re
 
 import base64
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,15 @@ from haori.server.errors import ApiError
 from haori.server.keys import ApiKey, KeyStore, Scope
 from haori.server.owned_models import OwnedDirectory, name_and_strength
 
-__all__ = ["Access", "Caller", "caller_of", "is_loopback", "part_names"]
+__all__ = ["SIGNED_CONTENT", "Access", "Caller", "caller_of", "is_loopback", "part_names"]
+
+SIGNED_CONTENT = re.compile(r"/v1/uploads/upload_[0-9a-f]{24}/content")
+"""Addresses that are asked with a secret of their own in place of a key, which their route looks at."""
 
 _OPEN_PATHS = frozenset({"/health", "/version", "/openapi.json"})
 _TRAINING_API = "/api/v1/"
-_TRAIN_PATHS = ("/v1/files", "/v1/uploads", "/v1/fine_tuning", "/v1/fine-tunes", "/v1/webhook_endpoints",
-                "/v1/webhook_event_types", _TRAINING_API)  # fmt: skip
+_TRAIN_PATHS = ("/v1/files", "/v1/uploads", "/v1/fine_tuning", "/v1/fine-tunes", "/v1/finetune",
+                "/v1/webhook_endpoints", "/v1/webhook_event_types", _TRAINING_API)  # fmt: skip
 _GUARDED_PATHS = ("/sdapi/", "/v1/images/", *_TRAIN_PATHS)
 _ANY_SCOPE_PATHS = ("/v1/models", _TRAINING_API)  # what is asked for there says which scope it needs
 _LOCAL = "local"
@@ -182,7 +186,7 @@ class Access:
             if path.startswith(_GUARDED_PATHS):
                 _check_origin(headers)
             return Caller(None, admin=client is not None and is_loopback(client))
-        if path in _OPEN_PATHS:
+        if path in _OPEN_PATHS or SIGNED_CONTENT.fullmatch(path):
             return None
         key = self._key_of(headers)
         if path in _ADMIN_PATHS and not key.admin:

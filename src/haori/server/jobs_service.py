@@ -12,6 +12,7 @@ from haori.jobs.queue.store import JobStore
 from haori.jobs.uploads import MOST_PART_BYTES, UploadStore
 from haori.jobs.webhooks.deliverer import Deliverer
 from haori.jobs.webhooks.store import WebhookStore
+from haori.server.access import SIGNED_CONTENT
 
 __all__ = ["JobService", "open_job_service"]
 
@@ -39,7 +40,7 @@ class JobService:
 
     def max_body_bytes(self, path: str) -> int | None:
         """Return the size of the largest request at an address that takes files; None for any other."""
-        if path == "/v1/files":
+        if path == "/v1/files" or SIGNED_CONTENT.fullmatch(path):
             return self.max_file_bytes + _FORM_BYTES
         return MOST_PART_BYTES + _FORM_BYTES if _PARTS.fullmatch(path) else None
 

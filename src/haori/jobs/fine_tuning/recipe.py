@@ -43,6 +43,7 @@ class Wanted(Record):
         base: Spec of the base.
         start: Adapter of the library to go on from.
         method: What is learnt from: conversations, or pairs.
+        checkpoints: How many are kept, the last of those that are saved; so many at least are. None for the usual.
         lora: Rank, alpha, dropout and targets.
         recipe: Further keys of the recipe, nested or dotted.
     """
@@ -54,6 +55,7 @@ class Wanted(Record):
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
     seed: int = 0
     validates: bool = False
+    checkpoints: int | None = None
     lora: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
 
@@ -78,7 +80,7 @@ def recipe_document(wanted: Wanted, training_file: str, validation_file: str | N
         "base": wanted.base,
         "task": "causal_lm" if wanted.method == "supervised" else "preference",
         "data": {"path": training_file},
-        "training": {"epochs": asked.n_epochs, "seed": wanted.seed, "keep_checkpoints": _KEPT},
+        "training": {"epochs": asked.n_epochs, "seed": wanted.seed, "keep_checkpoints": wanted.checkpoints or _KEPT},
     }
     if wanted.start is not None:
         document["from"] = wanted.start

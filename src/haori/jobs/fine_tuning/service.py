@@ -21,7 +21,7 @@ from haori.jobs.files import FileStore, StoredFile
 from haori.jobs.fine_tuning.recipe import Wanted, recipe_document
 from haori.jobs.fine_tuning.trainable import NotTrainableError, require_text_base, text_bases
 from haori.jobs.model_names import PREFIX, ModelName, ModelNames, fine_tuned_name
-from haori.jobs.queue.records import Job, JobEvent, JobNotFoundError
+from haori.jobs.queue.records import ENDED, Job, JobEvent, JobNotFoundError
 from haori.jobs.queue.store import JobStore
 from haori.jobs.quotas import Quotas
 
@@ -227,13 +227,32 @@ class FineTuning:
         Raises:
             InputError: `after` is no event of it.
         """
-        found = list(self.store.events(job.id, limit=1_000_000))[::-1]
+        before = None
         if after is not None:
-            place = next((i for i, event in enumerate(found) if event_id(event) == after), None)
-            if place is None:
+            before = _number_of(after, job)
+            there = () if before is None else self.store.events(job.id, after_n=before - 1, limit=1)
+            if [event.n for event in there] != [before]:
                 raise InputError(f"'after' cannot be {after[:80]!r}: it is no event of the job {job.id!r}.")
-            found = found[place + 1 :]
+        found = self.store.events_newest(job.id, limit + 1, before)[::-1]
         return found[:limit], len(found) > limit
+
+    def delete(self, job: Job) -> None:
+        """Delete a job that has ended, with the names and adapters that it made.
+
+        Raises:
+            InputError: It has not ended.
+        """
+        if job.state not in ENDED:
+            raise InputError(f"The job {job.id!r} is {job.state}; cancel it, and delete it once it has ended.")
+        for name in [name for name in self.names.list(job.owner) if name.job_id == job.id]:
+            self.names.delete(name.name, job.owner)
+        self.names.drop_of(job.id)
+        self.store.prune(older_than_s=0.0, owner=job.owner, job_id=job.id)
+
+    def tokens_of(self, file: StoredFile) -> int:
+        """Return about how many tokens a training file has, from the length of its texts."""
+        assert file.summary is not None
+        return round(file.summary.characters / _CHARACTERS_PER_TOKEN)
 
     def estimated_tokens(self, training: StoredFile, recipe: Mapping[str, Any]) -> int:
         """Return about how many tokens a job will train, from the length of its texts."""
@@ -241,7 +260,7 @@ class FineTuning:
         rows, epochs = training.summary.rows, recipe["training"]["epochs"]
         if epochs == "auto":
             epochs = next((count for most, count in _EPOCHS if rows < most), 1)
-        return round(training.summary.characters / _CHARACTERS_PER_TOKEN) * int(epochs)
+        return self.tokens_of(training) * int(epochs)
 
     def _adapter(self, name: str, owner: str, may_use: Callable[[str], bool]) -> tuple[str, str, str | None] | None:
         """Return an adapter of the library to go on from, by its own name; never a path."""
@@ -292,4 +311,15 @@ class FineTuning:
 
 def event_id(event: JobEvent) -> str:
     """Return the id of an event, as clients know it."""
-    return f"ftevent-{event.job_id.removeprefix('ftjob-')}-{event.n}"
+    return f"{_event_prefix(event.job_id)}{event.n}"
+
+
+def _event_prefix(job_id: str) -> str:
+    return f"ftevent-{job_id.removeprefix('ftjob-')}-"
+
+
+def _number_of(event: str, job: Job) -> int | None:
+    """Return the number within its job of an event given by its id; None for what is no such id."""
+    prefix, digits = _event_prefix(job.id), event.removeprefix(_event_prefix(job.id))
+    known = event.startswith(prefix) and digits.isascii() and digits.isdigit() and len(digits) < 10
+    return int(digits) if known and digits == str(int(digits)) else None

@@ -83,13 +83,14 @@ def fine_tune(arguments: dict[str, Any], folder: Path, on_event: EventSink) -> d
 
 
 def _settled(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe with what depends on the data: a multiple of the usual learning rate, rows of a step."""
+    """Return the recipe with what depends on the data: a multiple of the usual learning rate, rows of a step, saves."""
     asked = Hyperparameters.model_validate(arguments["wanted"]["hyperparameters"])
+    checkpoints: int | None = arguments["wanted"].get("checkpoints")
     recipe: dict[str, Any] = arguments["recipe"]
-    if asked.learning_rate_multiplier == "auto" and asked.batch_size == "auto":
+    if asked.learning_rate_multiplier == "auto" and asked.batch_size == "auto" and checkpoints is None:
         return recipe
     from haori.tasks.recipe import recipe_from
-    from haori.training.preparation import prepare
+    from haori.training.preparation import planned_steps, prepare
 
     found = prepare(recipe_from(recipe))
     if asked.learning_rate_multiplier != "auto":
@@ -100,6 +101,9 @@ def _settled(arguments: dict[str, Any]) -> dict[str, Any]:
         costs = list(found.train.costs)
         # A step is budgeted in tokens: those of as many rows of mean length, and of the longest at least.
         recipe["training"]["batch_tokens"] = max(math.ceil(asked.batch_size * sum(costs) / len(costs)), *costs)
+    if checkpoints is not None:
+        planned = found if asked.batch_size == "auto" else prepare(recipe_from(recipe))
+        recipe["training"]["save_every"] = math.ceil(planned_steps(planned) / checkpoints)
     return recipe
 
 

@@ -52,15 +52,17 @@ def _text(message: str) -> str:
     return message.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def events_of(connection: Connection, job_id: str, after_n: int, limit: int) -> list[JobEvent]:
-    """Return the events of a job behind its `after_n`th, the oldest first."""
+def events_of(connection: Connection, job_id: str, after_n: int, limit: int, type: str | None = None) -> list[JobEvent]:
+    """Return the events of a job behind its `after_n`th, the oldest first; of one type, if that is given."""
     asked = select(events).where(events.c.job_id == job_id, events.c.n > after_n).order_by(events.c.n).limit(limit)
+    asked = asked if type is None else asked.where(events.c.type == type)
     return [JobEvent.model_validate(dict(row._mapping)) for row in connection.execute(asked)]
 
 
-def newest_of(connection: Connection, job_id: str, limit: int) -> list[JobEvent]:
-    """Return the newest events of a job, the oldest of them first."""
+def newest_of(connection: Connection, job_id: str, limit: int, before_n: int | None = None) -> list[JobEvent]:
+    """Return the newest events of a job, or the newest before its `before_n`th, the oldest of them first."""
     asked = select(events).where(events.c.job_id == job_id).order_by(events.c.n.desc()).limit(limit)
+    asked = asked if before_n is None else asked.where(events.c.n < before_n)
     return [JobEvent.model_validate(dict(row._mapping)) for row in connection.execute(asked)][::-1]
 
 

@@ -235,15 +235,15 @@ class JobStore:
                 append_events(connection, held.id, list(new))
         return held is not None
 
-    def events(self, job_id: str, after_n: int = 0, limit: int = 1000) -> tuple[JobEvent, ...]:
-        """Return the events of a job behind its `after_n`th, the oldest first."""
+    def events(self, job_id: str, after_n: int = 0, limit: int = 1000, type: str | None = None) -> tuple[JobEvent, ...]:
+        """Return the events of a job behind its `after_n`th, the oldest first; of one type, if that is given."""
         with self.database.reading() as connection:
-            return tuple(event_log.events_of(connection, job_id, after_n, limit))
+            return tuple(event_log.events_of(connection, job_id, after_n, limit, type))
 
-    def events_newest(self, job_id: str, limit: int) -> tuple[JobEvent, ...]:
-        """Return the newest events of a job, the oldest of them first."""
+    def events_newest(self, job_id: str, limit: int, before_n: int | None = None) -> tuple[JobEvent, ...]:
+        """Return the newest events of a job, or the newest before its `before_n`th, the oldest of them first."""
         with self.database.reading() as connection:
-            return tuple(event_log.newest_of(connection, job_id, limit))
+            return tuple(event_log.newest_of(connection, job_id, limit, before_n))
 
     def events_after(self, number: int, owner: str | None = None, limit: int = 1000) -> tuple[JobEvent, ...]:
         """Return the events of all jobs, or those of one account, behind a number, the oldest first."""
@@ -331,9 +331,10 @@ class JobStore:
         """
         return self._change(job_id, owner, "retry")
 
-    def prune(self, *, older_than_s: float, owner: str | None = None) -> tuple[str, ...]:
-        """Delete jobs that ended so long ago, with their folders and events; return their ids."""
+    def prune(self, *, older_than_s: float, owner: str | None = None, job_id: str | None = None) -> tuple[str, ...]:
+        """Delete jobs that ended so long ago, or the one given if it did, with folders and events; return their ids."""
         old = [jobs.c.state.in_(ENDED), jobs.c.ended <= time.time() - older_than_s]
+        old += [] if job_id is None else [jobs.c.id == job_id]
         gone = delete(jobs).where(*old, *([] if owner is None else [jobs.c.owner == owner]))
         with self.database.writing() as connection:
             found = connection.execute(gone.returning(jobs.c.id, jobs.c.folder)).all()

@@ -17,6 +17,7 @@ from haori.server.jobs_service import JobService
 from haori.server.lifecycle import jobs_of
 from haori.server.openai.replying import ERRORS
 from haori.server.pictures.form import PartHead
+from haori.server.together.signing import begin_signed
 
 __all__ = ["FileObject", "expiry_of", "file_object", "router", "unusable_file"]
 
@@ -45,6 +46,10 @@ class FileObject(BaseModel):
     summary: dict[str, Any] | None = Field(
         default=None, description="Of a training file: its rows, and what was noted."
     )
+    file_type: str | None = Field(
+        default=None, serialization_alias="FileType", description="As Together's client asks."
+    )
+    processing_status: str | None = Field(default=None, description="Likewise; a training file was read through.")
 
 
 class FileList(BaseModel):
@@ -65,15 +70,20 @@ class DeletedFile(BaseModel):
     deleted: Literal[True] = True
 
 
-@router.post("/v1/files", responses=ERRORS, openapi_extra=_FORM)
-async def create_file(request: Request) -> FileObject:
-    """Take a file; one for training is read through, and a row that cannot be used is named."""
+@router.post("/v1/files", responses=ERRORS, openapi_extra=_FORM, response_model=FileObject)
+async def create_file(request: Request) -> FileObject | Response:
+    """Take a file; one for training is read through, and a row that cannot be used is named.
+
+    A form as Together's client sends it, with a name and no file, is answered with the address to send the file to.
+    """
     caller, jobs = caller_of(request), jobs_of(request)
     caller.need("train")
     quotas = caller.quotas
     most = min(jobs.max_file_bytes, quotas.bytes or jobs.max_file_bytes)
     with ExitStack() as stack:
         arrived, fields = await _receive(request, jobs, stack, most)
+        if arrived is None:
+            return await run_in_threadpool(begin_signed, request, jobs, caller, fields)
         expires = expiry_of(fields.pop("expires_after[anchor]", None), fields.pop("expires_after[seconds]", None))
         if fields:
             name = next(iter(fields))[:100]
@@ -84,8 +94,13 @@ async def create_file(request: Request) -> FileObject:
     return file_object(file)
 
 
-async def _receive(request: Request, jobs: JobService, stack: ExitStack, most: int) -> tuple[Incoming, dict[str, str]]:
-    """Write the file of a form to disk while it is read; return it with the fields beside it."""
+async def _receive(
+    request: Request, jobs: JobService, stack: ExitStack, most: int
+) -> tuple[Incoming | None, dict[str, str]]:
+    """Write the file of a form to disk while it is read; return it with the fields beside it.
+
+    There is none where the form says what the file is to be called when it comes.
+    """
     fields: dict[str, str] = {}
     arrived: Incoming | None = None
     waiting: bytearray | None = None
@@ -110,6 +125,8 @@ async def _receive(request: Request, jobs: JobService, stack: ExitStack, most: i
             if len(waiting) > _MOST_FIELD_BYTES:
                 raise ApiError(400, f"The field {name[:100]!r} is too long.", param=name[:100])
             fields[name] = waiting.decode("utf-8", "replace")
+    if arrived is None and "file_name" in fields:
+        return None, fields
     if arrived is None:
         raise ApiError(
             400, "'file' is missing; send the file as a part of that name.", param="file", code="missing_field"
@@ -205,4 +222,6 @@ def file_object(file: StoredFile) -> FileObject:
         status=file.status, expires_at=None if file.expires is None else int(file.expires),
         status_details=file.status_details,
         summary=None if file.summary is None else file.summary.model_dump(mode="json"),
+        file_type=None if file.summary is None else "jsonl",
+        processing_status=None if file.summary is None else "COMPLETED",
     )  # fmt: skip

@@ -150,17 +150,6 @@ def graders(what: str, request: Request) -> Response:
     )  # fmt: skip
 
 
-@router.api_route("/v1/fine-tunes", methods=["GET", "POST"], responses=ERRORS, include_in_schema=False)
-@router.api_route("/v1/fine-tunes/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
-def fine_tunes(request: Request) -> Response:
-    """Say where another service's clients find what they ask for."""
-    caller_of(request)
-    raise ApiError(
-        404, "/v1/fine-tunes is not served here; fine-tuning jobs are at /v1/fine_tuning/jobs, for the openai client.",
-        code="not_served",
-    )  # fmt: skip
-
-
 def _job(request: Request, job_id: str) -> Job:
     return jobs_of(request).fine_tuning.find(job_id, caller_of(request).account)
 

@@ -13,17 +13,19 @@ from starlette.responses import FileResponse, Response
 from haori.core.errors import InputError
 from haori.jobs.fine_tuning.preview import PreviewedRow, preview
 from haori.jobs.queue.estimate import Estimate, estimate
-from haori.server.access import caller_of
+from haori.jobs.queue.records import Job
+from haori.server.access import Caller, caller_of
+from haori.server.jobs_service import JobService
 from haori.server.lifecycle import jobs_of
 from haori.server.openai.job_requests import CreateJob, order_of
 from haori.server.openai.replying import ERRORS
 from haori.server.openai.request_fields import RequestPart
 
-__all__ = ["router"]
+__all__ = ["ARCHIVE", "archive_reply", "router"]
 
 router = APIRouter()
 
-_ARCHIVE = {"description": "A tar archive.", "content": {"application/x-tar": {}}}
+ARCHIVE = {"description": "A tar archive.", "content": {"application/x-tar": {}}}
 
 
 class AskPreview(RequestPart):
@@ -64,19 +66,38 @@ def preview_rows(asked: AskPreview, request: Request) -> PreviewList:
     return PreviewList(data=preview(jobs.files.path(file), file.filename, tokenizer, asked.rows))
 
 
-@router.get("/v1/fine_tuning/jobs/{job_id}/download", responses={**ERRORS, 200: _ARCHIVE}, response_class=Response)
+@router.get("/v1/fine_tuning/jobs/{job_id}/download", responses={**ERRORS, 200: ARCHIVE}, response_class=Response)
 def download(job_id: str, request: Request, form: Literal["adapter", "merged"] = "adapter") -> Response:
     """Return what a job made: the adapter as PEFT files, or merged into its base."""
     caller, jobs = caller_of(request), jobs_of(request)
-    job = jobs.fine_tuning.find(job_id, caller.account)
+    return archive_reply(jobs, jobs.fine_tuning.find(job_id, caller.account), caller, form)
+
+
+def archive_reply(
+    jobs: JobService, job: Job, caller: Caller, form: Literal["adapter", "merged"], step: int | None = None
+) -> Response:
+    """Return what a job made as a tar archive.
+
+    Args:
+        jobs: Where jobs are kept.
+        job: The job.
+        caller: Who asks.
+        form: The adapter, or its base with it.
+        step: Of a checkpoint; None for the end result.
+
+    Raises:
+        InputError: The job made nothing, or is not done.
+        ModelMissingError: It left no such checkpoint.
+    """
     if job.state != "succeeded" or job.result is None:
         raise InputError(f"The job {job.id!r} is {job.state}; only what a succeeded one made can be downloaded.")
-    name = jobs.names.find(job.result["model"], caller.seen_account)
+    asked = job.result["model"] if step is None else f"{job.result['model']}:ckpt-step-{step}"
+    name = jobs.names.find(asked, caller.seen_account)
     place = _archive(name.library_name, jobs.fine_tuning.bases().get(name.base), merged=form == "merged")
     gone = BackgroundTask(place.unlink, missing_ok=True)
-    return FileResponse(
-        place, media_type="application/x-tar", filename=f"{job.spec['identity']}-{form}.tar", background=gone
-    )
+    which = "" if step is None else f"-step-{step}"
+    called = f"{job.spec['identity']}{which}-{form}.tar"
+    return FileResponse(place, media_type="application/x-tar", filename=called, background=gone)
 
 
 def _archive(adapter: str, base: str | None, *, merged: bool) -> Path:
