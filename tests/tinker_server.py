@@ -127,8 +127,12 @@ class Wire:
 
 
 def main():
+    import os
     from pathlib import Path
 
+    from haori.jobs.sessions import run
+
+    run._SAVE_AFTER_REQUESTS = int(os.environ.get("HAORI_TEST_SAVE_AFTER_REQUESTS", run._SAVE_AFTER_REQUESTS))
     with training_server(Path(sys.argv[1]), port=int(sys.argv[2])) as (url, _):
         print(url, flush=True)
         threading.Event().wait()

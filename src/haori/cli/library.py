@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from haori.cli import compatibility, convert_pickle, exchange, mounts, provenance, signing
+from haori.cli.checkpoints import add_trained
 
 __all__ = ["app", "print_meaning"]
 
@@ -73,9 +74,12 @@ def add(
         ),
     ],
     base: Annotated[
-        str | None, typer.Option(help="The base it was trained on; image adapters can be added without.")
+        str | None,
+        typer.Option(help="The base it was trained on; image adapters and checkpoints can be added without."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name in the library; by default that of the file.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name in the library; by default that of the file or checkpoint.")
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the adapter (SPDX id).")] = None,
     allow_url: Annotated[bool, typer.Option("--allow-url", help="Fetch from a plain https URL, too.")] = False,
 ) -> None:
@@ -88,9 +92,8 @@ def add(
     from haori.library.stated import Stated
 
     if path.startswith("tinker://"):
-        from haori.jobs.sessions.paths import local_checkpoint
-
-        path = str(local_checkpoint(path))
+        print_meaning(add_trained(path, base=base, name=name, licence=licence))
+        return
     found = find_base(base) if base is not None else None
     with given_files(path, allow_url=allow_url) as given:
         stated = Stated(licence=licence).before(given.said)

@@ -25,6 +25,7 @@ from haori.core.base_reference import (
     Record,
     only_component,
 )
+from haori.core.client_runs import ClientRun
 
 __all__ = [
     "MODEL_COMPONENT",
@@ -33,6 +34,7 @@ __all__ = [
     "BaseReference",
     "Check",
     "CheckpointHashes",
+    "ClientRun",
     "DataReference",
     "Difference",
     "Evaluation",
@@ -242,6 +244,9 @@ class AdapterCard(Record):
         default=None, alias="recipe", description="The recipe with every value resolved, as it was written."
     )
     run: RunRecord | None = None
+    client_runs: tuple[ClientRun, ...] = Field(
+        default=(), exclude_if=_is_empty, description="The runs of training clients that made it, in their order."
+    )
     verification: Verification | None = None
     evaluations: tuple[Evaluation, ...] = ()
     template_hash: str | None = Field(default=None, description="Hash of the chat template used in training.")

@@ -9,6 +9,7 @@ from haori.core.errors import LibraryError
 from haori.core.hashing import hash_data, short
 from haori.core.records import AdapterCard, BaseReference, DataReference, Evaluation
 from haori.library.cards import read_card
+from haori.library.client_runs import client_run_line
 from haori.library.stored_cards import stored_folder
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def _facts(card: AdapterCard) -> Iterator[str]:
         run = card.run
         ended = f", best step {run.best_step}" if run.best_step is not None else ""
         yield f"run {run.name}: {run.started}, {run.steps:,} steps in {run.seconds:,.0f} s{ended}"
+    for one in card.client_runs:
+        yield f"trained by {client_run_line(one)}"
     if card.versions:
         yield f"made with {', '.join(f'{name} {version}' for name, version in card.versions.items())}"
     if len(card.names) > 1:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from haori.core.hashing import short
 from haori.core.records import AdapterCard, DataReference, Metric, Verification
+from haori.library.client_runs import client_run_rows
 from haori.library.file_facts import file_facts
 from haori.library.licences.terms import permission_terms
 from haori.library.licences.verdict import LicenceVerdict, Question, effective_licence
@@ -71,6 +72,7 @@ def card_table(stored: StoredAdapter) -> "Table":
         ("proved", proved(card.verification)),
         ("signed", _signed(stored)),
         *_run(card),
+        *client_run_rows(card),
         *((f"measured {evaluation.time[:10]}", _evaluation(evaluation.metrics, evaluation.data))
           for evaluation in card.evaluations),
         ("made with", ", ".join(f"{name} {version}" for name, version in card.versions.items())),

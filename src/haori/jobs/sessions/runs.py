@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, func, insert, select, update
 
+from haori.core.client_runs import FRESH, ClientRun
 from haori.core.errors import HaoriError, InputError, OverloadedError
 from haori.jobs.database.connection import Database
 from haori.jobs.database.tables import training_runs
@@ -22,7 +23,7 @@ from haori.jobs.sessions.paths import CheckpointPath, check_name, folder_name
 from haori.jobs.sessions.records import LoadCall, Promise, SaveCall
 from haori.jobs.sessions.run import Run, pass_on
 from haori.jobs.sessions.samplers import Samplers
-from haori.jobs.sessions.sources import Sources
+from haori.jobs.sessions.sources import Source, Sources
 
 if TYPE_CHECKING:
     from haori.jobs.tenants.pool import TrainingPool
@@ -213,9 +214,10 @@ class Runs:
             started: Future[Any] = pool.load(row.id, state / "weights", None, optimizer=True)
         elif "path" in given:
             source = self._sources.find(given["path"], row.owner, given.get("adapter"))
-            started = pool.load(row.id, source.folder, None, optimizer=bool(given["optimizer"]))
+            begun = _client_run(row, source)
+            started = pool.load(row.id, source.folder, None, optimizer=bool(given["optimizer"]), run=begun)
         else:
-            started = pool.create(row.id, AdapterSpec.model_validate(given))
+            started = pool.create(row.id, AdapterSpec.model_validate(given), _client_run(row))
 
         def ready(found: Any) -> dict[str, Any]:
             if "path" in given and "rank" not in given:
@@ -249,7 +251,9 @@ class Runs:
         path = CheckpointPath(run.id, call.kind, check_name(call.name or f"{number:06d}"))
         if not call.overwrite:
             self._shelf.check_free(path, number)
-        files = self._pool().save(run.id, self._shelf.folder(path), optimizer=call.kind == "training")
+        files = self._pool().save(
+            run.id, self._shelf.folder(path), optimizer=call.kind == "training", checkpoint=str(path), request=number
+        )
         kind = "save_weights" if call.kind == "training" else "save_weights_for_sampler"
 
         def write(_: Any) -> dict[str, Any]:
@@ -270,7 +274,8 @@ class Runs:
 
     def _load(self, run: Run, call: LoadCall) -> "Future[dict[str, Any]]":
         source = self._sources.find(call.path, run.owner, call.adapter)
-        loaded = self._pool().load(run.id, source.folder, None, optimizer=call.optimizer)
+        begun = _client_run(self.row(run.id, run.owner), source)
+        loaded = self._pool().load(run.id, source.folder, None, optimizer=call.optimizer, run=begun)
         return self._then(loaded, lambda _: {"type": "load_weights", "path": call.path})
 
     def _then(self, first: "Future[Any]", work: Callable[[Any], dict[str, Any]]) -> "Future[dict[str, Any]]":
@@ -285,3 +290,11 @@ class Runs:
 
         first.add_done_callback(lambda _: self._finish.submit(rest))
         return made
+
+
+def _client_run(row: "Row[Any]", source: Source | None = None) -> ClientRun:
+    """Return what the checkpoints of a run say of it, as it begins."""
+    return ClientRun(
+        run=row.id, metadata=(row.user_metadata or {}).get("given"),
+        started_from=FRESH if source is None else source.path, parent=None if source is None else source.adapter,
+    )  # fmt: skip

@@ -1,7 +1,7 @@
 """A session on disk: PEFT files that stock PEFT loads, and beside them what a resume needs.
 
     adapter_config.json, adapter_model.safetensors   the adapter, as PEFT's save_pretrained writes it
-    session.json                                     its spec, steps and base
+    session.json                                     its spec, steps and base, and what was done to it
     optimizer.safetensors                            AdamW's moments, and gradients that no step has applied yet
 
 A folder is whole or absent. Any LoRA of PEFT can be loaded, whoever wrote it; what else a folder may hold is refused.
@@ -15,9 +15,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from haori.core.client_runs import ClientRun
 from haori.core.errors import FileFormatError, InputError, MismatchError, TrainingError
 from haori.core.records import Record
 from haori.core.storage import staged_folder, write_text
+from haori.jobs.tenants.history import Runs
 from haori.jobs.tenants.records import AdapterSpec
 from haori.jobs.tenants.shared_model import HEAD, SharedModel
 from haori.jobs.tenants.tenant import Gradients, LoraPair, Tenant
@@ -27,25 +29,27 @@ from haori.serve.adapters.plan import AdapterPlan, plan_adapter
 if TYPE_CHECKING:
     from haori.library import AdapterFiles
 
-__all__ = ["read_tenant", "save_tenant"]
+__all__ = ["SESSION_NAME", "Session", "read_session", "read_tenant", "save_tenant"]
 
 _PREFIX = "base_model.model."
-_WEIGHTS, _OPTIMIZER, _SESSION = "adapter_model.safetensors", "optimizer.safetensors", "session.json"
+SESSION_NAME = "session.json"
+_WEIGHTS, _OPTIMIZER = "adapter_model.safetensors", "optimizer.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _GRADIENT = "gradient"
 
 
-class _Session(Record):
-    """What a folder says of the session it came from."""
+class Session(Record):
+    """What a folder says of the session it came from; `runs` are those that made the adapter what it is."""
 
     schema_version: Literal[1] = 1
     spec: AdapterSpec
     steps: int
     base: str
     optimizer: bool
+    runs: tuple[ClientRun, ...] = ()
 
 
-def save_tenant(tenant: Tenant, shared: SharedModel, folder: Path, *, optimizer: bool) -> Path:
+def save_tenant(tenant: Tenant, shared: SharedModel, folder: Path, *, optimizer: bool, runs: Runs) -> Path:
     """Write a session's folder in one step.
 
     Raises:
@@ -63,13 +67,13 @@ def save_tenant(tenant: Tenant, shared: SharedModel, folder: Path, *, optimizer:
                     "an earlier checkpoint with a lower learning rate."
                 )
             weights[f"{_PREFIX}{name}.{part}.weight"] = factor.detach().cpu().contiguous()
-    session = _Session(spec=tenant.spec, steps=tenant.steps, base=shared.base.id, optimizer=optimizer)
+    session = Session(spec=tenant.spec, steps=tenant.steps, base=shared.base.id, optimizer=optimizer, runs=runs)
     with staged_folder(folder) as stage:
         _config(tenant, shared).save_pretrained(str(stage))
         save_file(weights, stage / _WEIGHTS, metadata={"format": "pt"})
         if optimizer:
             save_file(_optimizer_tensors(tenant), stage / _OPTIMIZER)
-        write_text(stage / _SESSION, session.model_dump_json(indent=2) + "\n")
+        write_text(stage / SESSION_NAME, session.model_dump_json(indent=2) + "\n")
     return folder
 
 
@@ -90,7 +94,7 @@ def read_tenant(name: str, shared: SharedModel, folder: Path, spec: AdapterSpec 
     """
     files = inspect_adapter(folder)
     _refuse_other_kinds(files, str(folder))
-    session = _session(folder)
+    session = read_session(folder)
     if session is not None and session.base != shared.base.id:
         raise MismatchError(
             f"The session in {str(folder)!r} was trained over the base {session.base}, and this one is "
@@ -101,7 +105,7 @@ def read_tenant(name: str, shared: SharedModel, folder: Path, spec: AdapterSpec 
     found = session.spec if session is not None else _spec_of(files, plan, shared)
     if spec is not None and spec.rank != found.rank:
         raise InputError(f"The adapter in {str(folder)!r} has rank {found.rank}, and the session rank {spec.rank}.")
-    tenant = Tenant(name, found, factors)
+    tenant = Tenant(name, found, factors, runs=() if session is None else session.runs)
     if session is not None:
         tenant.steps = session.steps
     if optimizer:
@@ -220,13 +224,18 @@ def _whole(number: float) -> Any:
     return int(number) if number == int(number) else number
 
 
-def _session(folder: Path) -> _Session | None:
+def read_session(folder: Path) -> Session | None:
+    """Return what a folder says of the session it came from; None for files that none wrote.
+
+    Raises:
+        FileFormatError: It is damaged.
+    """
     try:
-        return _Session.model_validate_json((folder / _SESSION).read_bytes())
+        return Session.model_validate_json((folder / SESSION_NAME).read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError:
-        raise FileFormatError(f"{str(folder / _SESSION)!r} is damaged; load an earlier checkpoint.") from None
+        raise FileFormatError(f"{str(folder / SESSION_NAME)!r} is damaged; load an earlier checkpoint.") from None
 
 
 def _optimizer_tensors(tenant: Tenant) -> dict[str, Tensor]:

@@ -27,12 +27,14 @@ class Forward:
     Attributes:
         batches: Rows of each micro-batch that is left.
         rows: All rows, in the order of the request.
+        data_hash: Of the rows.
         gradients: Sum over the micro-batches that are done.
     """
 
     rows: Sequence[Row]
     batches: list[list[Row]]
     forward_only: bool
+    data_hash: str = ""
     future: "Future[LossOutput]" = field(default_factory=Future)
     gradients: Gradients | None = None
 

@@ -14,9 +14,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from haori.core.client_runs import ClientRun
 from haori.core.errors import HaoriError, InputError, TrainingError, UnavailableError
 from haori.core.events import EventSink, discard
 from haori.jobs.tenants.files import read_tenant, save_tenant
+from haori.jobs.tenants.history import forwarded, gone_on, rows_hash, saved_as
 from haori.jobs.tenants.losses import find_loss
 from haori.jobs.tenants.operations import Forward, Task, micro_batches
 from haori.jobs.tenants.records import AdamParams, AdapterSpec, Datum, LossOutput, PoolStatus
@@ -91,13 +93,14 @@ class TrainingPool:
         """Most tokens in a row."""
         return self._shared.context_length
 
-    def create(self, tenant: str, spec: AdapterSpec) -> "Future[None]":
-        """Begin an adapter: A as stock PEFT draws it for the seed, B zero."""
+    def create(self, tenant: str, spec: AdapterSpec, run: ClientRun | None = None) -> "Future[None]":
+        """Begin an adapter: A as stock PEFT draws it for the seed, B zero; `run` says who trains it."""
 
         def work() -> None:
             if tenant in self._tenants:
                 raise InputError(f"There is a training session {tenant!r} already; choose another name.")
-            self._tenants[tenant] = Tenant(tenant, spec, fresh_factors(self._shared, spec))
+            begun = Tenant(tenant, spec, fresh_factors(self._shared, spec), runs=(run or ClientRun(),))
+            self._tenants[tenant] = begun
 
         return self._submit(tenant, Task(work))
 
@@ -127,24 +130,34 @@ class TrainingPool:
             )  # fmt: skip
         except HaoriError as error:
             return self._submit(tenant, Task(_raising(error)))  # in its turn, as any other failure
-        return self._submit(tenant, Forward(rows, micro_batches(rows, self._micro_batch_tokens), forward_only))
+        hashed = "" if forward_only else rows_hash(data, loss, config or {})
+        batches = micro_batches(rows, self._micro_batch_tokens)
+        return self._submit(tenant, Forward(rows, batches, forward_only, hashed))
 
     def optim_step(self, tenant: str, params: AdamParams) -> "Future[dict[str, float]]":
         """Apply the gradients summed up since the last step with AdamW; return their norm before clipping."""
         return self._submit(tenant, Task(lambda: self._tenant(tenant).step(params)))
 
-    def save(self, tenant: str, folder: Path, *, optimizer: bool) -> "Future[Path]":
+    def save(
+        self, tenant: str, folder: Path, *, optimizer: bool, checkpoint: str | None = None, request: int | None = None
+    ) -> "Future[Path]":
         """Write PEFT files that stock PEFT loads, with the optimizer's state for a resume if it is asked for.
 
-        Gradients that no step has applied yet go with the optimizer's state.
+        Gradients that no step has applied yet go with the optimizer's state. Beside it stands what was done to the
+        adapter; there, `checkpoint` is what the folder is called elsewhere, and `request` what asked for it.
         """
-        return self._submit(
-            tenant, Task(lambda: save_tenant(self._tenant(tenant), self._shared, folder, optimizer=optimizer))
-        )
+
+        def work() -> Path:
+            held = self._tenant(tenant)
+            runs = saved_as(held.runs, checkpoint, request)
+            return save_tenant(held, self._shared, folder, optimizer=optimizer, runs=runs)
+
+        return self._submit(tenant, Task(work))
 
     def load(
-        self, tenant: str, folder: Path, spec: AdapterSpec | None = None, *, optimizer: bool = False
-    ) -> "Future[AdapterSpec]":
+        self, tenant: str, folder: Path, spec: AdapterSpec | None = None, *, optimizer: bool = False,
+        run: ClientRun | None = None,
+    ) -> "Future[AdapterSpec]":  # fmt: skip
         """Begin a session, or take one back, with what `save` wrote, or with the LoRA in any PEFT folder.
 
         Args:
@@ -152,6 +165,7 @@ class TrainingPool:
             folder: Files.
             spec: If given, its rank must be the adapter's.
             optimizer: Go on with the optimizer's state too, to the bit; otherwise it begins afresh.
+            run: The run that goes on from these files; None for the one that wrote them.
 
         Returns:
             The adapter's spec.
@@ -159,6 +173,10 @@ class TrainingPool:
 
         def work() -> AdapterSpec:
             found = read_tenant(tenant, self._shared, folder, spec, optimizer=optimizer)
+            if run is not None:
+                found.runs = gone_on(found.runs, run)
+            elif not found.runs:
+                found.runs = (ClientRun(started_from="files"),)
             if tenant in self._tenants:
                 found.tokens = self._tenants[tenant].tokens
             self._tenants[tenant] = found
@@ -308,9 +326,14 @@ class TrainingPool:
             operation.add(part.gradients)
         if operation.batches:
             return
+        output = operation.output()
         if operation.gradients is not None:
             tenant.accumulate(operation.gradients)
-        output = operation.output()
+            tenant.runs = forwarded(
+                tenant.runs, operation.rows[0].loss.name, rows=len(operation.rows),
+                tokens=sum(row.length for row in operation.rows), data_hash=operation.data_hash,
+                metrics=output.metrics,
+            )  # fmt: skip
         self._end(name, operation)
         operation.future.set_result(output)
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from haori.core.client_runs import ClientRun
 from haori.core.errors import InputError, TrainingError
+from haori.jobs.tenants.history import Runs, stepped
 from haori.jobs.tenants.records import AdamParams, AdapterSpec
 
 __all__ = ["Gradients", "LoraPair", "Tenant", "added"]
@@ -45,6 +47,7 @@ class Tenant:
     gradients: Gradients | None = None
     tokens: int = 0
     steps: int = 0
+    runs: Runs = (ClientRun(),)
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,4 +100,5 @@ class Tenant:
         finally:
             self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+        self.runs = stepped(self.runs, params)
         return {"grad_norm": norm, "step": float(self.steps), "learning_rate": params.learning_rate}
