@@ -29,9 +29,9 @@ def count(arguments, folder, on_event):
     while step < arguments["to"]:
         time.sleep(0.02)
         step += 1
-        write_text(place, str(step))
-        with (folder / "steps.txt").open("a") as file:
+        with (folder / "steps.txt").open("a") as file:  # first: killed in between, it does this step again
             file.write(f"{os.getpid()} {step}\n")
+        write_text(place, str(step))
         on_event(progress(step, arguments["to"]))
         if stopped:
             raise StoppedError(f"stopped at {step}")
