@@ -67,7 +67,20 @@ def deaf(arguments, folder, on_event):
         time.sleep(0.05)
 
 
-KINDS = {name: f"{HERE}:{name}" for name in ("count", "chatter", "die", "refuse", "deaf")}
+def look(arguments, folder, on_event):
+    """Say that it is there, and when it is told to, look into the database."""
+    from haori.jobs.database.connection import open_database
+
+    write_text(folder / "there.txt", "")
+    while not Path(arguments["go"]).exists():
+        time.sleep(0.01)
+    database = open_database()
+    with database.reading():
+        database.close()
+    return {}
+
+
+KINDS = {name: f"{HERE}:{name}" for name in ("count", "chatter", "die", "refuse", "deaf", "look")}
 
 
 def main() -> None:

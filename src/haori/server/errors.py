@@ -20,6 +20,7 @@ from haori.core.errors import (
     OverloadedError,
     UnavailableError,
 )
+from haori.jobs.database.connection import DatabaseError, in_full
 from haori.jobs.fine_tuning.trainable import NotTrainableError
 from haori.jobs.missing import MissingError
 from haori.jobs.sessions.gone import GoneError
@@ -121,6 +122,8 @@ def api_error_of(error: HaoriError) -> ApiError:
         return ApiError(429, sentence, code="server_overloaded", retry_after_s=error.retry_after_s)
     if isinstance(error, UnavailableError):
         return ApiError(503, sentence, code="engine_unavailable", retry_after_s=1.0)
+    if isinstance(error, DatabaseError) and error.away:
+        return ApiError(503, sentence, code="database_unavailable", retry_after_s=1.0)
     if isinstance(error, LibraryDamagedError):
         return ApiError(500, sentence, code="library_damaged")
     if isinstance(error, LibraryError):
@@ -150,7 +153,7 @@ def noted_reply(scope: MutableMapping[str, Any], error: HaoriError) -> JSONRespo
     """Return the HTTP reply to an error of the project's tree; what the server is to blame for is logged whole."""
     reply = api_error_of(error)
     if reply.status >= 500 or reply.message != str(error):
-        note_of(scope).error = str(error)
+        note_of(scope).error = in_full(error)
     return error_reply(reply, scope["path"])
 
 

@@ -5,21 +5,23 @@ SQLite is used in WAL mode, which needs shared memory: on a network file system 
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, Table, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from haori.core.errors import InputError, StorageError
 from haori.core.lock import file_lock
 from haori.core.settings import settings
 from haori.core.storage import make_folder
 
-__all__ = ["Database", "open_database"]
+__all__ = ["Database", "DatabaseError", "in_full", "open_database"]
 
 _BUSY_S = 30
 _UNFIT = "A text that was given cannot be kept: it is too long, or has characters that are no text, such as NUL."
@@ -42,6 +44,27 @@ _NETWORK = {
     "fuse.gcsfuse",
 }
 _POSTGRES_LOCK = 0x48616F7269  # "Haori"
+
+
+class DatabaseError(StorageError):
+    """The database cannot be read or written.
+
+    Its sentence may be shown to clients: of a database server it tells neither address nor what that said.
+
+    Attributes:
+        detail: Address and reason, for whoever runs the server; empty where the sentence says all.
+        away: Whether the database does not answer at all, for now.
+    """
+
+    def __init__(self, sentence: str, detail: str = "", *, away: bool = False) -> None:
+        super().__init__(sentence)
+        self.detail, self.away = detail, away
+
+
+def in_full(error: BaseException) -> str:
+    """Return an error as logs have it: of a database, with its address (without a password) and its reason."""
+    detail = error.detail if isinstance(error, DatabaseError) else ""
+    return f"{error} ({detail})" if detail else str(error)
 
 
 class Database:
@@ -70,15 +93,15 @@ class Database:
 
         Raises:
             InputError: A value is none that the database takes, such as text with NUL.
-            StorageError: The database cannot be written.
+            DatabaseError: The database cannot be written.
         """
         try:
             with self.engine.connect().execution_options(haori_writes=True) as connection, connection.begin():
                 yield connection
         except (DataError, UnicodeEncodeError) as error:
             raise InputError(_UNFIT) from error
-        except DatabaseError as error:
-            raise StorageError(f"The database {self.named()} cannot be written: {_reason(error)}.") from error
+        except (DBAPIError, PoolTimeoutError) as error:
+            raise self._problem(error, "written") from error
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -86,15 +109,37 @@ class Database:
 
         Raises:
             InputError: A value is none that the database takes, such as text with NUL.
-            StorageError: The database cannot be read.
+            DatabaseError: The database cannot be read.
         """
         try:
             with self.engine.connect() as connection, connection.begin():
                 yield connection
         except (DataError, UnicodeEncodeError) as error:
             raise InputError(_UNFIT) from error
-        except DatabaseError as error:
-            raise StorageError(f"The database {self.named()} cannot be read: {_reason(error)}.") from error
+        except (DBAPIError, PoolTimeoutError) as error:
+            raise self._problem(error, "read") from error
+
+    def insert_once(self, connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
+        """Insert a row unless there is one of its id, also one that another connection inserts at this moment.
+
+        Args:
+            connection: As `writing` yields it.
+            table: Whose primary key is `id`.
+            values: Of the row.
+
+        Returns:
+            Whether it was inserted.
+        """
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        put = insert(table).values(values).on_conflict_do_nothing(index_elements=["id"])
+        return bool(connection.execute(put).rowcount)
+
+    def _problem(self, error: SQLAlchemyError, what: str) -> DatabaseError:
+        if self.is_sqlite:
+            return DatabaseError(f"The database {self.named()} cannot be {what}: {_reason(error)}.")
+        away = isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
+        why = "it does not answer; try again in a moment" if away else "it refuses what was asked of it"
+        return DatabaseError(f"The database cannot be {what}: {why}.", f"{self.named()}: {_reason(error)}", away=away)
 
     def named(self) -> str:
         """Return its address, without a password."""
@@ -128,7 +173,7 @@ def open_database(url: str | None = None) -> Database:
             _migrate(database)
     except SQLAlchemyError as error:
         database.close()
-        raise StorageError(f"The database {database.named()} cannot be opened: {_reason(error)}.") from error
+        raise DatabaseError(f"The database {database.named()} cannot be opened: {_reason(error)}.") from error
     except BaseException:
         database.close()
         raise

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from haori.core.errors import HaoriError, StorageError
 from haori.core.storage import write_text
+from haori.jobs.database.connection import DatabaseError
 from haori.jobs.process import JobResult, JobSpec
 from haori.jobs.queue.event_file import EventTail
 from haori.jobs.queue.folders import EVENTS, JOB, PROCESS, RESULT, attempt_folder, attempts_of, take_over, touch
@@ -176,6 +177,8 @@ class Attempt:
             self._write(lambda: store.finish(job, value, tokens=tokens))
         elif self._stopping is not None or (result is not None and result.kind == "StoppedError"):
             self._write(lambda: store.release(job))
+        elif result is not None and result.kind == DatabaseError.__name__:  # of the moment, and not of the job
+            self._write(lambda: store.died(job, "Its process got no answer from the database."))
         elif result is not None:
             self._write(lambda: store.fail(job, f"{result.error}", result.kind or "HaoriError"))
         else:

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from haori.core.errors import StorageError
-from haori.jobs.database.connection import Database
+from haori.jobs.database.connection import Database, in_full
 from haori.jobs.queue.attempt import Attempt, Pace
 from haori.jobs.queue.launching import Launcher, launcher_named
 from haori.jobs.queue.records import Job, Requirements
@@ -65,7 +66,7 @@ class Worker:
                 self._note()
                 job = self._store.claim(self._name, lease_s=self._pace.lease_s, offers=self._offers)
             except StorageError as error:
-                print(f"Warning: {error} It is tried again.", file=sys.stderr)
+                print(f"Warning: {in_full(error)} It is tried again.", file=sys.stderr)
                 time.sleep(_IDLE_S)
                 continue
             if job is None:
@@ -76,14 +77,17 @@ class Worker:
             self._on_job(job)
             url = self._store.database.url.render_as_string(hide_password=False)
             Attempt(self._store, job, self._launcher, self._pace, url).run(self._watched(stop))
-            self._on_job(self._store.find(job.id))
-        forget_worker(self._store.database, self._name)
+            with suppress(StorageError):  # the attempt has waited for the database as long as its lease held
+                self._on_job(self._store.find(job.id))
+        with suppress(StorageError):
+            forget_worker(self._store.database, self._name)
 
     def _watched(self, stop: Callable[[], bool]) -> Callable[[], bool]:
         """Return `stop`, which also says in passing that this worker is there."""
 
         def asked() -> bool:
-            self._note()
+            with suppress(StorageError):  # the attempt minds its lease itself
+                self._note()
             return stop()
 
         return asked

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, func, select, update
 
 from haori.jobs.database.connection import Database
 from haori.jobs.database.tables import sessions
@@ -42,14 +42,10 @@ class Clients:
         """
         identity = str(uuid.uuid4()) if request_key is None else id_of_key(owner, request_key)
         now = time.time()
+        values = {"id": identity, "owner": owner, "created": now, "heartbeat": now, "tags": list(tags),
+                  "user_metadata": user_metadata, "sdk_version": sdk_version}  # fmt: skip
         with self._database.writing() as connection:
-            if connection.execute(select(sessions.c.id).where(sessions.c.id == identity)).first() is None:
-                connection.execute(
-                    insert(sessions).values(
-                        id=identity, owner=owner, created=now, heartbeat=now, tags=list(tags),
-                        user_metadata=user_metadata, sdk_version=sdk_version,
-                    )
-                )  # fmt: skip
+            self._database.insert_once(connection, sessions, values)
         return identity
 
     def beat(self, identity: str, owner: str) -> None:

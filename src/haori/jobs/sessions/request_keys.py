@@ -9,7 +9,6 @@ import time
 import uuid
 
 from sqlalchemy import delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from haori.core.errors import InputError
 from haori.jobs.database.connection import Database
@@ -40,11 +39,9 @@ class RequestKeys:
             InputError: It was used for another request.
         """
         identity, asked = _digest(f"{owner}\n{key}"), _digest(request)
-        insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
         row = {"id": identity, "request": asked, "created": time.time()}
         with self._database.writing() as connection:
-            put = insert(request_keys).values(row).on_conflict_do_nothing(index_elements=["id"])
-            if connection.execute(put).rowcount:
+            if self._database.insert_once(connection, request_keys, row):
                 return
             held = connection.execute(select(request_keys.c.request).where(request_keys.c.id == identity)).scalar_one()
         if held != asked:

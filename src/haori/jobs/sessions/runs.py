@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, func, select, update
 
 from haori.core.client_runs import FRESH, ClientRun
 from haori.core.errors import HaoriError, InputError, OverloadedError
-from haori.jobs.database.connection import Database
+from haori.jobs.database.connection import Database, DatabaseError
 from haori.jobs.database.tables import training_runs
 from haori.jobs.missing import MissingError
 from haori.jobs.sessions.checkpoints import CheckpointShelf
@@ -168,15 +168,10 @@ class Runs:
         identity = run_id(session, number)
         now = time.time()
         with self._lock:
+            row = {"id": identity, "session_id": session, "owner": owner, "base": self._base, "created": now,
+                   "last_request": now, "applied_seq": 0, "state": "live", **values}  # fmt: skip
             with self._database.writing() as connection:
-                row = connection.execute(select(training_runs).where(training_runs.c.id == identity)).first()
-                if row is None:
-                    connection.execute(
-                        insert(training_runs).values(
-                            id=identity, session_id=session, owner=owner, base=self._base, created=now,
-                            last_request=now, applied_seq=0, state="live", **values,
-                        )
-                    )  # fmt: skip
+                self._database.insert_once(connection, training_runs, row)
             return self.begun(identity, owner)
 
     def _drop(self, identity: str) -> None:
@@ -240,6 +235,9 @@ class Runs:
         self._live[row.id], self._begun[row.id] = run, promise
         try:
             run.recover(state)
+        except DatabaseError:
+            del self._live[row.id], self._begun[row.id]
+            raise
         except HaoriError as error:
             del self._live[row.id], self._begun[row.id]
             raise GoneError(f"The training run {row.id!r} cannot be brought back: {error}") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, select
 
 from haori.jobs.database.connection import Database
 from haori.jobs.database.tables import sampling_sessions
@@ -162,11 +162,7 @@ class Samplers:
             "model_path": sampler.path, "created": time.time(),
         }  # fmt: skip
         with self._database.writing() as connection:
-            known = connection.execute(
-                select(sampling_sessions.c.id).where(sampling_sessions.c.id == sampler.id)
-            ).first()
-            if known is None:
-                connection.execute(insert(sampling_sessions).values(**values))
+            self._database.insert_once(connection, sampling_sessions, values)
         with self._lock:
             self._known[sampler.id] = sampler
 

@@ -1,5 +1,6 @@
 """The service behind the training API: who has which sessions, runs, samplers and promises. Free of HTTP."""
 
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from haori.core.errors import HaoriError, InputError, nearest
 from haori.core.storage import make_folder
-from haori.jobs.database.connection import Database
+from haori.jobs.database.connection import Database, in_full
 from haori.jobs.model_names import ModelNames
 from haori.jobs.sessions.checkpoints import CheckpointShelf
 from haori.jobs.sessions.clients import Clients
@@ -216,8 +217,11 @@ class TrainingService:
     def _sweep(self) -> None:
         while not self._ending.wait(_SWEEP_EVERY_S):
             self.runs.put_away(self.clients.silent(_SILENT_S))
-            self.shelf.sweep()
-            self.keys.sweep()
+            try:
+                self.shelf.sweep()
+                self.keys.sweep()
+            except HaoriError as error:  # the database, for now
+                print(f"Warning: what has expired waits: {in_full(error)}", file=sys.stderr)
             now = time.monotonic()
             with self._lock:
                 for identity, (promise, samples) in list(self._samples.items()):

@@ -4,6 +4,7 @@ import sys
 import threading
 
 from haori.core.errors import HaoriError
+from haori.jobs.database.connection import in_full
 from haori.jobs.webhooks.sending import send
 from haori.jobs.webhooks.store import Delivery, WebhookStore
 
@@ -38,7 +39,7 @@ class Deliverer:
                         return
                     self._deliver(delivery)
             except HaoriError as error:  # the database, for now
-                print(f"Warning: webhooks wait: {error}", file=sys.stderr)
+                print(f"Warning: webhooks wait: {in_full(error)}", file=sys.stderr)
 
     def _deliver(self, delivery: Delivery) -> None:
         problem: str | None = None
