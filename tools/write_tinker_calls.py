@@ -1,42 +1,35 @@
-"""Writes the table of the training API's calls into docs/guide/tinker.md: every route, and which SDK called it.
+"""Writes the table of the tinker SDK's calls into docs/guide/tinker.md: every public method, and how it ends here.
 
-A version is in the table for the calls that tests/fixtures/tinker holds of it, which a test sends again. Run it after
-adding a route or a recording; `--check` only says whether the page is up to date.
+What it says is the record of the tests that call them by the real client, tests/fixtures/tinker/methods.json; a test
+fails where the SDK has a method that the record does not have, or a call ends otherwise. `--check` only says whether
+the page is up to date.
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
-from fastapi.routing import APIRoute
-
-from haori.server.tinker import routes_lists, routes_sampling, routes_sessions, routes_training
-
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "guide" / "tinker.md"
-RECORDED = ROOT / "tests" / "fixtures" / "tinker"
+RECORD = ROOT / "tests" / "fixtures" / "tinker" / "methods.json"
+CLIENTS = ("ServiceClient", "TrainingClient", "SamplingClient", "RestClient", "AdminClient")
 BEGIN, END = "<!-- calls: tools/write_tinker_calls.py -->", "<!-- end of calls -->"
 
 
 def table() -> str:
-    """Return the table."""
-    held = {place.stem: json.loads(place.read_text())["requests"] for place in sorted(RECORDED.glob("*.json"))}
-    lines = ["| call | what it does | recorded of SDK |", "|---|---|---|"]
-    for module in (routes_sessions, routes_training, routes_sampling, routes_lists):
-        for route in module.router.routes:
-            if not isinstance(route, APIRoute) or route.path.endswith("{rest:path}"):
-                continue
-            form = re.compile(re.sub(r"\{[^}]*\}", "[^/]+", route.path))
-            versions = [
-                version for version, requests in held.items()
-                if any(one["method"] in (route.methods or ()) and form.fullmatch(one["path"]) for one in requests)
-            ]  # fmt: skip
-            does = (route.endpoint.__doc__ or "").splitlines()[0].rstrip(".").replace("|", "\\|")
-            method = " ".join(sorted(route.methods or ()))
-            path = re.sub(r":path\}", "}", route.path.removeprefix("/api/v1"))
-            lines.append(f"| `{method} {path}` | {does} | {', '.join(versions)} |")
-    return "\n".join(lines)
+    """Return a line for each call: what it is, how it ends, and which tests make it."""
+    calls = json.loads(RECORD.read_text("utf-8"))["calls"]
+    tests = sorted({test for how in calls.values() for test in how["tests"] if "[" not in test})
+    marks = {test: f"[{number}]" for number, test in enumerate(tests, 1)}
+    lines = ["| call | here | also called by |", "|---|---|---|"]
+    for name in sorted(calls, key=lambda name: (CLIENTS.index(name.partition(".")[0]), name)):
+        how = calls[name]
+        outcome = {"client": "by the client alone"}.get(how["outcome"], how["outcome"])
+        ends = f"{outcome}: {how['said']}" if "said" in how else outcome
+        also = " ".join(marks[test] for test in how["tests"] if test in marks)
+        lines.append(f"| `{name}` | {ends} | {also} |".replace("|  |", "| |"))
+    named = [f"{mark} `{test}`" for test, mark in marks.items()]
+    return "\n".join([*lines, "", "Each is called by `test_every_method_of` of its client; " + ", ".join(named) + "."])
 
 
 def main() -> None:

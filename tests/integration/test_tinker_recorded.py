@@ -12,7 +12,7 @@ from haori.server.tinker.schema import message
 from tests.conftest import build_tiny_base
 from tests.tinker_server import training_server
 
-RECORDED = sorted((Path(__file__).parents[1] / "fixtures" / "tinker").glob("*.json"))
+RECORDED = sorted((Path(__file__).parents[1] / "fixtures" / "tinker").glob("[0-9]*.json"))
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,7 @@ def making(session, model, path):
          {"sampling_session_seq_id": 2}),
         ("save_weights", {"model_id": model, "seq_id": 3, "path": "b"}, {"seq_id": 4, "path": "c"}),
         ("save_weights_for_sampler", {"model_id": model, "seq_id": 4, "path": "b"}, {"seq_id": 5, "path": "c"}),
+        ("copy_weights", {"source_path": path}, {"ttl_seconds": 7200}),
         ("asample", {**PROMPT, "base_model": "tiny"}, {"num_samples": 2}),
     ]  # fmt: skip
 
@@ -156,7 +157,7 @@ def test_a_key_is_remembered_after_kill_9(base, haori_home):
         for first in firsts:
             if "request_id" in first:
                 wire.result(first)
-        assert counted(wire) == {"sessions": 2, "training_runs": 3, "checkpoints": 4}
+        assert counted(wire) == {"sessions": 3, "training_runs": 4, "checkpoints": 5}
 
 
 def test_keys_are_kept_for_a_day_and_not_without_bound(haori_home, monkeypatch):

@@ -2,7 +2,7 @@
 
 import itertools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -86,6 +86,7 @@ class TextRequest:
         sampling: How tokens are chosen.
         queue: Requests of one queue wait for one another; queues take turns. The model's name as the caller gave it.
         owner: Whose it is, an API key's hash, say; owners take turns before their queues do, and share no prefixes.
+        prompt_targets: With `prompt_logprobs`: ids whose log-probabilities are wanted too, by position in the prompt.
     """
 
     id: str
@@ -94,6 +95,7 @@ class TextRequest:
     sampling: Sampling = field(default_factory=Sampling)
     queue: str = ""
     owner: str = ""
+    prompt_targets: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def turn(self) -> tuple[str, str]:
@@ -129,7 +131,7 @@ class TokenLogprob:
 
     @property
     def top(self) -> tuple[tuple[int, float], ...]:
-        """Return ids and log-probabilities of the likeliest tokens."""
+        """Return ids and log-probabilities of the likeliest tokens, then of those that were asked for by id."""
         return tuple(struct.iter_unpack("=qd", self._top))
 
 

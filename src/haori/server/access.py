@@ -23,11 +23,12 @@ from haori.server.errors import ApiError
 from haori.server.keys import ApiKey, KeyStore, Scope
 from haori.server.owned_models import OwnedDirectory, name_and_strength
 
-__all__ = ["SIGNED_CONTENT", "Access", "Caller", "caller_of", "is_loopback", "part_names"]
+__all__ = ["SIGNED_CONTENT", "SIGNED_PATHS", "Access", "Caller", "caller_of", "is_loopback", "part_names"]
 
 SIGNED_CONTENT = re.compile(r"/v1/uploads/upload_[0-9a-f]{24}/content")
 """Addresses that are asked with a secret of their own in place of a key, which their route looks at."""
 
+SIGNED_PATHS = "/api/v1/external_weights/"  # the address itself says that its holder may
 _OPEN_PATHS = frozenset({"/health", "/version", "/openapi.json"})
 _TRAINING_API = "/api/v1/"
 _TRAIN_PATHS = ("/v1/files", "/v1/uploads", "/v1/fine_tuning", "/v1/fine-tunes", "/v1/finetune",
@@ -186,7 +187,7 @@ class Access:
             if path.startswith(_GUARDED_PATHS):
                 _check_origin(headers)
             return Caller(None, admin=client is not None and is_loopback(client))
-        if path in _OPEN_PATHS or SIGNED_CONTENT.fullmatch(path):
+        if path in _OPEN_PATHS or path.startswith(SIGNED_PATHS) or SIGNED_CONTENT.fullmatch(path):
             return None
         key = self._key_of(headers)
         if path in _ADMIN_PATHS and not key.admin:

@@ -37,7 +37,7 @@ from haori.server.openai import (
 )
 from haori.server.sdapi import control, lists
 from haori.server.sdapi import drawing as sdapi_drawing
-from haori.server.tinker import routes_lists, routes_sampling, routes_sessions, routes_training
+from haori.server.tinker import routes_files, routes_lists, routes_sampling, routes_sessions, routes_training
 from haori.server.together import extras as together_extras
 from haori.server.together import fine_tunes, uploading
 
@@ -79,7 +79,7 @@ def create_app(service: Service, access: Access) -> FastAPI:
         chosen += (files, uploads, fine_tuning, fine_tuning_extras, fine_tuned_models, webhooks)
         chosen += (together_extras, fine_tunes, uploading)
     if service.training is not None:
-        chosen += (routes_sessions, routes_training, routes_sampling, routes_lists)
+        chosen += (routes_sessions, routes_training, routes_sampling, routes_files, routes_lists)
     for module in (operations, models, *chosen):
         app.include_router(module.router)
     if service.jobs is not None:

@@ -228,7 +228,7 @@ checkpoints = Table(
     Column("id", String(255), primary_key=True, doc="<run id>/weights/<name> or <run id>/sampler_weights/<name>"),
     Column("run_id", String(128), ForeignKey("training_runs.id"), nullable=False),
     Column("owner", String(128), nullable=False),
-    Column("kind", String(16), nullable=False, doc="training or sampler"),
+    Column("kind", String(16), nullable=False, doc="training, sampler or external"),
     Column("folder", Text, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("created", Float, nullable=False),

@@ -93,11 +93,12 @@ class Clients:
             chosen = select(func.count()).select_from(sessions).where(sessions.c.owner == owner)
             return int(connection.execute(chosen).scalar_one())
 
-    def end(self, identity: str, owner: str) -> None:
-        """End a session of an account; one that has ended is no error."""
-        self.find(identity, owner)
+    def end(self, identity: str, owner: str, ending: Mapping[str, Any]) -> None:
+        """End a session of an account, and keep what the client says of it; one that has ended is no error."""
+        said = {**(self.find(identity, owner).user_metadata or {}), "ending": dict(ending)}
         with self._database.writing() as connection:
-            connection.execute(update(sessions).where(sessions.c.id == identity).values(ended=time.time()))
+            changed = update(sessions).where(sessions.c.id == identity)
+            connection.execute(changed.values(ended=time.time(), user_metadata=said))
         with self._lock:
             self._seen.pop(identity, None)
 

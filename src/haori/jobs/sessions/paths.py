@@ -10,14 +10,14 @@ from haori.core.settings import settings
 __all__ = ["CheckpointPath", "check_name", "folder_name", "local_checkpoint"]
 
 _SCHEME = "tinker://"
-_KINDS = {"weights": "training", "sampler_weights": "sampler"}
+_KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
 _SEGMENTS = {kind: segment for segment, kind in _KINDS.items()}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _RUN = re.compile(r"[A-Za-z0-9-]{1,64}:train:[0-9]{1,9}")
 
 
 class CheckpointPath(NamedTuple):
-    """Where a checkpoint is: its run, whether it is a `training` or a `sampler` one, and its name."""
+    """Where a checkpoint is: its run, whether it is a `training`, `sampler` or `external` one, and its name."""
 
     run: str
     kind: str
@@ -25,18 +25,18 @@ class CheckpointPath(NamedTuple):
 
     @classmethod
     def parse(cls, path: str) -> "CheckpointPath":
-        """Read `tinker://<run>/weights/<name>` or `.../sampler_weights/<name>`.
+        """Read `tinker://<run>/weights/<name>` `.../sampler_weights/<name>` or `.../external_weights/<name>`.
 
         Raises:
-            InputError: It is neither.
+            InputError: It is none of them.
         """
         run, _, rest = path.removeprefix(_SCHEME).partition("/")
         segment, _, name = rest.partition("/")
         fits = path.startswith(_SCHEME) and _RUN.fullmatch(run) and segment in _KINDS and _NAME.fullmatch(name)
         if not fits:
             raise InputError(
-                f"{path[:200]!r} names no checkpoint; give tinker://<run>/weights/<name> or "
-                "tinker://<run>/sampler_weights/<name>, as it was answered when it was saved."
+                f"{path[:200]!r} names no checkpoint; give tinker://<run>/weights/<name>, or "
+                "sampler_weights or external_weights in its place, as it was answered when it was saved."
             )
         return cls(run, _KINDS[segment], name)
 

@@ -45,7 +45,7 @@ class SaveCall:
     """A checkpoint, or the weights of this moment for sampling.
 
     Attributes:
-        kind: `training` keeps the optimizer's state, `sampler` the weights alone.
+        kind: `training` keeps the optimizer's state, `sampler` the weights alone, `external` those for a download.
         name: Of the checkpoint; one is made where there is none.
         sampler: Instead of a checkpoint: the id of a sampling session that is given the weights.
         ttl_s: How long the checkpoint is kept; None for ever.
@@ -87,12 +87,14 @@ class SampleCall:
         samples: How many.
         sampling: How tokens are chosen; its `stop` holds stop strings.
         stop_ids: Ids that end a sample and are its last token.
+        targets: Ids whose log-probabilities are wanted too, by position in the prompt.
     """
 
     prompt: tuple[int, ...]
     samples: int
     sampling: Sampling
     stop_ids: frozenset[int] = frozenset()
+    targets: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass

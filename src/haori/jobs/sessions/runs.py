@@ -33,6 +33,9 @@ __all__ = ["Runs", "run_id"]
 
 MOST_LIVE = 64  # runs in memory: at rank 16 of a small base, about 60 MB each
 _RETRY_S = 10.0
+_ANSWERS = {
+    "training": "save_weights", "sampler": "save_weights_for_sampler", "external": "save_weights_external"
+}  # fmt: skip
 
 
 def run_id(session: str, number: int) -> str:
@@ -163,16 +166,25 @@ class Runs:
         self._finish.shutdown()
 
     def _begin(self, session: str, number: int, owner: str, values: Mapping[str, Any]) -> Promise:
+        with self._lock:
+            self.add(session, number, owner, values)
+            return self.begun(run_id(session, number), owner)
+
+    def add(self, session: str, number: int, owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the row of a run that is not in memory yet, unless there is one, and return the spec that it has.
+
+        Raises:
+            InputError: The number is none.
+        """
         if number < 0:
             raise InputError(f"model_seq_id is {number}; the models of a session are numbered from 0.")
         identity = run_id(session, number)
         now = time.time()
-        with self._lock:
-            row = {"id": identity, "session_id": session, "owner": owner, "base": self._base, "created": now,
-                   "last_request": now, "applied_seq": 0, "state": "live", **values}  # fmt: skip
-            with self._database.writing() as connection:
-                self._database.insert_once(connection, training_runs, row)
-            return self.begun(identity, owner)
+        row = {"id": identity, "session_id": session, "owner": owner, "base": self._base, "created": now,
+               "last_request": now, "applied_seq": 0, "state": "live", **values}  # fmt: skip
+        with self._database.writing() as connection:
+            self._database.insert_once(connection, training_runs, row)
+        return self.spec(self.row(identity, owner))
 
     def _drop(self, identity: str) -> None:
         self._live.pop(identity).close()
@@ -252,7 +264,7 @@ class Runs:
         files = self._pool().save(
             run.id, self._shelf.folder(path), optimizer=call.kind == "training", checkpoint=str(path), request=number
         )
-        kind = "save_weights" if call.kind == "training" else "save_weights_for_sampler"
+        kind = _ANSWERS[call.kind]
 
         def write(_: Any) -> dict[str, Any]:
             self._shelf.add(path, run.owner, number, ttl_s=call.ttl_s, user_metadata=call.user_metadata)

@@ -64,8 +64,9 @@ class Samples:
                 if number:
                     changes["prompt_logprobs"] = None  # they are those of the first
                 request = TextRequest(
-                    identity, self._call.prompt, mix, sampling.model_copy(update=changes), queue, owner
-                )
+                    identity, self._call.prompt, mix, sampling.model_copy(update=changes), queue, owner,
+                    {} if number else self._call.targets,
+                )  # fmt: skip
                 self._engine.submit(request, lambda chunk, number=number: self._take(number, chunk))  # type: ignore[misc]
         except BaseException:
             self._end_all(None)

@@ -194,9 +194,15 @@ class TrainingService:
             )
         return made
 
-    def end_session(self, session: str, account: str) -> None:
-        """End a session: its runs and samplers leave the memory, and what it saved stays."""
-        self.clients.end(session, account)
+    def end_session(self, session: str, account: str, ending: Mapping[str, Any] | None = None) -> None:
+        """End a session: its runs and samplers leave the memory, and what it saved stays.
+
+        Args:
+            session: The session.
+            account: Whose it is.
+            ending: What the client says of it.
+        """
+        self.clients.end(session, account, ending or {})
         self.samplers.end_session(session)
         self.runs.put_away({session})
 

@@ -136,7 +136,7 @@ class TextEngine:
             OverloadedError: Too many requests wait.
             UnavailableError: The engine has ended on its own.
         """
-        check_prompt(request.prompt, self.context_length, self.vocabulary)
+        check_prompt(request.prompt, self.context_length, self.vocabulary, request.prompt_targets.values())
         constraint = self._constraint(request.sampling)
         sampler = SamplerState(
             request.sampling, request.prompt, self.vocabulary, self.stop_tokens, constraint=constraint

@@ -40,7 +40,7 @@ class Sequence:
         self.prompt_length = len(request.prompt)
         wanted, tops = request.sampling.max_tokens, request.sampling.prompt_logprobs
         self.longest = longest if wanted is None else min(self.prompt_length + wanted, longest)
-        self.scores = None if tops is None else PromptScores(request.prompt, tops)  # until they are told
+        self.scores = None if tops is None else PromptScores(request.prompt, tops, request.prompt_targets)
         self.slot: int | None = None  # in the runner's cache
         self.read = 0  # tokens whose keys and values are in the cache
         self.cached_tokens = 0

@@ -127,7 +127,7 @@ class RayEngine:
             OverloadedError: Too many requests wait.
             UnavailableError: No replica has answered for a while.
         """
-        check_prompt(request.prompt, self.context_length, self._facts.vocabulary)
+        check_prompt(request.prompt, self.context_length, self._facts.vocabulary, request.prompt_targets.values())
         if request.sampling.json_schema is not None or request.sampling.grammar is not None:
             self._check_constraint(request.sampling)
         call = _Call(request, deliver)

@@ -12,7 +12,12 @@ __all__ = ["token_logprobs"]
 
 
 def token_logprobs(
-    logits: "Tensor", tokens: Sequence[int], tops: Sequence[int], *, ranked: bool = False
+    logits: "Tensor",
+    tokens: Sequence[int],
+    tops: Sequence[int],
+    *,
+    ranked: bool = False,
+    named: Sequence[Sequence[int]] = (),
 ) -> list[TokenLogprob]:
     """Return each row's log-probability (nats, float32) of its token and of so many of its likeliest tokens.
 
@@ -21,17 +26,21 @@ def token_logprobs(
         tokens: The chosen id of each row.
         tops: How many of the likeliest to name for each row; equally likely ones are named in the order of ids.
         ranked: Whether each token's rank among all is wanted too.
+        named: Ids of each row to name after the likeliest, in any order; of no row where there are none.
     """
     import torch
 
     table = logits.float().log_softmax(-1)  # N V
     chosen = table.gather(1, torch.tensor(list(tokens), device=table.device)[:, None])  # N 1
     ranks = (1 + (table > chosen).sum(1)).tolist() if ranked else [None] * len(tokens)
+    tables = _all_likeliest(table, tops)
+    for row, ids in enumerate(named):
+        if ids:
+            values = table[row, torch.tensor(list(ids), device=table.device)].tolist()
+            tables[row] = (*tables[row], *zip(ids, values, strict=True))
     return [
-        TokenLogprob(token, logprob, likeliest, rank)
-        for token, logprob, likeliest, rank in zip(
-            tokens, chosen[:, 0].tolist(), _all_likeliest(table, tops), ranks, strict=True
-        )
+        TokenLogprob(token, logprob, top, rank)
+        for token, logprob, top, rank in zip(tokens, chosen[:, 0].tolist(), tables, ranks, strict=True)
     ]
 
 

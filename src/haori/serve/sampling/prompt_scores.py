@@ -1,6 +1,7 @@
 """How likely a model finds the tokens of a prompt, each given those before it; gathered while the prompt is read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from haori.core.errors import HaoriError
@@ -19,10 +20,14 @@ class PromptScores:
     Args:
         prompt: Token ids.
         top: How many of the likeliest tokens to name at each position.
+        targets: Ids to name too, by position.
     """
 
-    def __init__(self, prompt: Sequence[int], top: int) -> None:
+    def __init__(
+        self, prompt: Sequence[int], top: int, targets: Mapping[int, Sequence[int]] = MappingProxyType({})
+    ) -> None:
         self._prompt = prompt
+        self._targets = targets
         self._top = top
         self._found: list[TokenLogprob] = []
 
@@ -57,4 +62,5 @@ class PromptScores:
                 "The model's logits for this prompt are not numbers; its adapter or strength may be at fault."
             )
         nexts = self._prompt[first + 1 : stop + 1]
-        self._found += token_logprobs(logits, nexts, [self._top] * len(nexts), ranked=True)
+        named = [self._targets.get(position, ()) for position in range(first + 1, stop + 1)]
+        self._found += token_logprobs(logits, nexts, [self._top] * len(nexts), ranked=True, named=named)

@@ -1,15 +1,17 @@
 """The JSON that clients send, checked: a field that is not known may be empty, and is refused by name otherwise."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 __all__ = [
     "CancelFuture",
+    "CopyWeights",
     "CreateModel",
     "CreateSamplingSession",
     "CreateSession",
+    "Finish",
     "LoadWeights",
     "ModelOnly",
     "OptimStep",
@@ -17,6 +19,7 @@ __all__ = [
     "Publish",
     "RetrieveFuture",
     "Sample",
+    "SaveExternal",
     "SaveForSampler",
     "SaveWeights",
     "SessionOnly",
@@ -66,6 +69,13 @@ class SessionOnly(Sent):
     session_id: str = Field(max_length=200)
 
 
+class Finish(Sent):
+    """How a client ended."""
+
+    reason: dict[str, str] | None = Field(default=None, max_length=8)
+    detail: str | None = Field(default=None, max_length=4000)
+
+
 class Lora(Sent):
     """The adapter of a new model."""
 
@@ -76,10 +86,22 @@ class Lora(Sent):
     train_attn: bool = True
 
 
-class Optimizer(Sent):
-    """The kind of optimizer."""
+class OnlyAdam(Sent):
+    """What asks for an optimizer."""
 
     type: Literal["adamw"] = "adamw"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_other(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("type", "adamw") != "adamw":
+            text = "'{field}' asks for another optimizer than AdamW, which is the only one here; give adamw."
+            raise PydanticCustomError("unsupported_field", text, {"name": "type"})
+        return given
+
+
+class Optimizer(OnlyAdam):
+    """The kind of optimizer."""
 
 
 class CreateModel(Sent):
@@ -99,10 +121,9 @@ class ModelOnly(Sent):
     model_id: str = Field(max_length=200)
 
 
-class Adam(Sent):
+class Adam(OnlyAdam):
     """A step of AdamW."""
 
-    type: Literal["adamw"] = "adamw"
     learning_rate: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -137,10 +158,31 @@ class SaveForSampler(Sent):
     seq_id: int
     path: str | None = Field(default=None, max_length=200)
     sampling_session_seq_id: int | None = Field(default=None, ge=0)
-    kind: Literal["snapshot"] = "snapshot"
+    kind: Literal["snapshot", "inflight"] = "snapshot"
     ttl_seconds: int | None = Field(default=None, ge=1)
     user_metadata: dict[str, str] | None = Field(default=None, max_length=_MOST_METADATA)
     overwrite: bool = False
+
+
+class SaveExternal(Sent):
+    """Weights to be downloaded as files, in the form that PEFT reads."""
+
+    model_id: str = Field(max_length=200)
+    seq_id: int
+    path: str = Field(max_length=200)
+    ttl_seconds: int | None = Field(default=None, ge=1)
+    age_encryption_recipients: list[str] | None = None
+
+
+class CopyWeights(Sent):
+    """A checkpoint that is copied into a run of its own."""
+
+    source_path: str = Field(max_length=400)
+    session_id: str | None = Field(default=None, max_length=200)
+    model_seq_id: int | None = Field(default=None, ge=0)
+    destination_project_id: str | None = Field(default=None, max_length=200)
+    ttl_seconds: int | None = Field(default=None, ge=1)
+    weights_access_token: str | None = None
 
 
 class LoadWeights(Sent):
@@ -155,6 +197,7 @@ class LoadWeights(Sent):
     base_model: str | None = Field(default=None, max_length=400)
     user_metadata: dict[str, Any] | None = Field(default=None, max_length=_MOST_METADATA)
     optimizer_config: Optimizer | None = None
+    weights_access_token: str | None = None
 
 
 class CreateSamplingSession(Sent):
@@ -171,6 +214,14 @@ class Chunk(Sent):
 
     type: Literal["encoded_text"] = "encoded_text"
     tokens: list[int]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_picture(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("type", "encoded_text") != "encoded_text":
+            text = "'{field}' is no text: pictures and sound are not read here; send chunks of encoded_text."
+            raise PydanticCustomError("unsupported_field", text, {"name": "type"})
+        return given
 
 
 class Prompt(Sent):
@@ -190,6 +241,16 @@ class SamplingParams(Sent):
     top_p: float = Field(default=1.0, gt=0, le=1)
 
 
+class TargetTensor(Sent):
+    """Token ids whose log-probabilities are wanted at positions of a prompt."""
+
+    data: list[int]
+    dtype: Literal["int64"] = "int64"
+    shape: list[Annotated[int, Field(ge=0)]] = Field(min_length=2, max_length=2)
+    sparse_crow_indices: list[int] | None = None
+    sparse_col_indices: list[int] | None = None
+
+
 class Sample(Sent):
     """Samples of one prompt."""
 
@@ -203,6 +264,9 @@ class Sample(Sent):
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int = Field(default=0, ge=0, le=20)
     topk_sample_logprobs: int = Field(default=0, ge=0, le=20)
+    target_prompt_logprobs: TargetTensor | None = None
+    prompt_logprobs_last_n: int | None = Field(default=None, ge=1)
+    prompt_alt_tokens_k: int = Field(default=0, ge=0)
     record_stability_info: bool | None = None
 
 

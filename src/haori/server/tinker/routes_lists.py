@@ -13,7 +13,8 @@ from haori.jobs.sessions.service import TrainingService
 from haori.server.access import caller_of
 from haori.server.errors import ApiError
 from haori.server.tinker.fields import PathOnly, TimeToLive
-from haori.server.tinker.serving import training_of
+from haori.server.tinker.refused import reason_of
+from haori.server.tinker.serving import OWNED, check_scope, training_of
 
 __all__ = ["router"]
 
@@ -23,18 +24,24 @@ _CHECKPOINT = "/training_runs/{run}/checkpoints/{segment}/{name}"
 
 
 @router.get("/training_runs")
-def training_runs(request: Request, limit: int = 20, offset: int = 0) -> dict[str, Any]:
+def training_runs(
+    request: Request, limit: int = 20, offset: int = 0, access_scope: str = OWNED, project_id: str | None = None
+) -> dict[str, Any]:
     """List the caller's runs, latest first."""
     service, account = _for(request)
+    check_scope(access_scope)
+    if project_id is not None:
+        raise ApiError(400, "There are no projects here; leave project_id out.", param="project_id")
     rows, count = service.runs.list(account, limit=_page(limit), offset=max(0, offset))
     cursor = {"offset": offset, "limit": limit, "total_count": count}
     return {"training_runs": [_run(service, row) for row in rows], "cursor": cursor}
 
 
 @router.get("/training_runs/{run}")
-def training_run(run: str, request: Request) -> dict[str, Any]:
+def training_run(run: str, request: Request, access_scope: str = OWNED) -> dict[str, Any]:
     """Tell of a run."""
     service, account = _for(request)
+    check_scope(access_scope)
     return _run(service, service.runs.row(run, account))
 
 
@@ -104,7 +111,10 @@ def weights_info(asked: PathOnly, request: Request) -> dict[str, Any]:
 
 @router.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
 def nothing(rest: str, request: Request) -> None:
-    """Say that there is nothing at an address."""
+    """Say why an address is not answered."""
+    reason = reason_of(request.method, rest)
+    if reason is not None:
+        raise ApiError(400, reason, code="not_offered")
     message = f"This server does not answer {request.method} /api/v1/{rest[:200]}; the guide lists what it answers."
     raise ApiError(404, message, code="not_found")
 

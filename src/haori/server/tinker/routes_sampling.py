@@ -1,7 +1,7 @@
 """The training API's addresses for sampling, by the engine that serves."""
 
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,6 +15,7 @@ from haori.server.errors import ApiError
 from haori.server.tinker.fields import CreateSamplingSession, Sample
 from haori.server.tinker.routes_training import check_path
 from haori.server.tinker.serving import claim_key, key_of, promised, training_of
+from haori.server.tinker.targets import Targets, read_targets
 
 __all__ = ["router"]
 
@@ -26,6 +27,7 @@ class AskedCall(SampleCall):
     """A call with the fields that say how its answer is written."""
 
     asked: Sample | None = None
+    table: Targets | None = field(default=None, compare=False)
 
 
 @router.post("/create_sampling_session")
@@ -67,6 +69,11 @@ def asample(asked: Sample, request: Request) -> dict[str, Any]:
             400, "record_stability_info serves loss_fn=stable_reinforce, whose formula is not published; use "
             "loss_fn=importance_sampling.", param="record_stability_info", code="unsupported_field",
         )  # fmt: skip
+    if asked.prompt_alt_tokens_k:
+        raise ApiError(
+            400, "prompt_alt_tokens_k is not offered: tokens are drawn after the prompt alone; ask for "
+            "topk_prompt_logprobs, and draw from those.", param="prompt_alt_tokens_k", code="unsupported_field",
+        )  # fmt: skip
     call = _call(asked)
     turn = Turn(caller.account, caller.owner)
     if asked.sampling_session_id is not None:
@@ -96,15 +103,24 @@ def _call(asked: Sample) -> AskedCall:
         ids = frozenset(one for one in given.stop if isinstance(one, int))
     if "" in strings or len(strings) > 16:
         raise ApiError(400, "'stop' takes up to 16 strings, none of them empty.", param="stop", code="invalid_value")
-    wants_prompt = asked.prompt_logprobs or asked.topk_prompt_logprobs
+    prompt = tuple(token for chunk in asked.prompt.chunks for token in chunk.tokens)
+    last = asked.prompt_logprobs_last_n
+    if last is not None and not (asked.prompt_logprobs and last < len(prompt)):
+        raise ApiError(
+            400, f"prompt_logprobs_last_n is {last}; with prompt_logprobs, give 1 to {len(prompt) - 1}, the tokens of "
+            "the prompt but the first.", param="prompt_logprobs_last_n", code="invalid_value",
+        )  # fmt: skip
+    sent = asked.target_prompt_logprobs
+    table = None if sent is None else read_targets(sent, len(prompt))
+    wants_prompt = asked.prompt_logprobs or asked.topk_prompt_logprobs or table
     seed = given.seed
     sampling = Sampling(
         max_tokens=given.max_tokens, temperature=given.temperature, top_p=given.top_p, top_k=max(given.top_k, 0),
         seed=seed if seed is None or seed < 2**63 else seed - 2**64, stop=strings, ignore_eos=given.stop is not None,
         logprobs=asked.topk_sample_logprobs, prompt_logprobs=asked.topk_prompt_logprobs if wants_prompt else None,
     )  # fmt: skip
-    prompt = tuple(token for chunk in asked.prompt.chunks for token in chunk.tokens)
-    return AskedCall(prompt, asked.num_samples, sampling, ids, asked)
+    targets = {} if table is None else table.by_position()
+    return AskedCall(prompt, asked.num_samples, sampling, ids, targets, asked, table)
 
 
 def _found(request: Request, sampler: str, caller: Caller) -> Sampler:

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 
 from haori.server.access import caller_of
 from haori.server.errors import ApiError
-from haori.server.tinker.fields import CreateSession, SessionOnly
-from haori.server.tinker.serving import claim_key, key_of, training_of
+from haori.server.tinker.fields import CreateSession, Finish, SessionOnly
+from haori.server.tinker.serving import OWNED, check_scope, claim_key, key_of, training_of
 
 __all__ = ["router"]
 
@@ -64,15 +64,17 @@ def heartbeat(asked: SessionOnly, request: Request) -> dict[str, str]:
 
 
 @router.get("/sessions")
-def sessions(request: Request, limit: int = 20, offset: int = 0) -> dict[str, Any]:
+def sessions(request: Request, limit: int = 20, offset: int = 0, access_scope: str = OWNED) -> dict[str, Any]:
     """List the caller's sessions, newest first."""
+    check_scope(access_scope)
     account = caller_of(request).account
     return {"sessions": training_of(request).clients.list(account, limit=_page(limit), offset=max(offset, 0))}
 
 
 @router.get("/sessions/{session_id}")
-def session(session_id: str, request: Request) -> dict[str, Any]:
+def session(session_id: str, request: Request, access_scope: str = OWNED) -> dict[str, Any]:
     """Tell of a session."""
+    check_scope(access_scope)
     service, account = training_of(request), caller_of(request).account
     row = service.clients.find(session_id, account)
     runs, _ = service.runs.list(account, limit=1000, offset=0, session=session_id)
@@ -84,9 +86,10 @@ def session(session_id: str, request: Request) -> dict[str, Any]:
 
 
 @router.post("/sessions/{session_id}/finish")
-def finish(session_id: str, request: Request) -> dict[str, Any]:
+def finish(session_id: str, request: Request, asked: Finish | None = None) -> dict[str, Any]:
     """End a session: its runs leave the memory, what it saved stays."""
-    training_of(request).end_session(session_id, caller_of(request).account)
+    ending = {} if asked is None else asked.model_dump(include={"reason", "detail"}, exclude_none=True)
+    training_of(request).end_session(session_id, caller_of(request).account, ending)
     return {}
 
 

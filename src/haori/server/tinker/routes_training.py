@@ -24,6 +24,7 @@ from haori.server.tinker.fields import (
     ModelOnly,
     OptimStep,
     RetrieveFuture,
+    SaveExternal,
     SaveForSampler,
     SaveWeights,
 )
@@ -111,6 +112,11 @@ def save_weights(asked: SaveWeights, request: Request) -> dict[str, Any]:
 @router.post("/save_weights_for_sampler")
 def save_for_sampler(asked: SaveForSampler, request: Request) -> dict[str, Any]:
     """Save a model's weights, or let the engine sample from them as they are now, with no file in between."""
+    if asked.kind != "snapshot":
+        raise ApiError(
+            400, "kind='inflight' is not offered: weights that change under samples are not kept here; use "
+            "kind='snapshot'.", param="kind", code="unsupported_field",
+        )  # fmt: skip
     run = training_of(request).runs.find(asked.model_id, _trainer(request).account)
     sampler = None
     if asked.path is None and asked.sampling_session_seq_id is not None:
@@ -123,11 +129,29 @@ def save_for_sampler(asked: SaveForSampler, request: Request) -> dict[str, Any]:
     return promised(run.submit(asked.seq_id, call))
 
 
+@router.post("/save_weights_external")
+def save_weights_external(asked: SaveExternal, request: Request) -> dict[str, Any]:
+    """Save a model's weights as PEFT files for a download; `external_weights_urls` says where."""
+    run = training_of(request).runs.find(asked.model_id, _trainer(request).account)
+    if asked.age_encryption_recipients:
+        raise ApiError(
+            400, "age_encryption_recipients is not offered: files are not encrypted here; leave it out, and fetch them "
+            "over https.", param="age_encryption_recipients", code="unsupported_field",
+        )  # fmt: skip
+    claim_key(request, asked)
+    return promised(run.submit(asked.seq_id, SaveCall("external", asked.path, ttl_s=asked.ttl_seconds)))
+
+
 @router.post("/load_weights")
 def load_weights(asked: LoadWeights, request: Request) -> dict[str, Any]:
     """Begin a model with the weights of a checkpoint, or of a library adapter (`library:NAME`)."""
     service, caller = training_of(request), _trainer(request)
     check_path(caller, asked.path)
+    if asked.weights_access_token is not None:
+        raise ApiError(
+            400, "There are no access tokens of weights here; let the owner publish the checkpoint, and leave it out.",
+            param="weights_access_token", code="unsupported_field",
+        )  # fmt: skip
     call = LoadCall(asked.path, asked.optimizer)
     if asked.session_id is None or asked.model_seq_id is None:
         if asked.model_id is None or asked.seq_id is None:
@@ -156,6 +180,7 @@ async def retrieve_future(asked: RetrieveFuture, request: Request) -> Response:
     promise = await run_in_threadpool(service.promise, asked.request_id, caller_of(request).account)
     end = time.monotonic() + _HOLD_S
     waiting = asyncio.wrap_future(promise.future)
+    waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # an error is told as the result
     while not promise.future.done() and time.monotonic() < end:
         await asyncio.wait([waiting], timeout=_LOOK_EVERY_S)
         training_of(request)  # says so when the server ends

@@ -55,6 +55,7 @@ _MESSAGES = {
     "SampleResponse": [
         "sequences 1 repeated SampledSequence", "prompt_logprobs 2 optional bytes",
         "topk_prompt_logprobs 3 optional TopkLogprobs", "prompt_cache_hit_tokens 4 int32",
+        "target_prompt_logprobs 5 optional Tensor",
     ],
 }  # fmt: skip
 

@@ -16,9 +16,10 @@ from haori.server.lifecycle import service_of
 from haori.server.tinker.encoding import write_loss_output, write_sampled
 from haori.server.tinker.fields import Sample
 
-__all__ = ["claim_key", "key_of", "promised", "result_of", "training_of"]
+__all__ = ["OWNED", "check_scope", "claim_key", "key_of", "promised", "result_of", "training_of"]
 
 _PROTOBUF = "application/x-protobuf"
+OWNED = "owned"
 _LARGE = 4 << 20  # a larger result is announced with its size first, if the client wishes
 
 
@@ -53,6 +54,19 @@ def claim_key(request: Request, asked: BaseModel, made: str | None = None) -> No
         service.keys.claim(account, made, said)
 
 
+def check_scope(access_scope: str) -> None:
+    """Refuse to list what belongs to other accounts.
+
+    Raises:
+        ApiError: That was asked for (400).
+    """
+    if access_scope != OWNED:
+        raise ApiError(
+            400, f"access_scope={access_scope[:40]!r} is not offered: an account sees what is its own; leave it out. "
+            "Of a checkpoint that is published, get_weights_info_by_tinker_path tells.", param="access_scope",
+        )  # fmt: skip
+
+
 def promised(promise: Promise) -> dict[str, Any]:
     """Return the answer to a request whose result will come."""
     answer: dict[str, Any] = {"request_id": promise.id}
@@ -79,7 +93,7 @@ def result_of(promise: Promise, *, sizes_first: bool) -> Response:
         asked: Sample = promise.call.asked
         body, kind = write_sampled(
             found, prompt_logprobs=bool(asked.prompt_logprobs), top_prompt=asked.topk_prompt_logprobs,
-            top_sampled=asked.topk_sample_logprobs,
+            top_sampled=asked.topk_sample_logprobs, last=asked.prompt_logprobs_last_n, targets=promise.call.table,
         ), _PROTOBUF  # fmt: skip
     else:
         body, kind = write_loss_output(found), _PROTOBUF
