@@ -12,6 +12,7 @@ import httpx
 
 from haori.bases import find_base
 from haori.jobs.database.connection import open_database
+from haori.jobs.model_names import ModelNames
 from haori.library import Library
 from haori.serve import AdapterDirectory, EngineLimits, open_engine
 from haori.server.access import Access
@@ -21,6 +22,7 @@ from haori.server.contracts import Backend
 from haori.server.keys import KeyStore
 from haori.server.launch import RunningServer, listen
 from haori.server.lifecycle import Service
+from haori.server.owned_models import OwnedDirectory
 from haori.server.settings import ServerSettings
 from haori.server.tinker.opening import open_training
 
@@ -36,7 +38,7 @@ def training_server(folder, *, port=0, waiting=1024):
     directory = AdapterDirectory(Library(), base.reference(), base_names=[base.name], roots=[])
     limits = EngineLimits(base.context_length, running=16, waiting=waiting, adapter_bytes=64 << 20)
     engine = open_engine(base, directory.files, limits, weights="fp32", cache_bytes=64 << 20)
-    service.attach(Backend(engine, directory))
+    service.attach(Backend(engine, OwnedDirectory(directory, ModelNames(database))))
     taken = listen("127.0.0.1", port)
     server = RunningServer(create_app(service, Access(KeyStore(), "127.0.0.1")), service)
     thread = threading.Thread(target=server.serve_on, args=(taken,), daemon=True)
@@ -130,8 +132,15 @@ def main():
     import os
     from pathlib import Path
 
-    from haori.jobs.sessions import run
+    from haori.jobs.sessions import checkpoints, run
 
+    if pause := os.environ.get("HAORI_TEST_PAUSE_ADDED"):  # between the library and the promise, to be killed there
+
+        def change(*_, **values):
+            Path(pause).write_text(str(values))
+            threading.Event().wait()
+
+        checkpoints.CheckpointShelf.change = change
     run._SAVE_AFTER_REQUESTS = int(os.environ.get("HAORI_TEST_SAVE_AFTER_REQUESTS", run._SAVE_AFTER_REQUESTS))
     with training_server(Path(sys.argv[1]), port=int(sys.argv[2])) as (url, _):
         print(url, flush=True)

@@ -4,12 +4,16 @@ import os
 import re
 import subprocess
 import sys
+import time
 
+import httpx
 import pytest
 
 from haori.bases import find_base
+from haori.core.errors import InputError
 from haori.core.settings import settings
 from haori.library import Library, import_adapter
+from haori.server.keys import KeyStore
 from tests.command_line import haori
 from tests.conftest import build_tiny_base
 from tests.integration.test_tinker_wire import ROWS, loss_of, request, step
@@ -212,3 +216,168 @@ def test_what_is_done_again_after_a_kill_is_counted_once(base, haori_home, monke
     assert once.steps == 3
     same = {"run", "checkpoint", "saved"}
     assert again.model_dump(exclude=same) == once.model_dump(exclude=same)
+
+
+def answered(url, model, key=None):
+    """Ask for an answer as clients of OpenAI do."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Is this good?"}],
+        "max_tokens": 8,
+        "temperature": 0,
+    }
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+
+def listed(url, key=None):
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return {card["id"] for card in httpx.get(f"{url}/v1/models", headers=headers, timeout=60).json()["data"]}
+
+
+def test_named_saves_become_versions_that_answer_at_once(base, haori_home):
+    with training_server(base) as (url, _):
+        wire = Wire(url)
+        model = created(wire, wire.session(), **{"haori.library": "support", "title": "mine"})
+        failed = wire.post(CALLS, model_id=model, seq_id=1, path="untrained")
+        trained(wire, model, 2, 6)
+        assert saved(wire, model, 7, None, sampling_session_seq_id=0).get("library") is None
+        assert "library" not in wire.result(wire.post("/save_weights", model_id=model, seq_id=8, path="state"))
+        assert "library" not in saved(wire, model, 9, None)
+        promise = wire.post(CALLS, model_id=model, seq_id=10, path="one")
+        path = f"tinker://{model}/sampler_weights/untrained"
+        found = wire.result(failed)
+        assert found["category"] == "user"
+        assert found["error"].startswith(f"The checkpoint was saved as {path}, but did not go into the library as")
+        assert "failed its proof (" in found["error"]
+        assert "exactly what the base does" in found["error"]
+        assert path in [one["tinker_path"] for one in wire.get("/checkpoints")["checkpoints"]]
+        assert wire.result(promise)["library"] == "support@1"
+        assert wire.post(CALLS, model_id=model, seq_id=10, path="one") == promise, "a request that comes again"
+        assert wire.result(promise)["library"] == "support@1"
+        (stored,) = Library().list()
+        assert stored.name == "support@1"
+        assert stored.card.verification.passed
+        assert stored.card.client_runs[-1].checkpoint == f"tinker://{model}/sampler_weights/one"
+        assert stored.card.client_runs[-1].losses == {"cross_entropy": 3}
+        texts = {name: answered(url, name) for name in ("tiny", "support@1", "support")}
+        assert {answer.status_code for answer in texts.values()} == {200}
+        said = {name: answer.json()["choices"][0]["message"]["content"] for name, answer in texts.items()}
+        assert said["support"] == said["support@1"]
+        assert said["support"] != said["tiny"]
+        assert {"support", "support@1"} <= listed(url)
+        assert not list((settings().jobs / "sessions" / "library").glob("*_train_*"))
+
+
+def test_a_kill_between_library_and_promise_makes_no_second_version(base, haori_home, tmp_path, monkeypatch):
+    mark = tmp_path / "added"
+    monkeypatch.setenv("HAORI_TEST_PAUSE_ADDED", str(mark))
+    monkeypatch.setenv("HAORI_TEST_SAVE_AFTER_REQUESTS", "3")
+    with training_process(base) as (process, url):
+        wire = Wire(url)
+        model = created(wire, wire.session(), **{"haori.library": "support"})
+        trained(wire, model)
+        promise = wire.post(CALLS, model_id=model, seq_id=7, path="one")
+        trained(wire, model, 8, 12)  # what comes after it is not saved as if it had been answered
+        end = time.monotonic() + 60
+        while not mark.exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.kill()
+        process.wait(20)
+    assert [stored.name for stored in Library().list()] == ["support@1"]
+    monkeypatch.delenv("HAORI_TEST_PAUSE_ADDED")
+    with training_server(base) as (url, _):
+        wire = Wire(url)
+        assert wire.result(promise)["library"] == "support@1"
+        assert wire.result(wire.post(CALLS, model_id=model, seq_id=7, path="one"))["library"] == "support@1"
+    assert [stored.name for stored in Library().list()] == ["support@1"]
+
+
+def test_the_same_request_done_again_with_other_last_bits_is_the_same_version(base, haori_home, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from haori.jobs.sessions.adding import add_saved
+    from haori.jobs.tenants.pool import TrainingPool
+    from haori.jobs.tenants.records import AdamParams, AdapterSpec
+    from tests.tenant_samples import rows
+
+    path = "tinker://s:train:0/sampler_weights/a"
+    pool = TrainingPool(find_base(str(base)))
+    try:
+        pool.create("t", AdapterSpec(rank=2, seed=1))
+        pool.forward_backward("t", rows([9], seed=1), "cross_entropy")
+        pool.optim_step("t", AdamParams(learning_rate=1e-2))
+        folders = [
+            pool.save("t", tmp_path / str(number), optimizer=False, checkpoint=path, request=number).result()
+            for number in (3, 4)
+        ]
+    finally:
+        pool.close()
+    asked = {"base": str(base), "name": "support", "checkpoint": path, "lock": str(tmp_path / ".lock")}
+
+    def added(number):
+        return add_saved({**asked, "folder": str(folders[number - 3]), "request": number}, print)["name"]
+
+    def change(folder):
+        weights = folder / "adapter_model.safetensors"
+        tensors = {key: tensor * 1.000001 for key, tensor in load_file(weights).items()}
+        save_file(tensors, weights, metadata={"format": "pt"})
+
+    assert added(3) == "support@1"
+    change(folders[0])
+    assert added(3) == "support@1"
+    change(folders[1])
+    change(folders[1])
+    assert added(4) == "support@2", "another request is another version"
+    with pytest.raises(InputError, match="replaced by a later one"):
+        add_saved({**asked, "folder": str(folders[1]), "request": 5}, print)
+
+
+def test_names_that_are_not_allowed_are_refused_when_the_run_is_made(base, haori_home, tmp_path):
+    found = find_base(str(base))
+    import_adapter(strong_lora(base, tmp_path / "a", 1), found, name="shared")
+    with training_server(base) as (url, _):
+        keys, both = KeyStore(), ("infer", "train")
+        acme, other = (keys.create(name, scopes=both).secret for name in ("acme", "other"))
+        narrow = keys.create("narrow", scopes=both, adapters=["tiny", "team-*"]).secret
+        admin = keys.create("admin", scopes=both, admin=True).secret
+        number = iter(range(100))
+        sessions = {key: Wire(url, key).session() for key in (acme, other, narrow, admin)}
+
+        def asked(key, name, address="/create_model", **more):
+            body = {"session_id": sessions[key], "model_seq_id": next(number), "base_model": "tiny",
+                    "lora_config": {"rank": 2}, "user_metadata": {"haori.library": name}} | more  # fmt: skip
+            return Wire(url, key).http.post(address, json=body)
+
+        assert asked(acme, "support").status_code == 200
+        for key, name, status, sentence in (
+            (acme, "../x", 400, "cannot be called"),
+            (acme, "a b", 400, "cannot be called"),
+            (acme, "tiny", 400, "a base is called so"),
+            (acme, 3, 400, "as text"),
+            (other, "support", 400, "taken"),
+            (acme, "shared", 400, "taken"),
+            (narrow, "support", 403, "may not use adapters called 'support'"),
+        ):
+            refused = asked(key, name)
+            assert refused.status_code == status, refused.text
+            assert sentence in refused.json()["detail"]
+        wrong = asked(acme, "x", user_metadata={"haori.libary": "support"})
+        assert (wrong.status_code, "haori.library" in wrong.json()["detail"]) == (400, True)
+        long = asked(acme, "x", user_metadata={"title": "x" * 20_000})
+        assert (long.status_code, "16,384" in long.json()["detail"]) == (400, True)
+        load = {"path": "library:shared", "optimizer": False, "lora_config": None}
+        assert asked(other, "support", "/load_weights", **load).status_code == 400
+        assert asked(narrow, "team-x").status_code == 200
+        assert asked(acme, "support").status_code == 200
+        assert asked(admin, "shared").status_code == 200, "everybody's, and an admin adds to it"
+        import_adapter(strong_lora(base, tmp_path / "b", 2), found, name="support")
+        assert answered(url, "support", acme).status_code == 200
+        assert {"support", "support@1", "shared"} <= listed(url, acme)
+        hidden = answered(url, "support", other)
+        digits = Library().get("support").card.id.removeprefix("sha256:")[:12]
+        assert [hidden.status_code, answered(url, digits, other).status_code] == [404, 404]
+        assert not {"support", "support@1"} & listed(url, other)
+        assert "shared" in listed(url, other)
+        assert {"support", "support@1"} <= listed(url, admin)

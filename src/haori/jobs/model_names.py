@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, or_, select
 
 from haori.core.records import Record
 from haori.jobs.database.connection import Database
@@ -58,6 +58,23 @@ class ModelNames:
         with self.database.writing() as connection:
             connection.execute(delete(models).where(models.c.name.in_([name.name for name in names])))
             connection.execute(insert(models), [name.model_dump() for name in names])
+
+    def reserve(self, row: ModelName) -> bool:
+        """Write the row of a name in the library, without version, unless another account has that name.
+
+        Returns:
+            Whether the account has it now.
+        """
+        with self.database.writing() as connection:
+            owners = _owners(connection, row.library_name)
+            if not owners:
+                connection.execute(insert(models).values(**row.model_dump()))
+        return owners <= {row.owner}
+
+    def owners(self, library_name: str) -> set[str]:
+        """Return the accounts that have a name in the library, or a version of it."""
+        with self.database.reading() as connection:
+            return _owners(connection, library_name)
 
     def find(self, name: str, owner: str | None) -> ModelName:
         """Return what a name means.
@@ -133,6 +150,12 @@ def fine_tuned_name(base: str, owner: str, suffix: str | None, identity: str, st
     parts = [_UNNAMEABLE.sub("-", part)[:64].strip("-") for part in (base, owner, suffix or "")]
     name = ":".join([PREFIX[:-1], *parts, identity])
     return name if step is None else f"{name}:ckpt-step-{step}"
+
+
+def _owners(connection: Connection, library_name: str) -> set[str]:
+    named = models.c.library_name
+    held = or_(named == library_name, named.startswith(f"{library_name}@", autoescape=True))
+    return set(connection.execute(select(models.c.owner).where(held)).scalars())
 
 
 def _read(row: Row[Any]) -> ModelName:

@@ -1,6 +1,7 @@
 """The names of one server with those of fine-tuned models, each of which its own account alone may ask for.
 
-A `ft:` name is looked up here and stands for a name of the library from then on. An adapter that belongs to an account
+A `ft:` name is looked up here and stands for a name of the library from then on; what a training run saved into the
+library keeps its name there. An adapter that belongs to an account
 is hidden from every other, whether it is asked for by its `ft:` name, its name in the library or digits of its id.
 """
 
@@ -83,10 +84,12 @@ class OwnedDirectory:
         rows = self.names.all()
         ids = {row.adapter for row in rows}
         names = {row.library_name.partition("@")[0] for row in rows}
+        saved = {row.name for row in rows if row.name == row.library_name and account in (None, row.owner)}
         found: list[ModelEntry] = []
         folders: dict[str, ModelEntry] = {}
         for entry in self.directory.entries():
-            if entry.adapter in ids or (entry.adapter and entry.id.partition("@")[0] in names):
+            name = entry.id.partition("@")[0]
+            if entry.adapter in ids or (entry.adapter and name in names and name not in saved):
                 folders[str(entry.adapter)] = entry
             else:
                 found.append(entry)

@@ -8,18 +8,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from haori.core.client_runs import ClientRun
 from haori.core.errors import BaseError, FileFormatError, InputError, MismatchError
+from haori.core.events import EventSink
+from haori.core.lock import file_lock
 from haori.core.records import DataReference
-from haori.jobs.tenants.files import SESSION_NAME, Session, read_session
+from haori.jobs.sessions.library_saves import LIBRARY_KEY
 
 if TYPE_CHECKING:
     from haori.bases import Base
+    from haori.jobs.tenants.files import Session
     from haori.library import StoredAdapter
 
-__all__ = ["add_checkpoint", "base_of_checkpoint"]
+__all__ = ["add_checkpoint", "add_saved", "base_of_checkpoint", "name_of_checkpoint"]
+
+_PROOF_WAIT_S = 600.0  # for the proof of a server that was killed, whose process ends a moment later
 
 
 def base_of_checkpoint(folder: Path) -> "Base":
@@ -40,7 +45,60 @@ def base_of_checkpoint(folder: Path) -> "Base":
         ) from None
 
 
-def add_checkpoint(folder: Path, base: "Base", *, name: str, licence: str | None = None) -> "StoredAdapter":
+def name_of_checkpoint(folder: Path) -> str:
+    """Return what a checkpoint is called in the library: what its run asked for, or else as its folder.
+
+    Raises:
+        FileFormatError: What it says of itself is damaged.
+    """
+    from haori.jobs.tenants.files import read_session
+    from haori.library import name_for
+
+    session = read_session(folder)
+    asked = None if session is None or not session.runs else (session.runs[-1].metadata or {}).get(LIBRARY_KEY)
+    return asked if isinstance(asked, str) else name_for(folder)
+
+
+def add_saved(arguments: dict[str, Any], on_event: EventSink) -> dict[str, Any]:
+    """Add a checkpoint that a server has just saved, unless it was added before; returns its name with version.
+
+    Args:
+        arguments: `folder`, `base`, `name`; `checkpoint` and `request`, which say what was saved; and `lock`, a file
+            that one such process holds at a time.
+        on_event: Receives nothing.
+
+    Raises:
+        HaoriError: As `add_checkpoint`.
+    """
+    from haori.bases import find_base
+
+    checkpoint, request = arguments["checkpoint"], arguments["request"]
+    with file_lock(Path(arguments["lock"]), holds="proofs of checkpoints", timeout_s=_PROOF_WAIT_S):
+        before = _added_before(arguments["name"], checkpoint, request)
+        if before is None:
+            folder, base = Path(arguments["folder"]), find_base(arguments["base"])
+            before = add_checkpoint(folder, base, name=arguments["name"], request=request).name
+    return {"name": before}
+
+
+def _added_before(name: str, checkpoint: str, request: int) -> str | None:
+    """Return the version that a request made before its server was killed; its weights may differ in the last bits."""
+    from haori.library import Library
+    from haori.library.cards import read_card
+
+    library = Library()
+    for row in sorted(library.names().versions(name), key=lambda row: -row.version):
+        card = read_card(library.folder(row.adapter))
+        if card is not None and card.client_runs:
+            last = card.client_runs[-1]
+            if (last.checkpoint, last.request) == (checkpoint, request):
+                return f"{name}@{row.version}"
+    return None
+
+
+def add_checkpoint(
+    folder: Path, base: "Base", *, name: str, licence: str | None = None, request: int | None = None
+) -> "StoredAdapter":  # fmt: skip
     """Prove a checkpoint and store it as the next version of a name, with its lineage.
 
     Args:
@@ -49,6 +107,7 @@ def add_checkpoint(folder: Path, base: "Base", *, name: str, licence: str | None
         name: In the library, without version.
         licence: The terms of whoever trained it, for the rows that they sent and the adapter; by default the rows'
             are unknown, and the adapter's follow from base, rows and the library adapter it began with.
+        request: The request that saved it, where no other may have replaced it since.
 
     Raises:
         FileFormatError: It is no checkpoint, or damaged.
@@ -75,6 +134,8 @@ def add_checkpoint(folder: Path, base: "Base", *, name: str, licence: str | None
     check_no_base_name(check_name(name), base.name)
     with _copied(folder) as copy:
         session = _session(copy, base)
+        if request is not None and session.runs[-1].request != request:
+            raise InputError("it was replaced by a later one of that name before its proof; choose a name for each.")
         validate_tensors(inspect_adapter(copy).weights)
         verification = verify_adapter(base, copy, probes=default_probes(load_tokenizer(base)))
         require_passed(verification)
@@ -94,6 +155,7 @@ def add_checkpoint(folder: Path, base: "Base", *, name: str, licence: str | None
 @contextmanager
 def _copied(folder: Path) -> Iterator[Path]:
     """Yield a copy of the files, which nobody replaces meanwhile."""
+    from haori.jobs.tenants.files import SESSION_NAME
     from haori.library.formats.peft import copy_adapter
 
     with tempfile.TemporaryDirectory() as place:
@@ -109,7 +171,9 @@ def _copied(folder: Path) -> Iterator[Path]:
         yield copy
 
 
-def _session(folder: Path, base: "Base") -> Session:
+def _session(folder: Path, base: "Base") -> "Session":
+    from haori.jobs.tenants.files import read_session
+
     session = read_session(folder)
     assert session is not None
     if session.base != base.id:

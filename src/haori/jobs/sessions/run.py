@@ -9,7 +9,7 @@ ends where it was however its process ended: bit for bit, but for what was compu
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +49,7 @@ class Run:
         save: Does a `SaveCall`, and returns its answer.
         load: Does a `LoadCall`, and returns its answer.
         saved: Called when a state is whole.
+        library: Name in the library that its checkpoints for sampling go to; None for none.
         applied: The last request whose effect is in the adapter.
     """
 
@@ -63,11 +64,13 @@ class Run:
         save: Callable[["Run", int, SaveCall], "Future[dict[str, Any]]"],
         load: Callable[["Run", LoadCall], "Future[dict[str, Any]]"],
         saved: SavedState,
+        library: str | None = None,
         applied: int = 0,
     ) -> None:
         self.id = identity
         self.owner = owner
         self.folder = folder
+        self.library = library
         self.last_request_s = time.monotonic()
         self._pool = pool
         self._finish = finish
@@ -215,13 +218,15 @@ class Run:
                 weights.result()
                 self._write_state(number, folder, before)
 
-        weights.add_done_callback(lambda _: self._finish.submit(write))
+        # An answer may take longer than those after it: a proof for the library does.
+        before_it = [one.future for one in before.values() if not one.future.done()]
+        _when_done([weights, *before_it], lambda: self._finish.submit(write))
 
     def _write_state(self, number: int, folder: Path, promises: dict[int, Promise]) -> None:
         """Write the answers beside the weights; the state counts once `saved` was told of it."""
         for turn in sorted(promises)[-_KEPT_ANSWERS:]:
             future = promises[turn].future
-            result = future.exception() or future.result()  # done: the pool does a run's requests in order
+            result = future.exception() or future.result()
             write_result(folder / "answers" / f"{turn:09d}.npz", _in_words(result))
         self._saved(number, folder)
         for path in self._journal.glob("[0-9]*.npz"):
@@ -243,6 +248,8 @@ def pass_on(source: "Future[Any]", target: "Future[Any]", change: Callable[[Any]
     """Give a promise what a computation gives."""
 
     def take(done: "Future[Any]") -> None:
+        if done.cancelled():  # the server ends; a restart does it from the journal
+            return
         error = done.exception()
         if error is None:
             target.set_result(change(done.result()))
@@ -250,6 +257,21 @@ def pass_on(source: "Future[Any]", target: "Future[Any]", change: Callable[[Any]
             target.set_exception(_in_words(error))
 
     source.add_done_callback(take)
+
+
+def _when_done(futures: "Sequence[Future[Any]]", then: Callable[[], Any]) -> None:
+    """Do something once all of them are done, on the thread of the last."""
+    left, lock = [len(futures)], threading.Lock()
+
+    def one_less(_: "Future[Any]") -> None:
+        with lock:
+            left[0] -= 1
+            is_last = left[0] == 0
+        if is_last:
+            then()
+
+    for future in futures:
+        future.add_done_callback(one_less)
 
 
 def _in_words(result: Any) -> Any:

@@ -19,6 +19,7 @@ from haori.jobs.database.tables import training_runs
 from haori.jobs.missing import MissingError
 from haori.jobs.sessions.checkpoints import CheckpointShelf
 from haori.jobs.sessions.gone import GoneError
+from haori.jobs.sessions.library_saves import LIBRARY_KEY, LibrarySaves
 from haori.jobs.sessions.paths import CheckpointPath, check_name, folder_name
 from haori.jobs.sessions.records import LoadCall, Promise, SaveCall
 from haori.jobs.sessions.run import Run, pass_on
@@ -54,14 +55,15 @@ class Runs:
         shelf: Takes checkpoints.
         samplers: Takes weights of the moment.
         sources: Finds what is loaded.
+        library: Takes checkpoints of runs that ask for it.
     """
 
     def __init__(
         self, database: Database, root: Path, base: str, pool: "Callable[[], TrainingPool]", shelf: CheckpointShelf,
-        samplers: Samplers, sources: Sources,
+        samplers: Samplers, sources: Sources, library: LibrarySaves,
     ) -> None:  # fmt: skip
         self._database, self._root, self._base, self._pool = database, root, base, pool
-        self._shelf, self._samplers, self._sources = shelf, samplers, sources
+        self._shelf, self._samplers, self._sources, self._library = shelf, samplers, sources, library
         self._finish = ThreadPoolExecutor(1, "haori-sessions")
         self._lock = threading.RLock()
         self._live: dict[str, Run] = {}
@@ -164,6 +166,7 @@ class Runs:
             for run in self._live.values():
                 run.close()
         self._finish.shutdown()
+        self._library.close()
 
     def _begin(self, session: str, number: int, owner: str, values: Mapping[str, Any]) -> Promise:
         with self._lock:
@@ -242,7 +245,7 @@ class Runs:
 
         run = Run(
             row.id, row.owner, folder, pool, self._finish, save=self._save, load=self._load, saved=saved,
-            applied=row.applied_seq,
+            library=((row.user_metadata or {}).get("given") or {}).get(LIBRARY_KEY), applied=row.applied_seq,
         )  # fmt: skip
         self._live[row.id], self._begun[row.id] = run, promise
         try:
@@ -270,7 +273,31 @@ class Runs:
             self._shelf.add(path, run.owner, number, ttl_s=call.ttl_s, user_metadata=call.user_metadata)
             return {"type": kind, "path": str(path)}
 
-        return self._then(files, write)
+        written = self._then(files, write)
+        if run.library is None or call.kind == "training" or call.name is None:
+            return written
+        return self._into_library(run, path, number, written)
+
+    def _into_library(
+        self, run: Run, path: CheckpointPath, number: int, written: "Future[dict[str, Any]]"
+    ) -> "Future[dict[str, Any]]":
+        """Put a checkpoint that is written into the library, and say in its answer as what."""
+        assert run.library is not None
+        name, made = run.library, Future[dict[str, Any]]()
+
+        def added(stored: str) -> dict[str, Any]:
+            with suppress(MissingError):  # it was deleted meanwhile
+                self._shelf.change(path, run.owner, library_name=stored)
+            return {**written.result(), "library": stored}
+
+        def begin(_: "Future[Any]") -> None:
+            if written.exception() is not None:
+                made.set_exception(written.exception())
+                return
+            pass_on(self._library.put(path, self._shelf.folder(path), number, name, added), made)
+
+        written.add_done_callback(begin)
+        return made
 
     def _save_live(self, run: Run, sampler: str) -> "Future[dict[str, Any]]":
         """Give the weights of this moment to the engine that serves."""

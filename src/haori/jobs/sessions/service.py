@@ -17,6 +17,7 @@ from haori.jobs.model_names import ModelNames
 from haori.jobs.sessions.checkpoints import CheckpointShelf
 from haori.jobs.sessions.clients import Clients
 from haori.jobs.sessions.gone import GoneError
+from haori.jobs.sessions.library_saves import LibrarySaves
 from haori.jobs.sessions.records import Promise, SampleCall
 from haori.jobs.sessions.request_keys import RequestKeys, id_of_key
 from haori.jobs.sessions.runs import Runs
@@ -66,11 +67,14 @@ class TrainingService:
         self.clients = Clients(database)
         self.keys = RequestKeys(database)
         self.shelf = CheckpointShelf(database, make_folder(folder / "checkpoints"))
-        self.sources = Sources(base, self.shelf, ModelNames(database))
+        names = ModelNames(database)
+        self.sources = Sources(base, self.shelf, names)
+        self.library = LibrarySaves(names, base, self.names, make_folder(folder / "library"))
         self.samplers = Samplers(database, base.name, engine)
         self.runs = Runs(
-            database, make_folder(folder / "runs"), base.name, self._opened, self.shelf, self.samplers, self.sources
-        )
+            database, make_folder(folder / "runs"), base.name, self._opened, self.shelf, self.samplers, self.sources,
+            self.library,
+        )  # fmt: skip
         self._engine = engine
         self._open_pool = open_pool
         self._pool: TrainingPool | None = None

@@ -9,9 +9,11 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from haori.jobs.missing import MissingError
+from haori.jobs.sessions.library_saves import read_library_name
 from haori.jobs.sessions.records import ForwardCall, LoadCall, SaveCall, StepCall
 from haori.jobs.sessions.runs import run_id
 from haori.jobs.sessions.samplers import sampler_id
+from haori.jobs.sessions.service import TrainingService
 from haori.jobs.sessions.sources import LIBRARY
 from haori.server.access import Caller, caller_of
 from haori.server.errors import ApiError
@@ -52,6 +54,7 @@ def create_model(asked: CreateModel, request: Request) -> dict[str, Any]:
             400, "A model without lora_config would be trained whole; this server trains adapters: give lora_config.",
             param="lora_config",
         )  # fmt: skip
+    _reserve_name(service, caller, asked.user_metadata)
     spec = AdapterSpec(**lora.model_dump(exclude={"type"}))
     claim_key(request, asked, run_id(asked.session_id, asked.model_seq_id))
     promise = service.runs.create(
@@ -165,6 +168,7 @@ def load_weights(asked: LoadWeights, request: Request) -> dict[str, Any]:
     if asked.base_model is not None:
         service.check_base(asked.base_model)
     service.clients.find(asked.session_id, caller.account)
+    _reserve_name(service, caller, asked.user_metadata)
     identity = run_id(asked.session_id, asked.model_seq_id)
     if not service.runs.is_begun(identity, caller.account):
         call = service.runs.settled(call, caller.account)
@@ -223,6 +227,17 @@ def _trainer(request: Request) -> Caller:
     caller = caller_of(request)
     caller.need_training_of(service_of(request).base.name)
     return caller
+
+
+def _reserve_name(service: TrainingService, caller: Caller, metadata: dict[str, Any] | None) -> None:
+    """Give the caller the name in the library that its run asks for, or refuse it."""
+    name = read_library_name(metadata)
+    if name is None:
+        return
+    if not caller.may_use(name):
+        message = f"This API key may not use adapters called {name[:120]!r}, so its runs cannot save any of that name."
+        raise ApiError(403, message, code="model_not_allowed", param="user_metadata")
+    service.library.reserve(name, caller.account, admin=caller.admin)
 
 
 def _with_name(metadata: dict[str, Any] | None, base_model: str | None) -> dict[str, Any]:
