@@ -244,6 +244,7 @@ def test_named_saves_become_versions_that_answer_at_once(base, haori_home):
         assert saved(wire, model, 7, None, sampling_session_seq_id=0).get("library") is None
         assert "library" not in wire.result(wire.post("/save_weights", model_id=model, seq_id=8, path="state"))
         assert "library" not in saved(wire, model, 9, None)
+        exported = wire.post("/save_weights_external", model_id=model, seq_id=11, path="out")
         promise = wire.post(CALLS, model_id=model, seq_id=10, path="one")
         path = f"tinker://{model}/sampler_weights/untrained"
         found = wire.result(failed)
@@ -267,6 +268,10 @@ def test_named_saves_become_versions_that_answer_at_once(base, haori_home):
         assert said["support"] != said["tiny"]
         assert {"support", "support@1"} <= listed(url)
         assert not list((settings().jobs / "sessions" / "library").glob("*_train_*"))
+        assert "library" not in wire.result(exported)
+        urls = wire.get(f"/training_runs/{model}/checkpoints/external_weights/out/external_weights_urls")["urls"]
+        assert set(urls) >= {"adapter_model.safetensors", "adapter_config.json"}
+        assert "session.json" not in urls, "it tells of the run and its client"
 
 
 def test_a_kill_between_library_and_promise_makes_no_second_version(base, haori_home, tmp_path, monkeypatch):

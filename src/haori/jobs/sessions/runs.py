@@ -274,7 +274,7 @@ class Runs:
             return {"type": kind, "path": str(path)}
 
         written = self._then(files, write)
-        if run.library is None or call.kind == "training" or call.name is None:
+        if run.library is None or call.kind != "sampler" or call.name is None:
             return written
         return self._into_library(run, path, number, written)
 

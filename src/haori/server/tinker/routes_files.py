@@ -28,6 +28,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/api/v1", tags=["training"])
 
+_SESSION = "session.json"
 _FOR_S = 3600.0
 _SECRET = secrets.token_bytes(32)
 
@@ -94,10 +95,12 @@ def external_weights(
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by their names in it, as they are listed and never as a client names them."""
-    return {
-        file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()
-    }  # fmt: skip
+    """Return the files of a folder by their names in it, as they are listed and never as a client names them.
+
+    What the run and its client are is no part of the weights, and is not given to whoever has an address.
+    """
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != _SESSION)
+    return {file.relative_to(folder).as_posix(): file for file in found}
 
 
 def _signature(path: CheckpointPath, file: str, expires: int) -> str:
