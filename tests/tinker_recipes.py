@@ -1,14 +1,13 @@
-"""Runs a recipe of tinker-cookbook as it is: `tinker_recipes.py sl_loop TOKENIZER MODEL key=value...`.
+"""Runs a recipe of tinker-cookbook as it is: `tinker_recipes.py sl_loop key=value...`.
 
-Only what would come from a hub is local: the data set, and the tokenizer of the model's name.
+Only the data set, which would come from a hub, is put in its place; the tokenizer is found in the folder of the model's
+name, as the guide says.
 """
 
 import sys
 
 import chz
 import datasets
-from tinker_cookbook import tokenizer_utils
-from transformers import AutoTokenizer
 
 ROWS = 32
 
@@ -31,14 +30,13 @@ def load_dataset(name, *_, **__):
 
 
 def main():
-    name, tokenizer, model, *arguments = sys.argv[1:]
+    name, *arguments = sys.argv[1:]
     datasets.load_dataset = load_dataset
-    tokenizer_utils.register_tokenizer(model, lambda: AutoTokenizer.from_pretrained(tokenizer))
     if name == "sl_loop":
         from tinker_cookbook.recipes import sl_loop as recipe
     else:
         from tinker_cookbook.recipes import rl_loop as recipe
-    sys.argv = [name, f"model_name={model}", *arguments]
+    sys.argv = [name, *arguments]
     chz.nested_entrypoint(recipe.main)
 
 

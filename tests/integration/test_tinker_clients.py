@@ -78,15 +78,24 @@ def test_the_sdk_trains_saves_resumes_and_samples_what_it_trains(tinker_clients,
     assert said["scored"] == pytest.approx(said["forward"], abs=0.03), "it samples what it trains"
 
 
-def loop(clients, name, base, url, folder, *more):
-    clients.run(
-        RECIPES, name, base, MODEL, f"base_url={url}", "batch_size=8", "lora_rank=4", f"log_path={folder}", *more
-    )
+@pytest.fixture
+def named_tokenizer(base, tmp_path, monkeypatch):
+    """Run what follows where the base's tokenizer is found by the model's name."""
+    place = tmp_path / MODEL
+    place.parent.mkdir()
+    place.symlink_to(base)
+    monkeypatch.chdir(tmp_path)
+
+
+def loop(clients, name, url, folder, *more):
+    given = (f"model_name={MODEL}", f"base_url={url}", "batch_size=8", "lora_rank=4", f"log_path={folder}")
+    clients.run(RECIPES, name, *given, *more)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_cookbooks_supervised_loop_runs_as_it_is_and_learns(tinker_clients, base, url, tmp_path):  # noqa: F811
-    steps = loop(tinker_clients, "sl_loop", base, url, tmp_path / "sl", "learning_rate=5e-3", "save_every=2")
+@pytest.mark.usefixtures("named_tokenizer")
+def test_the_cookbooks_supervised_loop_runs_as_it_is_and_learns(tinker_clients, url, tmp_path):  # noqa: F811
+    steps = loop(tinker_clients, "sl_loop", url, tmp_path / "sl", "learning_rate=5e-3", "save_every=2")
     losses = [step["train_mean_nll"] for step in steps if "train_mean_nll" in step]
     assert len(losses) == 4
     assert losses[-1] < losses[0] - 0.3
@@ -95,8 +104,9 @@ def test_the_cookbooks_supervised_loop_runs_as_it_is_and_learns(tinker_clients, 
     assert "/sampler_weights/final" in saved
 
 
-def test_the_cookbooks_rl_loop_runs_as_it_is(tinker_clients, base, url, tmp_path):  # noqa: F811
+@pytest.mark.usefixtures("named_tokenizer")
+def test_the_cookbooks_rl_loop_runs_as_it_is(tinker_clients, url, tmp_path):  # noqa: F811
     options = ("group_size=2", "max_tokens=8", "max_steps=2", "save_every=1", "loss_fn=importance_sampling")
-    steps = loop(tinker_clients, "rl_loop", base, url, tmp_path / "rl", *options)
+    steps = loop(tinker_clients, "rl_loop", url, tmp_path / "rl", *options)
     assert [step["progress/batch"] for step in steps if "progress/batch" in step] == [0, 1]
     assert "/sampler_weights/final" in (tmp_path / "rl" / "checkpoints.jsonl").read_text()
