@@ -183,6 +183,9 @@ def test_lineage_goes_through_runs_and_the_adapter_that_the_first_began_with(bas
     assert "GPL-3.0-only" in stored.card.licence
     verdict = effective_licence(stored.card, ancestors(stored))
     assert verdict.commercial == "unknown", "nobody said what the rows may be used for"
+    again = add_checkpoint(local_checkpoint(path), found, name="end", licence="MIT")
+    assert (again.name, again.card.licence) == ("end@1", "MIT"), "said later, of what is there already"
+    assert {data.licence for data in Library().get("end@1").card.data} == {"MIT"}
 
 
 def test_what_is_done_again_after_a_kill_is_counted_once(base, haori_home, monkeypatch):

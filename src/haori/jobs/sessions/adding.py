@@ -149,7 +149,11 @@ def add_checkpoint(
         if licence is None and parents:
             before = ancestors(StoredAdapter(library.folder(card.id), card, name))
             card = card.with_fields(licence=effective_licence(card, before).expression)
-        return library.add(copy, name, card)
+        stored = library.add(copy, name, card)
+        if licence is not None and stored.card.licence != licence:  # it was there already
+            data = card.data if stored.card.client_runs else stored.card.data
+            stored = library.update(stored.name, licence=licence, data=data)
+        return stored
 
 
 @contextmanager
