@@ -9,6 +9,7 @@ from safetensors import safe_open
 from haori.server.keys import KeyStore
 from haori.server.tinker import routes_files
 from tests.conftest import build_tiny_base
+from tests.integration.test_tinker_wire import request, step
 from tests.tinker_server import Wire, training_server
 from tests.tinker_venv import tinker_clients  # noqa: F401 - a fixture
 
@@ -118,6 +119,22 @@ def test_a_copy_stays_when_what_it_was_copied_from_goes(served):
     assert (copy["lora_rank"], copy["base_model"]) == (4, "tiny")
     step = wire.post("/optim_step", model_id=f"{session}:train:7", seq_id=1, adam_params={"learning_rate": 1e-3})
     assert "no gradients" in wire.result(step)["error"], "the run of a copy begins with it"
+
+
+def test_a_copy_becomes_the_library_adapter_that_its_source_becomes(served, base):
+    from haori.bases import find_base
+    from haori.jobs.sessions.paths import local_checkpoint
+    from haori.library import import_adapter
+
+    wire = Wire(served[0])
+    run = wire.model(wire.session(), "tiny")
+    wire.result(wire.forward_backward(request(run, 1)))
+    wire.result(step(wire, run, 2))
+    path = wire.result(wire.post("/save_weights", model_id=run, seq_id=3, path="a"))["path"]
+    copied = wire.post("/copy_weights", source_path=path)["tinker_path"]
+    stored = [import_adapter(local_checkpoint(one), find_base(str(base)), name=name) for one, name in
+              ((path, "first"), (copied, "second"))]  # fmt: skip
+    assert stored[0].card.id == stored[1].card.id, "the same weights"
 
 
 def test_what_is_anothers_is_copied_once_it_is_published(served):

@@ -135,6 +135,23 @@ def test_what_is_not_lawful_is_refused_with_its_reason(served):
     assert "cannot be called" in wire.result(named)["error"]
 
 
+@pytest.mark.parametrize(
+    ("method", "address", "says"),
+    [
+        ("GET", "/training_runs/a:train:0/checkpoints/weights/b/archive", "save_weights_external"),
+        ("POST", "/retrieve_futures", "retrieve_future"),
+        ("POST", "/join_sampling_session", "joined"),
+        ("POST", "/create_custom_loss", "forward_backward_custom"),
+        ("POST", "/auth/token", "X-API-Key"),
+        ("GET", "/billing/usage/events", "billed"),
+    ],
+)
+def test_a_known_address_that_is_not_answered_says_why(served, method, address, says):
+    answer = Wire(served[0]).http.request(method, address, json={} if method == "POST" else None)
+    assert (answer.status_code, answer.json()["code"]) == (400, "not_offered")
+    assert says in answer.json()["detail"]
+
+
 def test_a_name_that_is_taken_is_kept_unless_it_may_be_replaced(served):
     wire = Wire(served[0])
     model = wire.model(wire.session(), "tiny")

@@ -12,6 +12,8 @@ _REASONS = {
     "of another account by `haori keys create NAME --owner ACCOUNT`.",
     r"GET sessions/[^/]+/trace_export": "No trace of a session is kept; the server's access log has a line for each "
     "request.",
+    r"GET training_runs/[^/]+/checkpoints/.+/archive": "There are no archives of checkpoints here; export weights with "
+    "save_weights_external of a newer tinker, or `tinker checkpoint download`.",
     r"POST sessions/search": "Sessions are not searched here; list them with list_sessions, and look at each with "
     "get_session.",
     r"GET audit": "There is no audit log here; the server's access log has a line for each request.",
