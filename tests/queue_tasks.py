@@ -80,11 +80,23 @@ def look(arguments, folder, on_event):
     return {}
 
 
-KINDS = {name: f"{HERE}:{name}" for name in ("count", "chatter", "die", "refuse", "deaf", "look")}
+def slow(arguments, folder, on_event):
+    """Take `seconds` to save when it is asked to end."""
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    on_event(progress(1, 2))
+    while not stopped:
+        time.sleep(0.01)
+    time.sleep(arguments["seconds"])
+    write_text(folder / "saved.txt", "whole")
+    raise StoppedError("saved")
+
+
+KINDS = {name: f"{HERE}:{name}" for name in ("count", "chatter", "die", "refuse", "deaf", "look", "slow")}
 
 
 def main() -> None:
-    """Run a worker, as `haori worker` does, with these kinds: URL NAME POLL LEASE."""
+    """Run a worker, as `haori worker` does, with these kinds: URL NAME POLL LEASE [LAUNCHER]."""
     from haori.jobs.database.connection import open_database
     from haori.jobs.queue import kinds
     from haori.jobs.queue.attempt import Pace
@@ -92,10 +104,12 @@ def main() -> None:
     from haori.training.signals import stop_on_signals
 
     kinds.KINDS.update(KINDS)
-    url, name, poll, lease = sys.argv[1:]
+    url, name, poll, lease, *launcher = sys.argv[1:]
     pace = Pace(lease_s=float(lease), heartbeat_s=float(lease) / 6, poll_s=float(poll), grace_s=5)
     with stop_on_signals() as stop:
-        start_worker(open_database(url), name=name, pace=pace, stop=lambda: bool(stop))
+        start_worker(
+            open_database(url), name=name, pace=pace, stop=lambda: bool(stop), launcher=(launcher or ["local"])[0]
+        )
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import update
 
 from haori.core.errors import HaoriError, InputError, MissingExtraError
 from haori.core.settings import settings
 from haori.jobs.database.connection import open_database
+from haori.jobs.database.tables import jobs
 from haori.jobs.queue import kinds
 from haori.jobs.queue.attempt import Pace
 from haori.jobs.queue.launching import Launcher, launcher_named
@@ -140,24 +143,35 @@ def test_settings_that_submitit_does_not_know_fail_the_job_with_a_sentence(
     assert store.find(job.id).error.sentence.startswith("HAORI_SLURM cannot be used:")
 
 
-@pytest.mark.ray
-def test_a_real_ray_cluster_does_a_job(store: JobStore, monkeypatch: pytest.MonkeyPatch):
-    import ray
-
-    context = ray.init(include_dashboard=True, num_cpus=1)
-    monkeypatch.setenv("RAY_ADDRESS", f"http://{context.dashboard_url}")
-    try:
-        job = store.submit("count", {"to": 3})
-        work(store, launcher_named("ray"))
-        assert store.find(job.id).result["counted"] == 3
-    finally:
-        ray.shutdown()
+class Refuses(RayDouble):
+    def submit_job(self, **given):
+        raise RuntimeError("Request failed with status code 500:\nTraceback")
 
 
-def test_errors_of_launchers_are_sentences():
-    class Refuses(RayDouble):
-        def submit_job(self, **given):
-            raise RuntimeError("Request failed with status code 500:\nTraceback")
-
+def test_errors_of_launchers_are_sentences(tmp_path: Path):
     with pytest.raises(HaoriError, match=r"Ray did not take the job: Request failed with status code 500:\.$"):
-        RayLauncher(Refuses()).start(["true"], Path("/tmp"), {})
+        RayLauncher(Refuses()).start(["true"], tmp_path, {"HAORI_DATABASE": "secret"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scheduler_that_takes_no_job_is_asked_again_and_not_for_ever(store: JobStore):
+    job = store.submit("count", {"to": 3}, max_attempts=2)
+    work(store, RayLauncher(Refuses()))
+    assert (store.find(job.id).state, store.find(job.id).attempts) == ("queued", 1)
+    with store.database.writing() as held:  # half a minute later
+        held.execute(update(jobs).values(not_before=0.0))
+    work(store, RayLauncher(Refuses()))
+    found = store.find(job.id)
+    assert (found.state, found.error.kind) == ("failed", "UnavailableError")
+    assert found.error.sentence.startswith("Ray did not take the job")
+
+
+def test_rays_job_has_its_environment_by_a_file_that_is_gone_once_it_runs(tmp_path: Path):
+    client, asked = RayDouble(), {"HAORI_DATABASE": "postgresql://a:it's $ecret@b/c", "HAORI_A": "two\nlines"}
+    launcher = RayLauncher(client)
+    code = "import os; print([os.environ[name] for name in ('HAORI_DATABASE', 'HAORI_A')])"
+    handle = launcher.start([sys.executable, "-c", code], tmp_path, asked)
+    client.running[handle].wait(20)
+    assert (tmp_path / "log.txt").read_text().strip() == str(list(asked.values()))
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+    assert "ecret" not in client.running[handle].args

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from haori.core.errors import HaoriError, StorageError
+from haori.core.errors import HaoriError, StorageError, UnavailableError
 from haori.core.storage import write_text
 from haori.jobs.database.connection import DatabaseError
 from haori.jobs.process import JobResult, JobSpec
@@ -80,7 +80,11 @@ class Attempt:
         """
         try:
             handle = self._start()
-        except StorageError:  # of this machine, for now, and not of the job
+        except (StorageError, UnavailableError) as error:  # of this machine or its scheduler, and not of the job
+            if isinstance(error, UnavailableError) and self._job.attempts >= self._job.max_attempts:
+                sentence = str(error)
+                self._write(lambda: self._store.fail(self._job, sentence, UnavailableError.__name__))
+                return
             self._write(lambda: self._store.release(self._job, _LATER_S, count_attempt=True))
             return
         except HaoriError as error:
