@@ -282,7 +282,7 @@ class FineTuning:
         known = self.bases()
         if base not in known:
             raise NotTrainableError(
-                f"The base {base!r} of this model is not here any more; add it with `haori base add`."
+                f"The base {base!r} of this model is not here any more; add it with `haori bases add`."
             )
         require_text_base(base, known[base], self.served)
         return known[base]
