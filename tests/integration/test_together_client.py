@@ -67,7 +67,11 @@ found["replies"] = {name: client.chat.completions.create(model=name, messages=he
 going_on = client.fine_tuning.create(training_file=training.id, from_checkpoint=f"{made.id}:{step}", suffix="more")
 by_name = client.fine_tuning.create(training_file=training.id, from_checkpoint=job.x_model_output_name)
 found["going_on"] = [json.loads(one.model_dump_json()) for one in (going_on, by_name)]
-found["cancelled"] = [client.fine_tuning.cancel(one.id).status for one in (going_on, by_name)]
+found["asked"] = [client.fine_tuning.cancel(one.id).status for one in (going_on, by_name)]
+while "cancel_requested" in (states := [client.fine_tuning.retrieve(one.id).status for one in (going_on, by_name)]):
+    assert time.monotonic() < end, states
+    time.sleep(0.1)
+found["cancelled"] = states
 found["listed"] = [(one.id, one.status) for one in client.fine_tuning.list().data]
 found["deleted"] = client.fine_tuning.delete(made.id).message
 found["left"] = [one.id for one in client.fine_tuning.list().data]
@@ -113,6 +117,7 @@ def test_a_whole_job_by_togethers_client(together, server, tmp_path):  # noqa: F
     assert (first["from_checkpoint"], second["from_checkpoint"]) == (
         f"{made['id']}:{found['checkpoints'][-1]['step']}", done["model_output_name"],
     )  # fmt: skip
+    assert set(found["asked"]) <= {"cancelled", "cancel_requested"}, "the worker may have begun the first"
     assert found["cancelled"] == ["cancelled", "cancelled"]
     of_jobs = [(second["id"], "cancelled"), (first["id"], "cancelled"), (made["id"], "completed")]
     assert [tuple(one) for one in found["listed"]] == of_jobs
