@@ -1,8 +1,8 @@
 """The names of one server with those of fine-tuned models, each of which its own account alone may ask for.
 
 A `ft:` name is looked up here and stands for a name of the library from then on; what a training run saved into the
-library keeps its name there. An adapter that belongs to an account
-is hidden from every other, whether it is asked for by its `ft:` name, its name in the library or digits of its id.
+library keeps its name there. An adapter that belongs to an account is hidden from every other, whether it is asked for
+by its `ft:` name, its name in the library or digits of its id.
 """
 
 import re
