@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainingPool"]
 
 _MICRO_BATCH_TOKENS = 2048
-_MIXED_TOKENS = 100  # measured: benchmarks/service/multi_train.py
+_MIXED_TOKENS = 256  # measured: benchmarks/service/multi_train.py
 _CLOSED = "The training pool is closed."
 
 
