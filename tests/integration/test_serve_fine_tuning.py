@@ -210,6 +210,20 @@ def test_an_estimate_and_rows_as_the_model_sees_them(client, server, tiny_tokeni
     trained = [place for place, label in enumerate(second["labels"]) if label != -100]
     assert trained == list(range(span["start"], span["end"]))
     assert first["origin"] == "train.jsonl:1"
+    assert not first["too_long"]
+
+
+def test_a_row_that_no_job_takes_is_shown_as_too_long(client, server):
+    """This base reads 256 tokens, and a job leaves longer rows out."""
+    short, long = rows(0, 2)
+    long["messages"][0]["content"] = "even or odd " * 200
+    training = upload(client, [short, long])
+    for place in ("/v1/fine_tuning/preview", "/v1/fine-tunes/preview"):
+        found = httpx.post(f"{server.url}{place}", json={"model": "tiny", "training_file": training}).json()
+        shown = found.get("data") or found["rows"]
+        assert [row["too_long"] for row in shown] == [False, True]
+        assert len(shown[1]["input_ids"]) > 256
+        assert found.get("max_seq_length", 256) == 256
 
 
 def test_paused_resumed_and_cancelled_and_gone_on_from(client, server):

@@ -8,6 +8,7 @@ from haori.core.records import Record
 from haori.data.reading import Tally, stream_rows
 from haori.data.rendered_row import IGNORED, render_row
 from haori.data.section import TextSection
+from haori.data.tokenise import resolve_max_length
 from haori.jobs.fine_tuning.row_check import source_of
 
 __all__ = ["PreviewedRow", "TrainedSpan", "preview"]
@@ -22,26 +23,39 @@ class TrainedSpan(Record):
 
 
 class PreviewedRow(Record):
-    """A row, rendered with the base's chat template; labels are -100 where nothing is trained."""
+    """A row, rendered with the base's chat template; labels are -100 where nothing is trained.
+
+    Attributes:
+        too_long: Whether it has more tokens than a job takes by default, which leaves such rows out, and counts them.
+    """
 
     origin: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     trained_spans: tuple[TrainedSpan, ...]
     text: str
+    too_long: bool
 
 
-def preview(path: Path, filename: str, tokenizer: Any, count: int) -> list[PreviewedRow]:
+def preview(path: Path, filename: str, tokenizer: Any, count: int, context_length: int) -> list[PreviewedRow]:
     """Render the first rows of a file of conversations.
+
+    Args:
+        path: The file.
+        filename: What its account calls it.
+        tokenizer: Of the base.
+        count: How many rows.
+        context_length: Of the base, in tokens.
 
     Raises:
         DataError: A row cannot be rendered.
     """
+    longest = resolve_max_length("auto", context_length)
     rows = stream_rows(TextSection(path=filename), source_of(path, filename), Tally())
-    return [_previewed(row, tokenizer) for row in islice(rows, count)]
+    return [_previewed(row, tokenizer, longest) for row in islice(rows, count)]
 
 
-def _previewed(row: Any, tokenizer: Any) -> PreviewedRow:
+def _previewed(row: Any, tokenizer: Any, longest: int) -> PreviewedRow:
     found = render_row(tokenizer, row)
     spans, place = [], 0
     for trained, run in groupby(found.labels, key=lambda label: label != IGNORED):
@@ -52,5 +66,5 @@ def _previewed(row: Any, tokenizer: Any) -> PreviewedRow:
         place += length
     return PreviewedRow(
         origin=row.origin, input_ids=tuple(found.input_ids), labels=tuple(found.labels), trained_spans=tuple(spans),
-        text=tokenizer.decode(list(found.input_ids)),
+        text=tokenizer.decode(list(found.input_ids)), too_long=len(found.input_ids) > longest,
     )  # fmt: skip

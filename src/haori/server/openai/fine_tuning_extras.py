@@ -62,8 +62,9 @@ def preview_rows(asked: AskPreview, request: Request) -> PreviewList:
     if file.summary is None or file.summary.kind != "text":
         raise InputError("'training_file' must hold conversations to be shown token by token.")
     _, spec, _ = jobs.fine_tuning.resolve_start(asked.model, caller.account, caller.may_use)
-    tokenizer = load_tokenizer(find_base(spec))
-    return PreviewList(data=preview(jobs.files.path(file), file.filename, tokenizer, asked.rows))
+    base = find_base(spec)
+    rows = preview(jobs.files.path(file), file.filename, load_tokenizer(base), asked.rows, base.context_length)
+    return PreviewList(data=rows)
 
 
 @router.get("/v1/fine_tuning/jobs/{job_id}/download", responses={**ERRORS, 200: ARCHIVE}, response_class=Response)

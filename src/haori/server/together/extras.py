@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from haori.core.errors import InputError, OverloadedError
+from haori.data.tokenise import resolve_max_length
 from haori.jobs.fine_tuning.preview import PreviewedRow, preview
 from haori.jobs.queue.estimate import Estimate, estimate
 from haori.server.access import Caller, caller_of
@@ -80,7 +81,8 @@ class PreviewRow(BaseModel):
     num_tokens: int
     num_trained_tokens: int
     trained_spans: list[list[int]] = Field(description="From the first token up to but not including the second.")
-    truncated: bool
+    truncated: Literal[False] = Field(default=False, description="A job cuts rows only if it gives max_seq_length.")
+    too_long: bool = Field(description="Longer than max_seq_length: a job leaves it out, unless it is told to cut it.")
 
 
 class Preview(BaseModel):
@@ -157,11 +159,11 @@ def preview_rows(asked: AskPreview, request: Request) -> Preview:
         raise _refused("training_file", asked.training_file, "it must hold conversations to be shown token by token")
     base = find_base(jobs.fine_tuning.resolve_start(asked.model, caller.account, caller.may_use)[1])
     tokenizer = load_tokenizer(base)
-    rows = preview(jobs.files.path(file), file.filename, tokenizer, asked.top_k)
+    rows = preview(jobs.files.path(file), file.filename, tokenizer, asked.top_k, base.context_length)
     kinds = {_FORMATS.get(name, "instruction") for name in file.summary.format.split("+")}
     return Preview(
         dataset_format=kinds.pop() if len(kinds) == 1 else "conversation", model=asked.model, train_on_inputs=False,
-        max_seq_length=base.context_length,
+        max_seq_length=resolve_max_length("auto", base.context_length),
         rows=[_row(row, [tokenizer.decode([token]) for token in row.input_ids]) for row in rows],
     )  # fmt: skip
 
@@ -170,7 +172,7 @@ def _row(row: PreviewedRow, tokens: list[str]) -> PreviewRow:
     return PreviewRow(
         input_ids=list(row.input_ids), labels=list(row.labels), tokens=tokens, num_tokens=len(row.input_ids),
         num_trained_tokens=sum(span.end - span.start for span in row.trained_spans),
-        trained_spans=[[span.start, span.end] for span in row.trained_spans], truncated=False,
+        trained_spans=[[span.start, span.end] for span in row.trained_spans], too_long=row.too_long,
     )  # fmt: skip
 
 
