@@ -13,6 +13,7 @@ from haori.jobs.files import FileStore
 from haori.jobs.fine_tuning.service import FineTuning, event_id
 from haori.jobs.model_names import ModelNames
 from haori.jobs.queue.store import JobStore
+from haori.server.together.job_events import every_event
 
 COUNT = 5000
 
@@ -89,3 +90,9 @@ def test_what_is_no_event_of_the_job_is_told(tuning: FineTuning):
                   "ftevent-a-99999999999999999999"):  # fmt: skip
         with pytest.raises(InputError, match="no event of the job 'ftjob-a'"):
             tuning.events(job, after=after, limit=5)
+
+
+def test_all_events_of_a_type_are_read_over_pages(tuning: FineTuning):
+    job = filled(tuning, COUNT)
+    found = [event.n for event in every_event(tuning.store, job.id, "metrics")]
+    assert found == [n for n in range(1, COUNT + 1) if n % 10]

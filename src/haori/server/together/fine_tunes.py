@@ -9,6 +9,7 @@ from haori.server.access import caller_of
 from haori.server.errors import ApiError
 from haori.server.lifecycle import jobs_of
 from haori.server.openai.replying import ERRORS
+from haori.server.together.job_events import every_event
 from haori.server.together.metrics import Chosen, metrics_of
 from haori.server.together.replies import (
     CheckpointObject,
@@ -27,7 +28,6 @@ elsewhere = APIRouter()
 """What is not served; behind every other router of this address."""
 
 _MOST_JOBS = 1000
-_MOST_EVENTS = 10_000
 
 
 class FineTuneList(BaseModel):
@@ -107,7 +107,7 @@ def delete_fine_tune(job_id: str, request: Request) -> Deleted:
 def list_events(job_id: str, request: Request) -> EventList:
     """List what is said of a job; the figures of its steps are in its metrics."""
     job = _job(request, job_id)
-    return EventList(data=event_objects(jobs_of(request).store.events(job.id, limit=_MOST_EVENTS, type="message")))
+    return EventList(data=event_objects(list(every_event(jobs_of(request).store, job.id, "message"))))
 
 
 @router.get("/v1/fine-tunes/{job_id}/metrics", responses=ERRORS)

@@ -7,10 +7,9 @@ from typing import NamedTuple
 from haori.jobs.queue.records import Job, JobEvent
 from haori.jobs.queue.store import JobStore
 from haori.server.errors import ApiError
+from haori.server.together.job_events import every_event
 
 __all__ = ["Chosen", "metrics_of"]
-
-_MOST = 100_000
 
 
 class Chosen(NamedTuple):
@@ -39,7 +38,7 @@ def metrics_of(store: JobStore, job: Job, chosen: Chosen) -> list[dict[str, floa
     if chosen.resolution is not None and chosen.resolution < 1:
         raise _wrong("resolution", chosen.resolution, "give 1 or more")
     found: list[dict[str, float]] = []
-    for event in store.events(job.id, limit=_MOST, type="metrics"):
+    for event in every_event(store, job.id, "metrics"):
         figures = _figures(event)
         step = figures["global_step"]
         if (chosen.step_from is None or step >= chosen.step_from) and (
